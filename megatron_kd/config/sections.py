@@ -1,0 +1,142 @@
+"""The sections of a run's configuration: plain values, named as in Megatron Bridge.
+
+Nothing here checks or derives: `problems` does the first, `derived` the second. Nothing here imports torch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(kw_only=True)
+class TrainConfig:
+    """How long and in what portions. Batch sizes are in sequences, not tokens."""
+
+    train_iters: int = 1000
+    global_batch_size: int = 8
+    micro_batch_size: int = 1
+
+
+@dataclass(kw_only=True)
+class ValidationConfig:
+    """When to evaluate on held-out data. `eval_interval` 0 means only at the end; `eval_iters` are global batches."""
+
+    eval_interval: int = 100
+    eval_iters: int = 10
+
+
+@dataclass(kw_only=True)
+class OptimizerConfig:
+    """megatron-core's Adam (decoupled weight decay) or SGD."""
+
+    optimizer: Literal["adam", "sgd"] = "adam"
+    lr: float = 3e-4
+    min_lr: float = 0.0
+    weight_decay: float = 0.01
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.95
+    adam_eps: float = 1e-8
+    sgd_momentum: float = 0.9
+    clip_grad: float = 1.0
+
+
+@dataclass(kw_only=True)
+class SchedulerConfig:
+    """The learning-rate schedule, in iterations."""
+
+    lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "cosine"
+    lr_warmup_iters: int = 0
+    lr_warmup_init: float = 0.0
+    lr_decay_iters: int | None = None  # None: train.train_iters
+    lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = "exponential"
+    lr_wsd_decay_iters: int | None = None
+    start_weight_decay: float | None = None  # None: optimizer.weight_decay
+    end_weight_decay: float | None = None
+    weight_decay_incr_style: Literal["constant", "linear", "cosine"] = "constant"
+
+
+@dataclass(kw_only=True)
+class DDPConfig:
+    """megatron-core's distributed data parallelism."""
+
+    use_distributed_optimizer: bool = True
+    grad_reduce_in_fp32: bool = True
+    overlap_grad_reduce: bool = False
+    overlap_param_gather: bool = False
+    bucket_size: int | None = None
+
+
+@dataclass(kw_only=True)
+class DatasetConfig:
+    """Tokenised text in megatron's `.bin/.idx` format.
+
+    `data_path` lists path prefixes, or alternates weights and prefixes; it is cut by `split`. Or give each
+    split its own list. `mock` is made-up data, and must be asked for by name.
+    """
+
+    data_path: list[str | float] | None = None
+    split: str = "949,50,1"
+    train_data_path: list[str | float] | None = None
+    valid_data_path: list[str | float] | None = None
+    test_data_path: list[str | float] | None = None
+    mock: bool = False
+    path_to_cache: str | None = None  # None: beside the data
+    random_seed: int | None = None  # None: rng.seed
+    num_workers: int = 0
+    eod_mask_loss: bool = False
+
+
+@dataclass(kw_only=True)
+class TokenizerConfig:
+    """`huggingface` reads a tokenizer folder or `tokenizer.json`; `null` has `vocab_size` ids and no text."""
+
+    tokenizer_type: Literal["huggingface", "null"] = "huggingface"
+    tokenizer_model: str | None = None
+    vocab_size: int | None = None  # of the `null` tokenizer
+
+
+@dataclass(kw_only=True)
+class CheckpointConfig:
+    """Student checkpoints go to `logger.run_dir`/checkpoints/iter_0000100."""
+
+    save: bool = True
+    save_interval: int = 1000  # in iterations; the last iteration is always saved
+    most_recent_k: int | None = None  # None: keep all
+    pretrained_checkpoint: str | None = None  # the student's weights to start from
+    resume: Literal["auto", "never"] | int = "auto"  # or the step to continue from
+
+
+@dataclass(kw_only=True)
+class LoggerConfig:
+    """What a run writes, all of it in one folder."""
+
+    run_dir: str = "runs/default"
+    log_interval: int = 1
+    tensorboard: bool = True
+    progress: Literal["auto", "bar", "plain", "off"] = "auto"
+
+
+@dataclass(kw_only=True)
+class DistConfig:
+    """Ranks and how long they wait for each other, by phase, in seconds."""
+
+    distributed_backend: Literal["nccl", "gloo"] | None = None  # None: nccl on CUDA machines, else gloo
+    startup_timeout_s: int = 1800
+    step_timeout_s: int = 600
+    checkpoint_timeout_s: int = 1800
+    num_threads: int | None = None  # CPU threads a rank; None: cores divided by the ranks of this machine
+
+
+@dataclass(kw_only=True)
+class RNGConfig:
+    """One seed makes one model and one order of samples, at any parallel layout."""
+
+    seed: int = 1234
+
+
+@dataclass(kw_only=True)
+class MixedPrecisionConfig:
+    """`bf16` keeps fp32 master weights in the optimizer; `fp32` is plain single precision."""
+
+    precision: Literal["fp32", "bf16"] = "fp32"

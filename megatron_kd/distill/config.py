@@ -1,0 +1,52 @@
+"""How a student learns from a teacher: the losses, their layers and their balance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+def _final_layernorm_pair() -> list[list[str]]:
+    return [["decoder.final_layernorm", "decoder.final_layernorm"]]
+
+
+@dataclass(kw_only=True)
+class ModelOptDistillConfig:
+    """Settings of the distillation losses.
+
+    Attributes:
+        logit_layers: names of the student's and the teacher's logit layer.
+        intermediate_layer_pairs: pairs of layer names with a cosine loss between their outputs; with tensor
+            parallelism these layers must put out the full hidden dimension (norms do).
+        skip_lm_loss: leave the language-modelling loss out of training.
+        kd_loss_scale: with the LM loss in, the cumulative logits-and-intermediate loss is scaled to this many
+            times the magnitude of the LM loss. Not used when `skip_lm_loss` is true.
+        logit_kl_temperature: both models' logits are divided by it before the softmax.
+        loss_balancer: `global` scales by the token-weighted, all-reduced losses of the previous step (1.0 on
+            the first); `static` by the two weights below; `modelopt` by ModelOpt's own ratios of each
+            micro-batch and rank, which make a step depend on how its batch is split.
+        logits_loss_weight, intermediate_loss_weight: the weights of the `static` balancer, whose total is
+            `lm_loss + kd_loss_scale * (w_logits * logits_loss + w_intermediate * intermediate_loss)`
+            without the LM term and `kd_loss_scale` when `skip_lm_loss` is true.
+    """
+
+    logit_layers: list[str] = field(default_factory=lambda: ["output_layer", "output_layer"])
+    intermediate_layer_pairs: list[list[str]] = field(default_factory=_final_layernorm_pair)
+    skip_lm_loss: bool = True
+    kd_loss_scale: float = 1.0
+    logit_kl_temperature: float = 1.0
+    loss_balancer: Literal["global", "static", "modelopt"] = "global"
+    logits_loss_weight: float = 1.0
+    intermediate_loss_weight: float = 1.0
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> ModelOptDistillConfig:
+        """Read a YAML file whose keys are fields of this class.
+
+        Raises:
+            ConfigError: unknown keys, wrong types or impossible values, all of them at once.
+        """
+        from megatron_kd.config.yaml_io import load_kd_config
+
+        return load_kd_config(path)

@@ -1,0 +1,53 @@
+"""The exceptions users meet. Each carries the exit code a process ends with when it is not handled.
+
+To add one: subclass `MegatronKDError` together with the standard-library error it is a case of, give it a
+class attribute `exit_code` from the table below, and say in the message which field, which value and what cures it.
+
+    0 done | 1 a bug | 2 bad input | 17 numerical fault | 18 corrupt checkpoint | 75 preempted: requeue me
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class MegatronKDError(Exception):
+    """Base of every error this package raises on purpose."""
+
+    exit_code = 1
+
+
+class InputError(MegatronKDError, ValueError):
+    """The user's input cannot be served: a path, a file, a layout, a flag."""
+
+    exit_code = 2
+
+
+class ConfigError(InputError):
+    """One or more problems of a configuration, all of them at once.
+
+    Args:
+        problems: one line each, naming the field, the value and the cure.
+    """
+
+    def __init__(self, problems: Sequence[str]):
+        self.problems = list(problems)
+        super().__init__("\n".join(self.problems))
+
+
+class NumericalFault(MegatronKDError, ArithmeticError):
+    """A loss or gradient that is not finite."""
+
+    exit_code = 17
+
+
+class CheckpointCorrupt(MegatronKDError, OSError):
+    """A checkpoint that is incomplete or does not hold what it claims."""
+
+    exit_code = 18
+
+
+class Preempted(MegatronKDError, InterruptedError):
+    """The run was asked to stop, has saved its state and wants to be started again."""
+
+    exit_code = 75

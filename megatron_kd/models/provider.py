@@ -1,0 +1,84 @@
+"""What a GPT model is: a dataclass of values. Building it needs megatron-core, describing it does not.
+
+Field names are megatron-core's (`TransformerConfig`, `GPTModel`), so that what is known about them applies.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+if TYPE_CHECKING:
+    from megatron_kd.models.gpt import DistillableGPTModel
+    from megatron_kd.runtime.layout import Layout
+
+
+@dataclass(kw_only=True)
+class GPTModelProvider:
+    """A GPT model, its parallel layout and where its weights come from.
+
+    Sizes are global (unsharded). `vocab_size` is the true number of tokens (None: the tokenizer's); the
+    model is built `make_vocab_size_divisible_by` rounded up, whatever the tensor-parallel size.
+    """
+
+    # Architecture.
+    num_layers: int = 2
+    hidden_size: int = 128
+    ffn_hidden_size: int | None = None  # None: 4 x hidden_size
+    num_attention_heads: int = 4
+    num_query_groups: int | None = None  # None: num_attention_heads, i.e. no grouped-query attention
+    kv_channels: int | None = None  # None: hidden_size / num_attention_heads
+    seq_length: int = 1024
+    vocab_size: int | None = None
+    make_vocab_size_divisible_by: int = 128
+    share_embeddings_and_output_weights: bool = False
+    normalization: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
+    layernorm_epsilon: float = 1e-5
+    gated_linear_unit: bool = True
+    activation_func: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
+    add_bias_linear: bool = False
+    add_qkv_bias: bool = False
+    qk_layernorm: bool = False
+    position_embedding_type: Literal["rope", "learned_absolute", "none"] = "rope"
+    rotary_base: float = 10000.0
+    rotary_percent: float = 1.0
+    rope_scaling: bool = False  # Llama-3 frequency scaling (low 1, high 4, original context 8192)
+    rope_scaling_factor: float = 8.0
+    attention_dropout: float = 0.0
+    hidden_dropout: float = 0.0
+    init_method_std: float = 0.02
+
+    # Parallel layout.
+    tensor_model_parallel_size: int = 1
+    pipeline_model_parallel_size: int = 1
+    virtual_pipeline_model_parallel_size: int | None = None
+    context_parallel_size: int = 1
+    sequence_parallel: bool = False
+
+    # Activation recompute, megatron-core's three settings.
+    recompute_granularity: Literal["full", "selective"] | None = None
+    recompute_method: Literal["uniform", "block"] | None = None
+    recompute_num_layers: int | None = None
+
+    # Weights. A student starts from `checkpoint.pretrained_checkpoint` or from `init="random"`, a teacher
+    # from its own `checkpoint` or from `init="random"`. Random is never a silent default.
+    init: Literal["random"] | None = None
+    checkpoint: str | None = None
+
+    def provide(
+        self, layout: Layout, *, padded_vocab_size: int, dtype: str = "float32", seed: int | None = None
+    ) -> DistillableGPTModel:
+        """Build this model's part on this rank.
+
+        Args:
+            layout: the process groups and this rank's place in them.
+            padded_vocab_size: width of embedding and head, at least `vocab_size`.
+            dtype: of the parameters: "float32", "bfloat16" or "float16".
+            seed: of the random weights, equal at every layout; None leaves them unset, to be loaded.
+
+        Returns:
+            The megatron-core GPT model on this rank's device.
+        """
+        from megatron_kd.models.build import build_gpt
+
+        return build_gpt(self, layout, padded_vocab_size=padded_vocab_size, dtype=dtype, seed=seed)

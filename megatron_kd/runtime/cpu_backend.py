@@ -1,0 +1,199 @@
+"""Lets megatron-core run on a machine without CUDA. On a CUDA machine `install()` does nothing.
+
+megatron-core hard-codes CUDA in a small number of ways: `torch.cuda.current_device()` as a device argument,
+`device="cuda"` literals in a few factory calls, `.cuda()`, streams and events, CUDA random state, and
+comparisons with strings such as "torch.cuda.FloatTensor". Each is redirected to the CPU here and nowhere else.
+
+Factories are wrapped one by one rather than with a `TorchFunctionMode`, whose Python frame every single torch
+operation of the run would pay for.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+CPU = torch.device("cpu")
+
+_FACTORIES = ("empty", "zeros", "ones", "full", "tensor", "arange", "rand", "randn", "randint", "empty_like")
+_LEGACY_TENSORS = {
+    "FloatTensor": torch.float32,
+    "DoubleTensor": torch.float64,
+    "HalfTensor": torch.float16,
+    "BFloat16Tensor": torch.bfloat16,
+    "ByteTensor": torch.uint8,
+    "BoolTensor": torch.bool,
+    "IntTensor": torch.int32,
+    "LongTensor": torch.int64,
+}
+
+
+def install() -> None:
+    """Redirect what megatron-core hard-codes to CUDA. Must run before megatron-core is used; idempotent."""
+    if torch.cuda.is_available() or getattr(torch.cuda, "_redirected_to_cpu", False):
+        return
+    _redirect_devices()
+    _redirect_factories()
+    _redirect_streams()
+    _redirect_random_state()
+    _redirect_type_strings()
+    _redirect_missing_kernels()
+    torch.cuda._redirected_to_cpu = True  # type: ignore[attr-defined]
+
+
+def _redirect_devices() -> None:
+    cuda: Any = torch.cuda
+    cuda.current_device = lambda: CPU
+    cuda.set_device = lambda device: None
+    cuda.empty_cache = lambda: None
+    cuda.nvtx.range_push = lambda message: None
+    cuda.nvtx.range_pop = lambda: None
+    tensor: Any = torch.Tensor
+    module: Any = torch.nn.Module
+    tensor.cuda = lambda self, *args, **kwargs: self
+    module.cuda = lambda self, *args, **kwargs: self
+    original_to = torch.Tensor.to
+
+    @functools.wraps(original_to)
+    def to(self: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        if args and _is_cuda(args[0]):
+            args = (CPU, *args[1:])
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = CPU
+        return original_to(self, *args, **kwargs)
+
+    tensor.to = to
+
+
+def _is_cuda(device: Any) -> bool:
+    if isinstance(device, str):
+        return device.startswith("cuda")
+    return isinstance(device, torch.device) and device.type == "cuda"
+
+
+def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    @functools.wraps(factory)
+    def wrapper(*args: Any, **kwargs: Any) -> torch.Tensor:
+        if _is_cuda(kwargs.get("device")):
+            kwargs["device"] = CPU
+            kwargs.pop("pin_memory", None)
+        return factory(*args, **kwargs)
+
+    return wrapper
+
+
+def _redirect_factories() -> None:
+    for name in _FACTORIES:
+        setattr(torch, name, _on_cpu(getattr(torch, name)))
+    for name, dtype in _LEGACY_TENSORS.items():
+        setattr(torch.cuda, name, _LegacyTensorType(name, dtype))
+
+
+class _LegacyTensorType(type):
+    """Stands in for `torch.cuda.FloatTensor` and its kin: callable, and good for `isinstance`."""
+
+    def __new__(cls, name: str, dtype: torch.dtype) -> _LegacyTensorType:
+        return super().__new__(cls, name, (), {})
+
+    def __init__(cls, name: str, dtype: torch.dtype) -> None:
+        super().__init__(name, (), {})
+        cls.dtype = dtype
+
+    def __call__(cls, values: Any = ()) -> torch.Tensor:
+        return torch.tensor(values, dtype=cls.dtype)
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return False  # CPU tensors are matched by torch.FloatTensor, which megatron-core also lists
+
+
+class _Stream:
+    """A stream of a device that has none: all work is already done when a call returns."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def wait_stream(self, stream: Any) -> None:
+        pass
+
+    def wait_event(self, event: Any) -> None:
+        pass
+
+    def record_event(self, event: Any = None) -> _Event:
+        return event or _Event()
+
+    def __enter__(self) -> _Stream:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        pass
+
+
+class _Event:
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        pass
+
+    def record(self, *args: Any) -> None:
+        pass
+
+    def wait(self, *args: Any) -> None:
+        pass
+
+    def synchronize(self) -> None:
+        pass
+
+    def query(self) -> bool:
+        return True
+
+
+def _redirect_streams() -> None:
+    cuda: Any = torch.cuda
+    stream = _Stream()
+    cuda.Stream, cuda.Event = _Stream, _Event
+    cuda.current_stream = cuda.default_stream = lambda *args, **kwargs: stream
+    cuda.stream = lambda stream: contextlib.nullcontext()
+    cuda.set_stream = lambda stream: None
+    cuda.synchronize = lambda *args, **kwargs: None
+
+
+def _redirect_random_state() -> None:
+    # torch.manual_seed calls torch.cuda.manual_seed_all; that must not seed the CPU generator a second time.
+    cuda: Any = torch.cuda
+    cuda.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    cuda.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+    cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(int(seed))
+    cuda.manual_seed_all = lambda seed: None
+
+    from megatron.core.tensor_parallel import random as mcore_random
+
+    mcore_random._get_cuda_rng_state = lambda *args, **kwargs: torch.get_rng_state()
+    mcore_random._set_cuda_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
+
+
+def _redirect_type_strings() -> None:
+    # The optimizers tell precisions apart by `param.type() == "torch.cuda.FloatTensor"`.
+    original_type = torch.Tensor.type
+    tensor: Any = torch.Tensor
+
+    @functools.wraps(original_type)
+    def type_(self: torch.Tensor, dtype: Any = None, *args: Any, **kwargs: Any) -> Any:
+        if dtype is None:
+            return original_type(self).replace("torch.", "torch.cuda.", 1)
+        if isinstance(dtype, str):
+            dtype = dtype.replace("torch.cuda.", "torch.", 1)
+        return original_type(self, dtype, *args, **kwargs)
+
+    tensor.type = type_
+
+
+def _redirect_missing_kernels() -> None:
+    from megatron.core.transformer.moe import moe_utils
+
+    if not hasattr(moe_utils, "te_general_gemm"):  # undefined without TransformerEngine in 0.16.1
+        moe_utils.te_general_gemm = None
