@@ -4,8 +4,8 @@ from megatron_kd.runtime import cpu_backend
 
 cpu_backend.install()
 
-import megatron.core.dist_checkpointing  # noqa: E402, F401
-import megatron.core.models.gpt  # noqa: E402, F401
-import megatron.core.optimizer  # noqa: E402, F401
+import megatron.core.dist_checkpointing  # noqa: E402
+import megatron.core.models.gpt  # noqa: E402
+import megatron.core.optimizer  # noqa: E402
 import megatron.core.pipeline_parallel  # noqa: E402, F401
 import modelopt.torch.distill.plugins.megatron  # noqa: E402, F401

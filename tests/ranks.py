@@ -25,9 +25,7 @@ class RankFailed(AssertionError):
     """A rank raised, died or hung; the message holds each failed rank's traceback."""
 
 
-def run_ranks(
-    world_size: int, fn: Callable[..., Any], *args: Any, timeout: float = 180, **kwargs: Any
-) -> list[Any]:
+def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout: float = 180, **kwargs: Any) -> list[Any]:
     """Run `fn(*args, **kwargs)` on `world_size` ranks over gloo, and return the results by rank.
 
     `fn` must be a module-level function; arguments and results must pickle. `torch.distributed` is
@@ -66,7 +64,7 @@ def _collect(processes: list[Any], pipes: list[Connection], timeout: float) -> l
     while pending and not failures:
         ready = wait(list(pending.values()), timeout)
         if not ready:
-            failures.update({rank: f"no answer within {timeout} s" for rank in pending})
+            failures.update(dict.fromkeys(pending, f"no answer within {timeout} s"))
         _receive(ready, pending, results, failures, processes)
     if failures:  # others may be failing for the same reason: give them a moment to say so
         _receive(wait(list(pending.values()), 1.0), pending, results, failures, processes)
