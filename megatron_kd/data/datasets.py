@@ -1,0 +1,161 @@
+"""Training, validation and test data from a configuration: megatron-core's GPTDataset, or made-up samples.
+
+A sample is a dict of tokens, labels, position_ids (int64) and loss_mask (float32), each [S]. There is no attention
+mask: attention is causal by construction, and reaches over document ends as in megatron-core's own training.
+
+Legend: S sequence length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
+from torch.utils.data import Dataset
+
+from megatron_kd.config.sections import DatasetConfig
+from megatron_kd.data.blend import (
+    SPLITS,
+    Blend,
+    check_tokens,
+    parse_blend,
+    split_matrix,
+    weights_by_tokens,
+)
+from megatron_kd.data.gpt_dataset import CachedGPTDataset, DatasetBuilder, DatasetTokenizer
+from megatron_kd.data.mock import MockDataset
+from megatron_kd.data.tokenizer import Tokenizer
+from megatron_kd.errors import InputError
+
+Datasets = tuple[Dataset | None, Dataset | None, Dataset | None]
+
+_KEYS = ("tokens", "labels", "loss_mask", "position_ids")
+
+
+def build_datasets(
+    cfg: DatasetConfig,
+    *,
+    seq_length: int,
+    train_samples: int,
+    valid_samples: int,
+    test_samples: int,
+    seed: int,
+    tokenizer: Tokenizer,
+    path_to_cache: str | None = None,
+) -> Datasets:
+    """The train, valid and test datasets, each of at least the samples asked for; None where that is 0.
+
+    Where the data has fewer tokens than asked for, it is read in more epochs, shuffled anew in each. Every rank
+    must call this: rank 0 builds the index cache while the others wait. `path_to_cache` and `seed` give way to the
+    values of `cfg`, where those are set.
+
+    Raises:
+        InputError: no data named, files missing or damaged, or too few tokens for one sample; all that apply.
+    """
+    samples = (train_samples, valid_samples, test_samples)
+    seed = seed if cfg.random_seed is None else cfg.random_seed
+    if cfg.mock:
+        return _three(_mock(split, count, seq_length, seed, tokenizer) for split, count in enumerate(samples))
+    common: dict[str, Any] = {
+        "random_seed": seed,
+        "sequence_length": seq_length,
+        "reset_position_ids": False,
+        "reset_attention_mask": False,
+        "eod_mask_loss": cfg.eod_mask_loss,
+        "create_attention_mask": False,
+        "path_to_cache": cfg.path_to_cache or path_to_cache,
+    }
+    config = _one_source(cfg, samples, tokenizer, common) or _source_per_split(cfg, samples, tokenizer, common)
+    built = DatasetBuilder(CachedGPTDataset, list(samples), _on_every_rank, config).build()
+    return _three(None if data is None else TokenSamples(data, tokenizer.vocab_size) for data in built)
+
+
+class TokenSamples(Dataset):
+    """A megatron-core dataset reduced to the four tensors of a sample, with its token ids checked."""
+
+    def __init__(self, dataset: Dataset, vocab_size: int):
+        self.dataset, self.vocab_size = dataset, vocab_size
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        """Tokens, labels, loss_mask and position_ids, each [S].
+
+        Raises:
+            InputError: an id that the tokenizer does not have, which an embedding would report as a bad index.
+        """
+        sample = self.dataset[index]
+        largest = max(int(sample["tokens"].max()), int(sample["labels"].max()))
+        if largest >= self.vocab_size:
+            raise InputError(
+                f"the dataset holds token id {largest} and the tokenizer has {self.vocab_size} ids: it was tokenised "
+                "with another tokenizer; set tokenizer.tokenizer_model to that one, or run `megatron-kd preprocess`"
+            )
+        return {key: sample[key] for key in _KEYS}
+
+
+def _mock(split: int, count: int, seq_length: int, seed: int, tokenizer: Tokenizer) -> Dataset | None:
+    if not count:
+        return None
+    return MockDataset(
+        vocab_size=tokenizer.vocab_size, seq_length=seq_length, num_samples=count, seed=seed, split=split
+    )
+
+
+def _one_source(
+    cfg: DatasetConfig, samples: Sequence[int], tokenizer: Tokenizer, common: dict[str, Any]
+) -> GPTDatasetConfig | None:
+    """All splits cut from `dataset.data_path`; None where that is not set."""
+    if cfg.data_path is None:
+        return None
+    blend = parse_blend("dataset.data_path", cfg.data_path)
+    parts = split_matrix(cfg.split)
+    check_tokens(blend, parts, samples, common["sequence_length"])
+    config = GPTDatasetConfig(
+        blend=(blend.prefixes, weights_by_tokens(blend)),
+        split=cfg.split,
+        tokenizer=DatasetTokenizer.of(tokenizer, blend.prefixes),
+        **common,
+    )
+    # A split of which nothing is asked is not built: it may well have no document at all.
+    config.split_matrix = [part if count else None for part, count in zip(parts, samples, strict=True)]
+    return config
+
+
+def _source_per_split(
+    cfg: DatasetConfig, samples: Sequence[int], tokenizer: Tokenizer, common: dict[str, Any]
+) -> GPTDatasetConfig:
+    """Each split from its own `dataset.*_data_path`."""
+    blends: list[Blend | None] = []
+    paths = (cfg.train_data_path, cfg.valid_data_path, cfg.test_data_path)
+    for split, (name, path, count) in enumerate(zip(SPLITS, paths, samples, strict=True)):
+        if not count:
+            blends.append(None)
+            continue
+        if path is None:
+            raise InputError(
+                f"dataset.{name}_data_path is not set: give path prefixes of tokenised text there or, for all splits, "
+                "in dataset.data_path (`make corpus` makes the demo's), or ask for made-up data with dataset.mock=true"
+            )
+        blend = parse_blend(f"dataset.{name}_data_path", path)
+        only_this = [count if other == split else 0 for other in range(len(SPLITS))]
+        check_tokens(blend, [(0.0, 1.0)] * len(SPLITS), only_this, common["sequence_length"])
+        blends.append(blend)
+    prefixes = [prefix for blend in blends if blend for prefix in blend.prefixes]
+    return GPTDatasetConfig(
+        blend_per_split=[blend and (blend.prefixes, weights_by_tokens(blend)) for blend in blends],
+        tokenizer=DatasetTokenizer.of(tokenizer, prefixes),
+        **common,
+    )
+
+
+def _on_every_rank() -> bool:
+    return True
+
+
+def _three(datasets: Iterable[Dataset | None]) -> Datasets:
+    train, valid, test = datasets
+    return train, valid, test

@@ -1,0 +1,103 @@
+"""megatron-core's GPTDataset and its builder, with an index cache that survives kills and notices changed data."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from megatron.core.datasets.blended_dataset import BlendedDataset
+from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
+from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+
+from megatron_kd.data.blend import fingerprint
+from megatron_kd.data.tokenizer import Tokenizer
+from megatron_kd.errors import InputError
+
+
+@dataclass(frozen=True)
+class DatasetTokenizer:
+    """What megatron-core's datasets read of a tokenizer. `unique_identifiers` is part of the index cache's key."""
+
+    vocab_size: int
+    eod: int
+    unique_identifiers: dict[str, str]
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer, prefixes: Sequence[str]) -> DatasetTokenizer:
+        """For data in the files at `prefixes`."""
+        # megatron-core keys its cache by the path of the data alone. Data made anew at the same path would be
+        # read through the index of the old, so the data's fingerprint goes where it does reach the key.
+        return cls(tokenizer.vocab_size, tokenizer.eos_id, {"data": fingerprint(prefixes)})
+
+
+class CachedGPTDataset(GPTDataset):
+    """megatron-core's GPTDataset, whose index cache is moved into place when whole: a kill leaves no half file.
+
+    The cache is in `path_to_cache` or, where that is None, in the folder `PREFIX.cache` beside the data.
+    """
+
+    config: GPTDatasetConfig
+
+    def _build_document_sample_shuffle_indices(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        folder = Path(self.config.path_to_cache or f"{self.dataset.path_prefix}.cache")
+        builds = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+        try:
+            if builds and not (folder / f"{self._base()}-description.txt").is_file():
+                self._build_cache(folder)
+            return self._with_cache(folder)
+        except OSError as error:
+            raise InputError(
+                f"the index cache cannot be kept in {str(folder)!r} ({error}): set dataset.path_to_cache to a folder "
+                "that every rank can read and rank 0 can write"
+            ) from error
+
+    def _build_cache(self, folder: Path) -> None:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as building:
+            self._with_cache(Path(building))
+            # The description goes last: it says that the others are there.
+            for path in sorted(Path(building).iterdir(), key=lambda path: path.suffix == ".txt"):
+                os.replace(path, folder / path.name)
+
+    def _with_cache(self, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The document, sample and shuffle indices, read from `folder` or built there."""
+        shared = self.config
+        self.config = copy.copy(shared)
+        self.config.path_to_cache = str(folder)
+        try:
+            return super()._build_document_sample_shuffle_indices()
+        finally:
+            self.config = shared
+
+    def _base(self) -> str:
+        return f"{self.unique_description_hash}-{type(self).__name__}-{self.index_split.name}"
+
+
+class DatasetBuilder(BlendedMegatronDatasetBuilder):
+    """megatron-core's builder, keeping the index of a blend in memory (10 bytes a sample).
+
+    megatron-core can cache that index only where torch.distributed is initialised, and a kill would leave half of it.
+    """
+
+    @staticmethod
+    def build_generic_dataset(
+        cls: Any,
+        is_built_on_rank: Callable[[], bool],
+        synchronize_ranks: bool,
+        *args: Any,
+    ) -> Any:
+        """Build one dataset, on rank 0 first."""
+        if cls is BlendedDataset:
+            config = copy.copy(args[-1])
+            config.path_to_cache = None
+            args = (*args[:-1], config)
+            logging.getLogger(BlendedDataset.__module__).setLevel(logging.ERROR)  # it warns of having no cache
+        return BlendedMegatronDatasetBuilder.build_generic_dataset(cls, is_built_on_rank, synchronize_ranks, *args)

@@ -1,0 +1,114 @@
+"""Data is a pure function of the step: which samples a rank reads depends on nothing that happened before.
+
+Step t reads samples t*G .. (t+1)*G-1, where G is the global batch size. They are dealt out by micro-batch, then
+data-parallel rank, then place in the micro-batch: with micro-batches of B samples on D ranks, micro-batch m on
+rank r holds t*G + (m*D + r)*B + [0, B). Every choice of B and D covers the same samples, in the same order.
+
+Legend: B samples of a micro-batch, S sequence length.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from megatron_kd.errors import InputError
+
+Batch = dict[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class MicroBatchSampler:
+    """The sample ids of each micro-batch of one data-parallel rank, from `start_step` to the end of the data."""
+
+    num_samples: int
+    start_step: int
+    global_batch_size: int
+    micro_batch_size: int
+    data_parallel_rank: int
+    data_parallel_size: int
+
+    def __post_init__(self) -> None:
+        portion = self.micro_batch_size * self.data_parallel_size
+        if self.global_batch_size % portion:
+            raise InputError(
+                f"train.global_batch_size={self.global_batch_size} is not a multiple of train.micro_batch_size="
+                f"{self.micro_batch_size} x {self.data_parallel_size} data-parallel ranks: make it one of {portion}"
+            )
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """How many micro-batches each rank reads in one step."""
+        return self.global_batch_size // (self.micro_batch_size * self.data_parallel_size)
+
+    def ids(self, step: int, micro_batch: int) -> range:
+        """The B consecutive sample ids of one micro-batch of this rank."""
+        place = micro_batch * self.data_parallel_size + self.data_parallel_rank
+        first = step * self.global_batch_size + place * self.micro_batch_size
+        return range(first, first + self.micro_batch_size)
+
+    def __len__(self) -> int:
+        return max(self.num_samples // self.global_batch_size - self.start_step, 0) * self.micro_batches_per_step
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for step in range(self.start_step, self.num_samples // self.global_batch_size):
+            for micro_batch in range(self.micro_batches_per_step):
+                yield list(self.ids(step, micro_batch))
+
+
+def micro_batches(
+    dataset: Dataset,
+    *,
+    start_step: int,
+    global_batch_size: int,
+    micro_batch_size: int,
+    data_parallel_rank: int,
+    data_parallel_size: int,
+    num_workers: int = 0,
+    pin_memory: bool = False,
+) -> Iterator[Batch]:
+    """One rank's micro-batches, in order, from step `start_step` on; ends with the last whole global batch.
+
+    Each is a dict of tokens, labels, position_ids (int64) and loss_mask (float32), all [B, S], and sample_ids [B]
+    (int64). Starting at step k yields exactly what is left after skipping k steps from the start. Batch sizes
+    are in samples; `num_workers` processes read ahead. torch's global random state is left as it is.
+
+    Raises:
+        InputError: a global batch that does not divide into micro-batches of all ranks.
+    """
+    sampler = MicroBatchSampler(
+        num_samples=len(dataset),
+        start_step=start_step,
+        global_batch_size=global_batch_size,
+        micro_batch_size=micro_batch_size,
+        data_parallel_rank=data_parallel_rank,
+        data_parallel_size=data_parallel_size,
+    )
+    loader = DataLoader(
+        _WithIds(dataset),
+        batch_sampler=sampler,
+        collate_fn=_stack,
+        num_workers=num_workers,
+        pin_memory=pin_memory and torch.cuda.is_available(),
+        # Without one of its own, a DataLoader draws a seed from the global generator each time it is iterated,
+        # and a resumed run would no longer draw what the unbroken one draws.
+        generator=torch.Generator(),
+    )
+    return iter(loader)
+
+
+class _WithIds(Dataset):
+    """Adds to each sample its id, by which tests and logs tell which samples a step read."""
+
+    def __init__(self, dataset: Dataset):
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> Batch:
+        return {**self.dataset[index], "sample_ids": torch.tensor(index)}
+
+
+def _stack(samples: Sequence[Batch]) -> Batch:
+    return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}

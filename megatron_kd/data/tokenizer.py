@@ -1,0 +1,175 @@
+"""Text to token ids and back: Hugging Face tokenizers from local files, and the `null` tokenizer that has no text.
+
+Nothing here reaches a network or runs code that comes with a tokenizer. `transformers` (4 s to import) is imported
+when a `huggingface` tokenizer is loaded, not before.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from megatron_kd.config.sections import TokenizerConfig
+from megatron_kd.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Ends of a document, by the name model families give it; asked for where a bare tokenizer.json does not say.
+_EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>")
+
+
+class Tokenizer(Protocol):
+    """What this package asks of a tokenizer.
+
+    `vocab_size` is the true size, i.e. the largest id + 1 with added tokens; `eos_id` ends a document.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest token id + 1."""
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a document."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text, without begin or end tokens."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts at once, on several threads where the tokenizer has them."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+
+
+@dataclass(frozen=True)
+class NullTokenizer:
+    """Ids 0 to `vocab_size` - 1, the last of which ends a document. There is no text to encode."""
+
+    vocab_size: int
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a document."""
+        return self.vocab_size - 1
+
+    def encode(self, text: str) -> list[int]:
+        """Always an InputError: this tokenizer knows ids only."""
+        raise InputError("tokenizer.tokenizer_type='null' has no text: use 'huggingface' with a tokenizer_model")
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Always an InputError, as `encode`."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The ids as decimal numbers with spaces between them."""
+        return " ".join(str(token) for token in ids)
+
+
+class HuggingFaceTokenizer:
+    """A fast (Rust) Hugging Face tokenizer; `hf` is the `transformers` object itself."""
+
+    def __init__(self, hf: PreTrainedTokenizerFast, source: Path):
+        self.hf = hf
+        self.source = source
+        self.eos_id = int(_eos_id(hf, source))
+        self.vocab_size = max(hf.get_vocab().values()) + 1
+        self._backend = hf.backend_tokenizer
+        # A tokenizer.json may carry the truncation of the model it was made for; a corpus is never truncated.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text, without begin or end tokens."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts at once, on several threads."""
+        return [item.ids for item in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return self.hf.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def load_tokenizer(cfg: TokenizerConfig) -> Tokenizer:
+    """The tokenizer a configuration names.
+
+    Raises:
+        InputError: a missing or unreadable tokenizer, or one without a fast version or an end-of-document token.
+    """
+    if cfg.tokenizer_type == "null":
+        if not cfg.vocab_size or cfg.vocab_size < 2:
+            raise InputError(f"tokenizer.vocab_size={cfg.vocab_size}: the null tokenizer needs a size of 2 or more")
+        return NullTokenizer(cfg.vocab_size)
+    if cfg.tokenizer_model is None:
+        raise InputError("tokenizer.tokenizer_model is not set: give a tokenizer folder or a tokenizer.json file")
+    return load_huggingface(cfg.tokenizer_model)
+
+
+def load_huggingface(path: str | Path) -> HuggingFaceTokenizer:
+    """A tokenizer from a folder (as `save_pretrained` leaves it) or from a `tokenizer.json` file.
+
+    Raises:
+        InputError: as `load_tokenizer`.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise InputError(
+            f"tokenizer.tokenizer_model={str(path)!r} is neither a folder nor a file. Tokenizers are read from disk "
+            "only: run `make corpus` for the demo's, or fetch one first (`hf download NAME --local-dir DIR`)"
+        )
+    if path.is_file():
+        _check_json(path)
+        if (path.parent / "tokenizer_config.json").is_file() and path.name == "tokenizer.json":
+            path = path.parent  # it says which token ends a document
+    elif (path / "tokenizer.json").is_file():
+        _check_json(path / "tokenizer.json")
+    return HuggingFaceTokenizer(_load(path), path)
+
+
+def _load(path: Path) -> PreTrainedTokenizerFast:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        if path.is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=str(path))
+        hf = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(
+            f"tokenizer.tokenizer_model={str(path)!r} does not load: {reason}. It should "
+            "hold tokenizer.json and tokenizer_config.json, as `save_pretrained` writes them"
+        ) from error
+    if not hf.is_fast:
+        raise InputError(
+            f"tokenizer.tokenizer_model={str(path)!r} has no fast version: convert it with transformers "
+            "(`AutoTokenizer.from_pretrained(DIR, use_fast=True).save_pretrained(OTHER)`) and use that folder"
+        )
+    return hf
+
+
+def _check_json(path: Path) -> None:
+    # The Rust library reports a broken file as a bare Exception, so what can be known is known before it is asked.
+    try:
+        ok = "model" in json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"tokenizer file {str(path)!r} is not readable JSON ({error}): copy it again") from error
+    if not ok:
+        raise InputError(f"tokenizer file {str(path)!r} has no `model`: it is not a tokenizer.json")
+
+
+def _eos_id(hf: PreTrainedTokenizerFast, source: Path) -> int:
+    if hf.eos_token_id is not None:
+        return hf.eos_token_id
+    vocabulary = hf.get_vocab()
+    for name in _EOS_NAMES if source.is_file() else ():
+        if name in vocabulary:
+            return vocabulary[name]
+    raise InputError(
+        f"tokenizer {str(source)!r} names no end-of-document token: set `eos_token` in its tokenizer_config.json"
+    )
