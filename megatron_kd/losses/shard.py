@@ -1,0 +1,77 @@
+"""Which vocabulary ids a rank holds, and the two collectives the losses need.
+
+Rank r of a tensor-parallel group holds the global ids [r * slots, (r + 1) * slots) as the last dimension of its
+logits. Ids at or above the true vocabulary size are padding: they are sliced off, never read, so that a padded slot
+has probability zero and gradient zero whatever its logit is.
+
+Shapes: N tokens, V vocabulary (the logical size, also on a shard), R ranks, K statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_kd.errors import InputError
+
+
+@dataclass(frozen=True)
+class VocabShard:
+    """This rank's share of the vocabulary.
+
+    Attributes:
+        group: the tensor-parallel group, None when the vocabulary is not sharded.
+        rank: this rank's place in the group.
+        world: number of ranks in the group.
+        start: global id of this rank's first slot.
+        width: number of slots that hold true ids; the remaining slots are padding. May be 0.
+        vocab_size: number of true ids over all ranks.
+    """
+
+    group: dist.ProcessGroup | None
+    rank: int
+    world: int
+    start: int
+    width: int
+    vocab_size: int
+
+    @classmethod
+    def of(cls, slots: int, group: dist.ProcessGroup | None = None, vocab_size: int | None = None) -> VocabShard:
+        """The shard of a rank that holds `slots` vocabulary slots, padding included.
+
+        Raises:
+            InputError: if `vocab_size` is not in [1, slots * ranks].
+        """
+        world = dist.get_world_size(group) if group is not None else 1
+        rank = dist.get_rank(group) if group is not None else 0
+        if vocab_size is None:
+            vocab_size = slots * world
+        if not 1 <= vocab_size <= slots * world:
+            raise InputError(
+                f"vocab_size={vocab_size} does not fit {world} shards of {slots} slots; "
+                f"give the true vocabulary size, between 1 and {slots * world}"
+            )
+        start = rank * slots
+        return cls(group, rank, world, start, min(max(vocab_size - start, 0), slots), vocab_size)
+
+    def gather(self, stats_KN: Tensor) -> Tensor:
+        """Every rank's statistics, [R, K, N]: one collective, none when the vocabulary is not sharded."""
+        if self.world == 1:
+            return stats_KN[None]
+        out_RKN = stats_KN.new_empty((self.world, *stats_KN.shape))
+        dist.all_gather_into_tensor(out_RKN.view(-1, *stats_KN.shape[1:]), stats_KN.contiguous(), group=self.group)
+        return out_RKN
+
+    def sum_(self, values: Tensor) -> Tensor:
+        """The sum over ranks, in place: one collective, none when the vocabulary is not sharded."""
+        if self.world > 1:
+            dist.all_reduce(values, group=self.group)
+        return values
+
+
+def compute_dtype(tensor: Tensor) -> torch.dtype:
+    """float32 arithmetic for every training dtype; float64 stays float64, so that `gradcheck` works."""
+    return torch.float64 if tensor.dtype == torch.float64 else torch.float32
