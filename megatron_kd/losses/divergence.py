@@ -21,7 +21,7 @@ from torch.autograd.function import once_differentiable
 from megatron_kd.errors import InputError, NumericalFault
 from megatron_kd.losses.kinds import Kind, make_kind
 from megatron_kd.losses.shard import VocabShard, compute_dtype
-from megatron_kd.losses.tiles import Normalisers, Tile, combine, default_chunk_tokens
+from megatron_kd.losses.tiles import Normalisers, Tile, combine, default_chunk_tokens, tiles
 
 
 def vocab_parallel_divergence(
@@ -118,7 +118,7 @@ class _Divergence(torch.autograd.Function):
         tile = Tile(ctx.chunk, width, dtype, student_NV.device)
         factor_N1 = (grad_N * (ctx.scale * ctx.inv_temperature)).to(dtype)[:, None]
         slope_N1 = norms.slope.to(dtype)[:, None]
-        for rows in _tiles(len(student_NV), ctx.chunk):
+        for rows in tiles(len(student_NV), ctx.chunk):
             probs = tile.normalise(
                 student_NV[rows, :width],
                 teacher_NV[rows, :width],
@@ -131,16 +131,12 @@ class _Divergence(torch.autograd.Function):
         return out_NV, None, None, None, None, None, None
 
 
-def _tiles(tokens: int, chunk: int) -> list[slice]:
-    return [slice(i, min(i + chunk, tokens)) for i in range(0, tokens, chunk)]
-
-
 def _statistics(
     student_NV: Tensor, teacher_NV: Tensor, kind: Kind, inv_temperature: float, shard: VocabShard, tile: Tile
 ) -> Normalisers:
     """Normalisers after one pass and one collective."""
     stats_3N = torch.empty(3, len(student_NV), dtype=torch.float64, device=student_NV.device)
-    for rows in _tiles(len(student_NV), tile.capacity):
+    for rows in tiles(len(student_NV), tile.capacity):
         stats_3N[:, rows] = tile.load(student_NV[rows], teacher_NV[rows], inv_temperature, kind)
     return combine(shard.gather(stats_3N), kind)
 
@@ -151,7 +147,7 @@ def _two_pass_statistics(
     """Normalisers, and value and slope by a second pass and a second collective."""
     norms = _statistics(student_NV, teacher_NV, kind, inv_temperature, shard, tile)
     sums_2N = torch.empty(2, len(student_NV), dtype=torch.float64, device=student_NV.device)
-    for rows in _tiles(len(student_NV), tile.capacity):
+    for rows in tiles(len(student_NV), tile.capacity):
         known = Normalisers(*(t[rows] for t in norms))
         probs = tile.normalise(student_NV[rows], teacher_NV[rows], inv_temperature, known)
         sums_2N[0, rows], sums_2N[1, rows] = kind.sums(probs)

@@ -35,6 +35,11 @@ def default_chunk_tokens(width: int, device: torch.device, itemsize: int = 4) ->
     return max(1, tile_bytes // (max(width, 1) * itemsize))
 
 
+def tiles(tokens: int, chunk: int) -> list[slice]:
+    """Slices of up to `chunk` rows that cover `tokens` rows."""
+    return [slice(i, min(i + chunk, tokens)) for i in range(0, tokens, chunk)]
+
+
 class Tile:
     """Buffers for tiles of up to `tokens` x `width` logits of both models.
 
