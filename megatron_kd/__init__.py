@@ -1,0 +1,45 @@
+"""megatron_kd: tensor- and pipeline-parallel knowledge distillation of large language models.
+
+The public names, imported on first use: describing and checking a run needs neither torch nor megatron-core.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ConfigContainer": "megatron_kd.config.container",
+    "GPTDistillationProvider": "megatron_kd.distillation.provider",
+    "GPTModelProvider": "megatron_kd.models.provider",
+    "ModelOptDistillConfig": "megatron_kd.distillation.config",
+    "distill": "megatron_kd.training.train",
+    "main": "megatron_kd.entry",
+    "pretrain": "megatron_kd.training.train",
+}
+
+if TYPE_CHECKING:
+    from megatron_kd.config.container import ConfigContainer
+    from megatron_kd.distillation.config import ModelOptDistillConfig
+    from megatron_kd.distillation.provider import GPTDistillationProvider
+    from megatron_kd.entry import main
+    from megatron_kd.models.provider import GPTModelProvider
+    from megatron_kd.training.train import distill, pretrain
+
+__all__ = [
+    "ConfigContainer",
+    "GPTDistillationProvider",
+    "GPTModelProvider",
+    "ModelOptDistillConfig",
+    "distill",
+    "main",
+    "pretrain",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

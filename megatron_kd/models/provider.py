@@ -66,13 +66,20 @@ class GPTModelProvider:
     checkpoint: str | None = None
 
     def provide(
-        self, layout: Layout, *, padded_vocab_size: int, dtype: str = "float32", seed: int | None = None
+        self,
+        layout: Layout,
+        *,
+        padded_vocab_size: int,
+        vocab_size: int | None = None,
+        dtype: str = "float32",
+        seed: int | None = None,
     ) -> DistillableGPTModel:
         """Build this model's part on this rank.
 
         Args:
             layout: the process groups and this rank's place in them.
-            padded_vocab_size: width of embedding and head, at least `vocab_size`.
+            padded_vocab_size: width of embedding and head.
+            vocab_size: the true number of tokens; None: this provider's `vocab_size`, else the padded one.
             dtype: of the parameters: "float32", "bfloat16" or "float16".
             seed: of the random weights, equal at every layout; None leaves them unset, to be loaded.
 
@@ -81,4 +88,7 @@ class GPTModelProvider:
         """
         from megatron_kd.models.build import build_gpt
 
-        return build_gpt(self, layout, padded_vocab_size=padded_vocab_size, dtype=dtype, seed=seed)
+        true_size = vocab_size or self.vocab_size or padded_vocab_size
+        return build_gpt(
+            self, layout, padded_vocab_size=padded_vocab_size, vocab_size=true_size, dtype=dtype, seed=seed
+        )

@@ -33,7 +33,7 @@ _LEGACY_TENSORS = {
 
 
 def install() -> None:
-    """Redirect what megatron-core hard-codes to CUDA. Must run before megatron-core is used; idempotent."""
+    """Redirect what megatron-core hard-codes to CUDA. Must run before megatron-core computes; idempotent."""
     if torch.cuda.is_available() or getattr(torch.cuda, "_redirected_to_cpu", False):
         return
     _redirect_devices()
@@ -90,24 +90,11 @@ def _redirect_factories() -> None:
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
     for name, dtype in _LEGACY_TENSORS.items():
-        setattr(torch.cuda, name, _LegacyTensorType(name, dtype))
+        setattr(torch.cuda, name, functools.partial(_legacy_tensor, dtype))
 
 
-class _LegacyTensorType(type):
-    """Stands in for `torch.cuda.FloatTensor` and its kin: callable, and good for `isinstance`."""
-
-    def __new__(cls, name: str, dtype: torch.dtype) -> _LegacyTensorType:
-        return super().__new__(cls, name, (), {})
-
-    def __init__(cls, name: str, dtype: torch.dtype) -> None:
-        super().__init__(name, (), {})
-        cls.dtype = dtype
-
-    def __call__(cls, values: Any = ()) -> torch.Tensor:
-        return torch.tensor(values, dtype=cls.dtype)
-
-    def __instancecheck__(cls, instance: Any) -> bool:
-        return False  # CPU tensors are matched by torch.FloatTensor, which megatron-core also lists
+def _legacy_tensor(dtype: torch.dtype, values: Any = ()) -> torch.Tensor:
+    return torch.tensor(values, dtype=dtype)
 
 
 class _Stream:
@@ -190,6 +177,13 @@ def _redirect_type_strings() -> None:
         return original_type(self, dtype, *args, **kwargs)
 
     tensor.type = type_
+
+    # These name torch's CUDA types, which cannot be asked about in a build without CUDA.
+    from megatron.core.transformer import module as mcore_module
+
+    mcore_module._FLOAT_TYPES = (torch.FloatTensor,)
+    mcore_module._HALF_TYPES = (torch.HalfTensor,)
+    mcore_module._BF16_TYPES = (torch.BFloat16Tensor,)
 
 
 def _redirect_missing_kernels() -> None:

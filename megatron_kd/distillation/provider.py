@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Literal
 
-from megatron_kd.distill.config import ModelOptDistillConfig
+from megatron_kd.distillation.config import ModelOptDistillConfig
 from megatron_kd.models.provider import GPTModelProvider
 
 

@@ -1,0 +1,58 @@
+"""What a recipe script ends with: from a recipe and a command line to an exit code."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.resolve import load_config
+from megatron_kd.errors import ConfigError, MegatronKDError
+from megatron_kd.runtime.exit_code import clear_exit_code, record_exit_code
+
+
+def main(recipe: Callable[[], ConfigContainer], argv: Sequence[str] | None = None) -> int:
+    """Run `recipe` with the overrides of `argv` (default: the command line).
+
+    Errors that the user can cure are told in plain lines, by rank 0 only where all ranks see them.
+
+    Returns:
+        The exit code of `megatron_kd.errors`, also written to `run_dir/exit_code`.
+    """
+    rank = int(os.environ.get("RANK", "0"))
+    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    try:
+        cfg = load_config(recipe, sys.argv[1:] if argv is None else argv, world_size)
+    except ConfigError as error:
+        if rank == 0:
+            _tell(error)
+        return error.exit_code
+    return _run(cfg, rank)
+
+
+def _run(cfg: ConfigContainer, rank: int) -> int:
+    from megatron_kd.training.train import train
+
+    run_dir = Path(cfg.logger.run_dir)
+    code = 1  # unless we learn better: an exception that is not ours is a bug
+    if rank == 0:
+        clear_exit_code(run_dir)
+    try:
+        train(cfg)
+        code = 0
+    except MegatronKDError as error:
+        code = error.exit_code
+        if rank == 0:
+            _tell(error)
+        else:
+            print(f"rank {rank}: {error}", file=sys.stderr)
+    finally:
+        record_exit_code(run_dir, code)
+    return code
+
+
+def _tell(error: MegatronKDError) -> None:
+    for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
+        print(f"error: {line}", file=sys.stderr)

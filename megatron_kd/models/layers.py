@@ -1,0 +1,128 @@
+"""The layers of the local spec: norms that know sequence parallelism, and attention through SDPA.
+
+TransformerEngine replaces them on CUDA machines that have it. Shapes: S sequence, B micro-batch,
+N heads, D channels of a head (on this rank).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor, nn
+
+
+class _Norm(nn.Module):
+    """Base of the two norms: weights that ask for their gradient to be summed over sequence shards."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__()
+        self.hidden_size, self.eps = (hidden_size,), eps
+        self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=_device(config)))
+        # megatron-core sums the gradients of weights marked so over the tensor-parallel group.
+        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+
+class RMSNorm(_Norm):
+    """Root-mean-square norm over the last dimension (Zhang & Sennrich 2019)."""
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalise `hidden` [..., H]."""
+        return F.rms_norm(hidden, self.hidden_size, self.weight, self.eps)
+
+
+class LayerNorm(_Norm):
+    """Layer norm over the last dimension, with bias (Ba et al. 2016)."""
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
+        super().__init__(config, hidden_size, eps)
+        self.bias = nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype, device=_device(config)))
+        self.bias.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """Normalise `hidden` [..., H]."""
+        return F.layer_norm(hidden, self.hidden_size, self.weight, self.bias, self.eps)
+
+
+class Norm:
+    """The norm that `config.normalization` names. A class, since megatron-core's specs do not call functions."""
+
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> nn.Module:  # type: ignore[misc]
+        norm = RMSNorm if config.normalization == "RMSNorm" else LayerNorm
+        return norm(config, hidden_size, eps)
+
+
+class SDPAttention(nn.Module):
+    """Core attention by `torch.nn.functional.scaled_dot_product_attention`: no [S, S] scores are kept.
+
+    Causal unless a mask is given. A mask is boolean, broadcastable to [B, N, S, S], and true where a query
+    must not look; it is applied on top of the causal order.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        **_: Any,
+    ) -> None:
+        super().__init__()
+        self.causal = attn_mask_type == AttnMaskType.causal
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.scale = softmax_scale or 1.0 / math.sqrt(config.kv_channels)
+
+    def forward(
+        self,
+        query_SBND: Tensor,
+        key_SBND: Tensor,
+        value_SBND: Tensor,
+        attention_mask: Tensor | None = None,
+        attn_mask_type: AttnMaskType | None = None,
+        **_: Any,
+    ) -> Tensor:
+        """Attend.
+
+        Args:
+            query_SBND: [S, B, N, D].
+            key_SBND: [S, B, N or groups, D].
+            value_SBND: as the keys.
+            attention_mask: see the class; None is causal attention.
+            attn_mask_type: overrides the layer's own type where megatron-core asks for it.
+
+        Returns:
+            [S, B, N * D]
+        """
+        causal = self.causal if attn_mask_type is None else attn_mask_type == AttnMaskType.causal
+        S, B, N, D = query_SBND.shape
+        query, key, value = (x.permute(1, 2, 0, 3) for x in (query_SBND, key_SBND, value_SBND))
+        allowed = None
+        if attention_mask is not None:
+            allowed = ~attention_mask
+            if causal:
+                allowed = allowed & torch.ones(S, key.shape[2], dtype=torch.bool, device=allowed.device).tril()
+                causal = False
+        dropout = self.dropout if self.training else 0.0
+        attend = _attend_with_tracked_dropout if dropout else F.scaled_dot_product_attention
+        out = attend(
+            query, key, value, attn_mask=allowed, dropout_p=dropout, is_causal=causal, scale=self.scale,
+            enable_gqa=key.shape[1] != N,
+        )  # fmt: skip
+        return out.permute(2, 0, 1, 3).reshape(S, B, N * D)
+
+
+def _attend_with_tracked_dropout(*args: Any, **kwargs: Any) -> Tensor:
+    # Heads are sharded over tensor-parallel ranks, so each rank must draw its own dropout mask.
+    with get_cuda_rng_tracker().fork():
+        return F.scaled_dot_product_attention(*args, **kwargs)
+
+
+def _device(config: TransformerConfig) -> torch.device | int | None:
+    return None if config.use_cpu_initialization else torch.cuda.current_device()

@@ -1,0 +1,59 @@
+"""Random weights that depend on the seed and on nothing else: one seed is one model at any layout.
+
+Each tensor is drawn whole, unsharded and unpadded, by a generator seeded with (seed, checkpoint key, layer),
+and every rank keeps its slice. The checkpoint's own sharding says which slice that is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+
+import torch
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
+from torch import Tensor
+
+from megatron_kd.models.gpt import DistillableGPTModel
+
+_RESIDUAL_PROJECTIONS = ("linear_proj.weight", "linear_fc2.weight")
+_VOCABULARY = ("word_embeddings.weight", "output_layer.weight")
+
+
+@torch.no_grad()
+def randomise(model: DistillableGPTModel, *, seed: int, std: float, num_layers: int) -> None:
+    """Draw every matrix of `model` from N(0, std), those that feed the residual stream from N(0, std / sqrt(2 L)).
+
+    Vectors keep their initial values: norms 1, biases 0. Rows of the padded vocabulary are 0.
+
+    Args:
+        model: this rank's part of the model, on any device and in any dtype.
+        seed: equal on every rank.
+        std: standard deviation of the matrices.
+        num_layers: L, of the whole model.
+    """
+    state = model.sharded_state_dict()
+    apply_factories(state)
+    for shard in nested_values(state):
+        if isinstance(shard, ShardedTensor) and shard.data is not None and len(shard.local_shape) > 1:
+            residual = shard.key.endswith(_RESIDUAL_PROJECTIONS)
+            scale = std / math.sqrt(2 * num_layers) if residual else std
+            vocab = model.true_vocab_size if shard.key.endswith(_VOCABULARY) else None
+            shard.data.copy_(_slice_of_global(shard, seed, scale, vocab))
+
+
+def _slice_of_global(shard: ShardedTensor, seed: int, std: float, vocab_size: int | None) -> Tensor:
+    axes = shard.prepend_axis_num
+    shape, offset = list(shard.global_shape[axes:]), shard.global_offset[axes:]
+    generator = torch.Generator().manual_seed(_stream(seed, shard.key, shard.global_offset[:axes]))
+    padded_rows = shape[0]
+    shape[0] = vocab_size or shape[0]
+    whole = torch.empty(shape).normal_(0.0, std, generator=generator)
+    if padded_rows > shape[0]:
+        whole = torch.cat([whole, whole.new_zeros(padded_rows - shape[0], *shape[1:])])
+    return whole[tuple(slice(start, start + size) for start, size in zip(offset, shard.local_shape, strict=True))]
+
+
+def _stream(seed: int, key: str, layer: tuple[int, ...]) -> int:
+    digest = hashlib.sha256(f"{seed}/{key}/{layer}".encode()).digest()
+    return int.from_bytes(digest[:8], "little") >> 1

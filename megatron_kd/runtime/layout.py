@@ -1,0 +1,85 @@
+"""This rank's place in the run: its process groups, its coordinates, its device.
+
+megatron-core keeps process groups in a module of globals (`parallel_state`). It is set up and read here;
+everything else is handed a `Layout`.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.process_groups_config import ProcessGroupCollection
+from torch.distributed import ProcessGroup
+
+from megatron_kd.runtime import cpu_backend
+
+
+@dataclass(frozen=True)
+class Axis:
+    """One dimension of parallelism, seen from this rank."""
+
+    group: ProcessGroup
+    size: int
+    rank: int
+
+    @classmethod
+    def of(cls, group: ProcessGroup) -> Axis:
+        return cls(group=group, size=group.size(), rank=group.rank())
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Process groups by dimension (tensor, pipeline, data) and the device of this rank."""
+
+    tp: Axis
+    pp: Axis
+    dp: Axis
+    groups: ProcessGroupCollection
+    device: torch.device
+
+    @property
+    def is_first_stage(self) -> bool:
+        """Whether this rank holds the embedding."""
+        return self.pp.rank == 0
+
+    @property
+    def is_last_stage(self) -> bool:
+        """Whether this rank holds the final norm and the output layer, hence the losses."""
+        return self.pp.rank == self.pp.size - 1
+
+    @property
+    def rank(self) -> int:
+        """The rank in the world."""
+        return torch.distributed.get_rank()
+
+    @property
+    def world_size(self) -> int:
+        """The number of ranks in the world."""
+        return torch.distributed.get_world_size()
+
+
+def create_layout(
+    *, tensor_model_parallel_size: int = 1, pipeline_model_parallel_size: int = 1, device: torch.device
+) -> Layout:
+    """Set up megatron-core's process groups over the initialised world and describe this rank's place.
+
+    Args:
+        tensor_model_parallel_size: ranks that share each layer.
+        pipeline_model_parallel_size: stages the layers are divided into. What is left is data parallel.
+        device: the device this rank computes on.
+    """
+    cpu_backend.install()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=tensor_model_parallel_size,
+        pipeline_model_parallel_size=pipeline_model_parallel_size,
+        create_gloo_process_groups=device.type != "cpu",
+    )
+    groups = ProcessGroupCollection.use_mpu_process_groups()
+    return Layout(tp=Axis.of(groups.tp), pp=Axis.of(groups.pp), dp=Axis.of(groups.dp_cp), groups=groups, device=device)
+
+
+def destroy_layout() -> None:
+    """Take megatron-core's process groups down again."""
+    parallel_state.destroy_model_parallel()

@@ -1,0 +1,185 @@
+"""Saving and resuming a run: student, optimizer, schedule, balancer, projections and random state.
+
+A checkpoint is written under a temporary name and renamed when complete: a folder called `iter_0000100` is
+whole. It is never written to again.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import shutil
+from pathlib import Path
+from typing import Any
+
+import modelopt.torch.distill as mtd
+import torch
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+
+from megatron_kd.config.yaml_io import dump_config
+from megatron_kd.distillation.convert import load_projections, projection_sharded_state
+from megatron_kd.errors import InputError
+from megatron_kd.runtime.seeds import random_state, set_random_state
+from megatron_kd.training.run import Run
+from megatron_kd.training.weights import complete_checkpoints
+
+# Optimizer state is kept in the shape of the parameters, so that TP, PP and DP may change before it is loaded.
+_SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
+
+
+def checkpoint_path(folder: Path, step: int) -> Path:
+    """Where the checkpoint of `step` lies."""
+    return folder / f"iter_{step:07d}"
+
+
+def save_checkpoint(run: Run) -> Path:
+    """Save the run after `run.step` steps, and drop checkpoints beyond `checkpoint.most_recent_k`.
+
+    Returns:
+        The folder. One that is already there is left as it is.
+    """
+    folder = run.derived.checkpoints_dir
+    final = checkpoint_path(folder, run.step)
+    if final.exists():
+        return final
+    temporary = folder / f".{final.name}.partial"
+    if run.layout.rank == 0:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+    torch.distributed.barrier()
+    # A save in the foreground needs no queue of another process; megatron-core would start one (6 s of imports).
+    filesystem_async._results_queue = queue.Queue()
+    state = _sharded_state(run, is_loading=False)
+    state["run"] = _common_state(run)
+    dist_checkpointing.save(state, str(temporary), content_metadata=_SHARDING)
+    if run.layout.rank == 0:
+        (temporary / "run_config.yaml").write_text(dump_config(run.cfg), encoding="utf-8")
+        _make_durable(temporary)
+        temporary.rename(final)
+        _sync(folder)
+        _drop_old(folder, run.cfg.checkpoint.most_recent_k)
+    torch.distributed.barrier()
+    return final
+
+
+def resume(run: Run) -> Path | None:
+    """Continue from the checkpoint that `checkpoint.resume` names; None where there is nothing to continue.
+
+    Raises:
+        InputError: `checkpoint.resume` is a step that was never saved, or the checkpoint is of another model.
+    """
+    wanted = run.cfg.checkpoint.resume
+    if wanted == "never":
+        return None
+    found = complete_checkpoints(run.derived.checkpoints_dir)
+    if wanted == "auto":
+        if not found:
+            return None
+        wanted = max(found)
+    if wanted not in found:
+        raise InputError(
+            f"checkpoint.resume={wanted}: no such checkpoint in {run.derived.checkpoints_dir}; "
+            f"there are {list(found) or 'none'}"
+        )
+    load_checkpoint(run, found[int(wanted)])
+    return found[int(wanted)]
+
+
+def load_checkpoint(run: Run, path: Path) -> None:
+    """Put the run back to where it was when `path` was saved. The parallel layout may differ."""
+    _create_optimizer_state(run)
+    state = _sharded_state(run, is_loading=True)
+    common = dist_checkpointing.load_common_state_dict(str(path))["run"]
+    if common["world_size"] == run.layout.world_size and common["layout"] == _layout(run):
+        state["random"] = _random_object(run, None)
+    loaded = dist_checkpointing.load(state, str(path))
+    with run.hidden_teacher():
+        _load_student(run, loaded["model"])
+    if "kd" in loaded:
+        load_projections(run.student, loaded["kd"])
+    run.optimizer.load_state_dict(loaded["optimizer"])
+    run.scheduler.load_state_dict(common["scheduler"])
+    if run.balancer is not None and common["balancer"]:
+        run.balancer.load_state_dict(common["balancer"])
+    run.step = common["step"]
+    if "random" in loaded:
+        set_random_state(loaded["random"])
+
+
+def _sharded_state(run: Run, *, is_loading: bool) -> dict[str, Any]:
+    with run.hidden_teacher():
+        state: dict[str, Any] = {"model": _student_state(run)}
+    if isinstance(run.student, mtd.DistillationModel):
+        projections = projection_sharded_state(run.student, run.layout)
+        if projections:
+            state["kd"] = projections
+    # The optimizer finds its parameters among these by identity: projections included.
+    parameters = {**state["model"], **state.get("kd", {})}
+    state["optimizer"] = run.optimizer.sharded_state_dict(parameters, is_loading=is_loading, metadata=_SHARDING)
+    if not is_loading:
+        state["random"] = _random_object(run, random_state())
+    return state
+
+
+def _student_state(run: Run) -> dict[str, Any]:
+    if isinstance(run.student, mtd.DistillationModel):
+        with run.student.hide_loss_modules():
+            return run.student.sharded_state_dict()
+    return run.student.sharded_state_dict()
+
+
+def _load_student(run: Run, state: dict[str, Any]) -> None:
+    if isinstance(run.student, mtd.DistillationModel):
+        with run.student.hide_loss_modules():
+            run.student.load_state_dict(state)
+    else:
+        run.student.load_state_dict(state)
+
+
+def _random_object(run: Run, state: dict[str, Any] | None) -> ShardedObject:
+    return ShardedObject("random", state, (run.layout.world_size,), (run.layout.rank,))
+
+
+def _common_state(run: Run) -> dict[str, Any]:
+    return {
+        "step": run.step,
+        "scheduler": run.scheduler.state_dict(),
+        "balancer": run.balancer.state_dict() if run.balancer is not None else None,
+        "world_size": run.layout.world_size,
+        "layout": _layout(run),
+    }
+
+
+def _layout(run: Run) -> list[int]:
+    return [run.layout.tp.size, run.layout.pp.size, run.layout.dp.size]
+
+
+def _create_optimizer_state(run: Run) -> None:
+    # megatron-core loads into existing state only, and a fresh optimizer has none before its first step.
+    for optimizer in getattr(run.optimizer, "chained_optimizers", [run.optimizer]):
+        optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
+
+
+def _make_durable(folder: Path) -> None:
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _drop_old(folder: Path, keep: int | None) -> None:
+    if keep is None:
+        return
+    for path in list(complete_checkpoints(folder).values())[:-keep]:
+        doomed = path.with_name(f".{path.name}.deleted")  # renamed first: half a checkpoint never has its name
+        path.rename(doomed)
+        shutil.rmtree(doomed)

@@ -1,0 +1,76 @@
+"""DDP, optimizer and learning-rate schedule, all megatron-core's, from our config."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from megatron.core.transformer.module import Float16Module
+from torch import nn
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.derived import Derived
+from megatron_kd.runtime.layout import Layout
+
+
+def wrap_for_training(student: nn.Module, cfg: ConfigContainer, layout: Layout) -> DistributedDataParallel:
+    """Wrap the student in its precision and in data parallelism. A teacher must be hidden from both."""
+    config = student.config
+    module = student
+    if config.bf16 or config.fp16:
+        module = Float16Module(config, student)
+    ddp_config = DistributedDataParallelConfig(
+        use_distributed_optimizer=cfg.ddp.use_distributed_optimizer,
+        grad_reduce_in_fp32=cfg.ddp.grad_reduce_in_fp32,
+        overlap_grad_reduce=cfg.ddp.overlap_grad_reduce,
+        overlap_param_gather=cfg.ddp.overlap_param_gather,
+        bucket_size=cfg.ddp.bucket_size if cfg.ddp.overlap_grad_reduce else None,
+    )
+    ddp = DistributedDataParallel(config, ddp_config, module, pg_collection=layout.groups)
+    config.finalize_model_grads_func = finalize_model_grads
+    if cfg.ddp.overlap_grad_reduce:
+        config.no_sync_func = ddp.no_sync
+        config.grad_sync_func = ddp.start_grad_sync if layout.pp.size > 1 else None
+    return ddp
+
+
+def build_optimizer(model: DistributedDataParallel, cfg: ConfigContainer, dtype: torch.dtype) -> MegatronOptimizer:
+    """The optimizer over the parameters of `model` that need a gradient."""
+    settings = MegatronOptimizerConfig(
+        optimizer=cfg.optimizer.optimizer,
+        lr=cfg.optimizer.lr,
+        min_lr=cfg.optimizer.min_lr,
+        weight_decay=cfg.optimizer.weight_decay,
+        adam_beta1=cfg.optimizer.adam_beta1,
+        adam_beta2=cfg.optimizer.adam_beta2,
+        adam_eps=cfg.optimizer.adam_eps,
+        sgd_momentum=cfg.optimizer.sgd_momentum,
+        clip_grad=cfg.optimizer.clip_grad,
+        bf16=dtype == torch.bfloat16,
+        params_dtype=dtype,
+        use_distributed_optimizer=cfg.ddp.use_distributed_optimizer,
+        overlap_param_gather=cfg.ddp.overlap_param_gather,
+    )
+    return get_megatron_optimizer(settings, [model], use_gloo_process_groups=False)
+
+
+def build_scheduler(optimizer: MegatronOptimizer, cfg: ConfigContainer, derived: Derived) -> OptimizerParamScheduler:
+    """The schedule of learning rate and weight decay, counted in iterations."""
+    s, weight_decay = cfg.scheduler, cfg.optimizer.weight_decay
+    return OptimizerParamScheduler(
+        optimizer,
+        init_lr=s.lr_warmup_init,
+        max_lr=cfg.optimizer.lr,
+        min_lr=cfg.optimizer.min_lr,
+        lr_warmup_steps=s.lr_warmup_iters,
+        lr_decay_steps=derived.lr_decay_iters,
+        lr_decay_style=s.lr_decay_style,
+        start_wd=weight_decay if s.start_weight_decay is None else s.start_weight_decay,
+        end_wd=weight_decay if s.end_weight_decay is None else s.end_weight_decay,
+        wd_incr_steps=cfg.train.train_iters,
+        wd_incr_style=s.weight_decay_incr_style,
+        wsd_decay_steps=s.lr_wsd_decay_iters,
+        lr_wsd_decay_style=s.lr_wsd_decay_style,
+    )

@@ -1,0 +1,181 @@
+"""The training loop, in the order of events."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.derived import Derived, derived
+from megatron_kd.config.yaml_io import save_run_config
+from megatron_kd.data.datasets import build_datasets
+from megatron_kd.data.loader import micro_batches
+from megatron_kd.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.errors import InputError
+from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.start import running_ranks
+from megatron_kd.runtime.timeouts import group_timeouts, set_group_timeouts
+from megatron_kd.training.checkpoint import resume, save_checkpoint
+from megatron_kd.training.evaluate import evaluate
+from megatron_kd.training.metrics import MetricsWriter
+from megatron_kd.training.progress import Progress
+from megatron_kd.training.run import Run, build_run
+from megatron_kd.training.step import Batch, StepReport, train_step
+
+# Left out of the records of a run without a teacher: they are zero by construction.
+_OF_DISTILLATION = ("logits_loss", "intermediate_loss", "teacher_top1_agreement")
+
+
+def distill(cfg: ConfigContainer) -> dict[str, float]:
+    """Distil `cfg.model.teacher` into `cfg.model`. See `train`.
+
+    Raises:
+        InputError: the model has no teacher.
+    """
+    if not isinstance(cfg.model, GPTDistillationProvider):
+        raise InputError("model has no teacher: give `distill` a GPTDistillationProvider, or call `pretrain`")
+    return train(cfg)
+
+
+def pretrain(cfg: ConfigContainer) -> dict[str, float]:
+    """Train `cfg.model` on labels. See `train`.
+
+    Raises:
+        InputError: the model has a teacher.
+    """
+    if isinstance(cfg.model, GPTDistillationProvider):
+        raise InputError("model has a teacher: call `distill`, or give `pretrain` a GPTModelProvider")
+    return train(cfg)
+
+
+def train(cfg: ConfigContainer) -> dict[str, float]:
+    """Run the training that `cfg` describes, from its start or from where it was left.
+
+    A model with a teacher is distilled, one without is trained on labels. Ranks are those of torchrun, or this
+    process alone.
+
+    Args:
+        cfg: a configuration without `problems`.
+
+    Returns:
+        The last evaluation's values; empty where there was none.
+
+    Raises:
+        MegatronKDError: see the exit codes in `megatron_kd.errors`.
+    """
+    with running_ranks(
+        tensor_model_parallel_size=cfg.model.tensor_model_parallel_size,
+        pipeline_model_parallel_size=cfg.model.pipeline_model_parallel_size,
+        seed=cfg.rng.seed,
+        backend=cfg.dist.distributed_backend,
+        timeout_s=cfg.dist.startup_timeout_s,
+        num_threads=cfg.dist.num_threads,
+    ) as layout:
+        tokenizer = _tokenizer(cfg)
+        values = derived(cfg, layout.world_size, tokenizer.vocab_size)
+        if layout.rank == 0:
+            save_run_config(cfg, values.run_config_file)
+        data = _Data(cfg, values, layout, tokenizer)
+        run = build_run(cfg, values, layout)
+        resumed_from = resume(run)
+        set_group_timeouts(cfg.dist.step_timeout_s)
+        main_rank = layout.rank == 0
+        board = values.tensorboard_dir if cfg.logger.tensorboard else None
+        with (
+            Progress(cfg.logger.progress if main_rank else "off", cfg.train.train_iters, run.step) as progress,
+            MetricsWriter(values.metrics_file, board, run.step, enabled=main_rank) as metrics,
+        ):
+            progress.say(_opening(run, resumed_from))
+            return _loop(run, data, metrics, progress)
+
+
+def _loop(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress) -> dict[str, float]:
+    cfg, last_step = run.cfg, run.cfg.train.train_iters
+    batches = data.training(run.step)
+    result: dict[str, float] = {}
+    while run.step < last_step:
+        start = time.perf_counter()
+        report = train_step(run, batches)
+        values = _train_record(run, report, time.perf_counter() - start)
+        logged = run.step % cfg.logger.log_interval == 0 or run.step == last_step
+        progress.step(run.step, values, logged=logged)
+        if logged:
+            metrics.write(run.step, "train", values)
+        if _is_due(run.step, cfg.validation.eval_interval, last_step) and cfg.validation.eval_iters:
+            result = _without_teacher_values(run, evaluate(run, data.validation()))
+            metrics.write(run.step, "validation", result)
+            progress.evaluation(run.step, result)
+        if cfg.checkpoint.save and _is_due(run.step, cfg.checkpoint.save_interval, last_step):
+            with group_timeouts(cfg.dist.checkpoint_timeout_s, after=cfg.dist.step_timeout_s):
+                progress.say(f"saved {save_checkpoint(run)}")
+    return result
+
+
+class _Data:
+    """The data of a run as functions of the step."""
+
+    def __init__(self, cfg: ConfigContainer, values: Derived, layout: Layout, tokenizer: Tokenizer) -> None:
+        batch = cfg.train.global_batch_size
+        self._train, self._valid, _ = build_datasets(
+            cfg.dataset,
+            seq_length=cfg.model.seq_length,
+            train_samples=cfg.train.train_iters * batch,
+            valid_samples=cfg.validation.eval_iters * batch,
+            test_samples=0,
+            seed=values.data_seed,
+            tokenizer=tokenizer,
+        )
+        self._split = {
+            "global_batch_size": batch,
+            "micro_batch_size": cfg.train.micro_batch_size,
+            "data_parallel_rank": layout.dp.rank,
+            "data_parallel_size": layout.dp.size,
+            "num_workers": cfg.dataset.num_workers,
+            "pin_memory": layout.device.type == "cuda",
+        }
+
+    def training(self, from_step: int) -> Iterator[Batch]:
+        """This rank's micro-batches, from the step after `from_step` finished ones."""
+        return micro_batches(self._train, start_step=from_step, **self._split)
+
+    def validation(self) -> Iterator[Batch]:
+        """This rank's micro-batches of the validation set, always from its first sample."""
+        return micro_batches(self._valid, start_step=0, **self._split)
+
+
+def _tokenizer(cfg: ConfigContainer) -> Tokenizer:
+    settings = cfg.tokenizer
+    if cfg.dataset.mock and settings.tokenizer_model is None:
+        settings = replace(settings, tokenizer_type="null", vocab_size=settings.vocab_size or cfg.model.vocab_size)
+    return load_tokenizer(settings)
+
+
+def _is_due(step: int, interval: int, last_step: int) -> bool:
+    return step == last_step or (interval > 0 and step % interval == 0)
+
+
+def _train_record(run: Run, report: StepReport, seconds: float) -> dict[str, float]:
+    return {
+        **_without_teacher_values(run, report.means),
+        "grad_norm": report.grad_norm,
+        "lr": report.lr,
+        "tokens": report.tokens,
+        "tokens_per_second": report.tokens / seconds,
+        "seconds": seconds,
+    }
+
+
+def _without_teacher_values(run: Run, values: dict[str, float]) -> dict[str, float]:
+    if run.teacher is not None:
+        return values
+    return {name: value for name, value in values.items() if not name.startswith(_OF_DISTILLATION)}
+
+
+def _opening(run: Run, resumed_from: object) -> str:
+    layout = run.layout
+    where = f"TP {layout.tp.size} x PP {layout.pp.size} x DP {layout.dp.size} on {layout.device.type}"
+    begin = f"continues from {resumed_from}" if resumed_from else "starts"
+    task = "distillation" if run.teacher is not None else "training"
+    return f"{task} {begin} at step {run.step} of {run.cfg.train.train_iters}, {where}"
