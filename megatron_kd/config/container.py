@@ -18,7 +18,7 @@ from megatron_kd.config.sections import (
     TrainConfig,
     ValidationConfig,
 )
-from megatron_kd.distill.provider import GPTDistillationProvider
+from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.models.provider import GPTModelProvider
 
 

@@ -1,0 +1,144 @@
+"""What follows from a configuration's values. Everything here is pure; nothing is stored back into the values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.errors import ConfigError
+
+_PRECISION_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Derived:
+    """Quantities of a run that its configuration implies.
+
+    Attributes:
+        num_microbatches: a data-parallel rank's share of a global batch, in micro-batches.
+        true_vocab_size: number of token ids in use; ids at and above it are padding.
+        padded_vocab_size: width of embeddings and heads, of student and teacher alike.
+        tokens_per_step: of one global batch, masked tokens included.
+        lr_decay_iters: the step at which the learning rate has come down to `optimizer.min_lr`.
+        student_dtype, teacher_dtype: "float32", "bfloat16" or "float16"; the teacher's is None without a teacher.
+    """
+
+    world_size: int
+    data_parallel_size: int
+    num_microbatches: int
+    true_vocab_size: int
+    padded_vocab_size: int
+    tokens_per_step: int
+    lr_decay_iters: int
+    start_weight_decay: float
+    end_weight_decay: float
+    data_seed: int
+    student_dtype: str
+    teacher_dtype: str | None
+    run_dir: Path
+    run_config_file: Path
+    checkpoints_dir: Path
+    tensorboard_dir: Path
+    metrics_file: Path
+
+
+def derived(cfg: ConfigContainer, world_size: int, tokenizer_vocab_size: int | None = None) -> Derived:
+    """Work out what follows from a configuration that has no `problems`.
+
+    Args:
+        cfg: the configuration.
+        world_size: number of ranks.
+        tokenizer_vocab_size: ids of the tokenizer, for a model that does not say its own vocabulary size.
+
+    Raises:
+        ConfigError: no vocabulary size is known.
+    """
+    true_vocab, padded_vocab = true_vocab_size(cfg, tokenizer_vocab_size), vocab_width(cfg, tokenizer_vocab_size)
+    if true_vocab is None or padded_vocab is None:
+        raise ConfigError(["model.vocab_size=null: no tokenizer tells the vocabulary size; set model.vocab_size"])
+    run_dir = Path(cfg.logger.run_dir)
+    data_parallel = world_size // model_parallel_size(cfg)
+    start_decay, end_decay = weight_decay_range(cfg)
+    return Derived(
+        world_size=world_size,
+        data_parallel_size=data_parallel,
+        num_microbatches=cfg.train.global_batch_size // (cfg.train.micro_batch_size * data_parallel),
+        true_vocab_size=true_vocab,
+        padded_vocab_size=padded_vocab,
+        tokens_per_step=cfg.train.global_batch_size * cfg.model.seq_length,
+        lr_decay_iters=lr_decay_iters(cfg),
+        start_weight_decay=start_decay,
+        end_weight_decay=end_decay,
+        data_seed=cfg.rng.seed if cfg.dataset.random_seed is None else cfg.dataset.random_seed,
+        student_dtype=student_dtype(cfg),
+        teacher_dtype=teacher_dtype(cfg),
+        run_dir=run_dir,
+        run_config_file=run_dir / "run_config.yaml",
+        checkpoints_dir=run_dir / "checkpoints",
+        tensorboard_dir=run_dir / "tensorboard",
+        metrics_file=run_dir / "metrics.jsonl",
+    )
+
+
+def padded_vocab_size(true_size: int, divisible_by: int) -> int:
+    """The width a vocabulary is built at: its true size rounded up, whatever the tensor-parallel size."""
+    return -(-true_size // divisible_by) * divisible_by
+
+
+def true_vocab_size(cfg: ConfigContainer, tokenizer_vocab_size: int | None = None) -> int | None:
+    """The student's number of token ids: its own, else the tokenizer's; None when neither is known."""
+    return cfg.model.vocab_size or _tokenizer_vocab_size(cfg, tokenizer_vocab_size)
+
+
+def teacher_vocab_size(cfg: ConfigContainer, tokenizer_vocab_size: int | None = None) -> int | None:
+    """The teacher's number of token ids, by the same rule; None also when there is no teacher."""
+    if not isinstance(cfg.model, GPTDistillationProvider):
+        return None
+    return cfg.model.teacher.vocab_size or _tokenizer_vocab_size(cfg, tokenizer_vocab_size)
+
+
+def vocab_width(cfg: ConfigContainer, tokenizer_vocab_size: int | None = None) -> int | None:
+    """The one padded width of both heads, the larger of the student's and the teacher's; None when unknown."""
+    student = true_vocab_size(cfg, tokenizer_vocab_size)
+    if student is None:
+        return None
+    width = padded_vocab_size(student, cfg.model.make_vocab_size_divisible_by)
+    if not isinstance(cfg.model, GPTDistillationProvider):
+        return width
+    teacher = teacher_vocab_size(cfg, tokenizer_vocab_size) or student
+    return max(width, padded_vocab_size(teacher, cfg.model.teacher.make_vocab_size_divisible_by))
+
+
+def _tokenizer_vocab_size(cfg: ConfigContainer, known: int | None) -> int | None:
+    return known if known is not None or cfg.tokenizer.tokenizer_type != "null" else cfg.tokenizer.vocab_size
+
+
+def model_parallel_size(cfg: ConfigContainer) -> int:
+    """Ranks that hold one copy of the model: tensor x pipeline x context."""
+    model = cfg.model
+    return model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
+
+
+def lr_decay_iters(cfg: ConfigContainer) -> int:
+    """Steps until the learning rate is at its minimum."""
+    return cfg.train.train_iters if cfg.scheduler.lr_decay_iters is None else cfg.scheduler.lr_decay_iters
+
+
+def weight_decay_range(cfg: ConfigContainer) -> tuple[float, float]:
+    """Weight decay of the first and the last step."""
+    constant, start, end = cfg.optimizer.weight_decay, cfg.scheduler.start_weight_decay, cfg.scheduler.end_weight_decay
+    return constant if start is None else start, constant if end is None else end
+
+
+def student_dtype(cfg: ConfigContainer) -> str:
+    """The student's compute precision as torch names it."""
+    return _PRECISION_DTYPE[cfg.mixed_precision.precision]
+
+
+def teacher_dtype(cfg: ConfigContainer) -> str | None:
+    """The teacher's precision: its own, else the student's; None without a teacher."""
+    if not isinstance(cfg.model, GPTDistillationProvider):
+        return None
+    return cfg.model.teacher_dtype or student_dtype(cfg)

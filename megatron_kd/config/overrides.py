@@ -1,0 +1,142 @@
+"""The command line of a run: `--config-file FILE` and Hydra-style overrides, turned into edits.
+
+    a.b=1          set; +a.b=1 and ++a.b=1 mean the same, since all keys are known
+    ~a.b           back to the default of the field's class (of every field, if a.b is a section)
+    a.b=[1,x,null] lists; {k: v} mappings, merged into a section; 'a b' quoted text
+    model.kd_config=FILE.yaml   the settings of the distillation losses from a file
+
+Files are applied in the order given, then the overrides in theirs, so the command line wins over files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, OverrideType, QuotedString, Sweep
+from hydra.errors import HydraException
+
+from megatron_kd.config.document import Document, read_document
+from megatron_kd.config.edits import RESET, Edit, Source, file_edits
+from megatron_kd.errors import ConfigError
+
+COMMAND_LINE = Source("command line")
+
+
+@dataclass
+class Arguments:
+    """What a command line asks for, and what is wrong with it."""
+
+    edits: list[Edit] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+
+
+def parse_arguments(argv: Sequence[str]) -> Arguments:
+    """Read a run's command line.
+
+    Args:
+        argv: without the program's name.
+
+    Returns:
+        the edits in the order they apply, and one line for each argument or file that could not be read.
+    """
+    files, overrides, problems = split_arguments(argv)
+    result = Arguments(problems=problems)
+    for name in files:
+        document = _read(name, result.problems)
+        if document is not None:
+            edits, wrong = file_edits(document)
+            result.edits += edits
+            result.problems += wrong
+    for text in overrides:
+        edit, problem = parse_override(text)
+        if edit is not None:
+            result.edits.append(edit)
+        if problem is not None:
+            result.problems.append(problem)
+    return result
+
+
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
+    """Part `argv` into config files, overrides, and one line for each argument that is neither."""
+    files, overrides, problems = [], [], []
+    remaining = iter(argv)
+    for argument in remaining:
+        if argument == "--config-file":
+            name = next(remaining, None)
+            if name is None:
+                problems.append("--config-file: names no file; write --config-file FILE.yaml [command line]")
+            else:
+                files.append(name)
+        elif argument.startswith("--config-file="):
+            files.append(argument.removeprefix("--config-file="))
+        elif argument.startswith("-"):
+            problems.append(f"{argument}: unknown option; values are set as section.field=value [command line]")
+        else:
+            overrides.append(argument)
+    return files, overrides, problems
+
+
+def parse_override(text: str) -> tuple[Edit | None, str | None]:
+    """Read one override with Hydra's own grammar.
+
+    Returns:
+        the edit and None, or None and what is wrong, with its cure.
+    """
+    try:
+        override = OverridesParser.create().parse_override(text)
+        problem = _refused(override)
+    except HydraException as error:
+        problem = _grammar_problem(text, error)
+    if problem is not None:
+        return None, f"{text}: {problem}{COMMAND_LINE.at(())}"
+    path = tuple(override.key_or_group.split("."))
+    value = RESET if override.type is OverrideType.DEL else _plain(override.value())
+    return Edit(path, value, COMMAND_LINE), None
+
+
+def _refused(override: Override) -> str | None:
+    """Why an override that Hydra's grammar accepts has no meaning here, or None."""
+    if override.package is not None:
+        return "Hydra's packages (@) have no meaning here; write section.field=value"
+    if override.type is OverrideType.DEL:
+        return None if override.value() is None else f"~ takes no value; write ~{override.key_or_group}"
+    if _holds_sweep(override.value()):
+        return (
+            "is a sweep over several values, but a run has one; a list is written "
+            f"{override.key_or_group}=[a,b], and text with commas \"{override.key_or_group}='a,b'\""
+        )
+    return None
+
+
+def _holds_sweep(value: Any) -> bool:
+    if isinstance(value, dict | list):
+        return any(map(_holds_sweep, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, Sweep)
+
+
+def _plain(value: Any) -> Any:
+    """Hydra's values as plain data: quoted text loses its quotes."""
+    if isinstance(value, dict):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
+    return value.text if isinstance(value, QuotedString) else value
+
+
+def _grammar_problem(text: str, error: HydraException) -> str:
+    if "=" not in text:
+        return "is no override; write section.field=value, or ~section.field for the default"
+    key = text.split("=")[0]
+    what = str(error).splitlines()[0].split(" expecting {")[0]
+    return f"cannot be read ({what}); put text with special characters in quotes: \"{key}='...'\""
+
+
+def _read(name: str, problems: list[str]) -> Document | None:
+    try:
+        return read_document(name)
+    except ConfigError as error:
+        problems += [f"--config-file {problem}" for problem in error.problems]
+        return None

@@ -1,0 +1,48 @@
+"""`problems(cfg)`: everything about a configuration that cannot work, found before anything is started.
+
+Each subject has a file. To add a check, write a generator of lines there; each line names the fields with their
+values (`lines.line` does), says why they cannot be, and what cures it.
+"""
+
+from __future__ import annotations
+
+from itertools import chain
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.problems.architecture import architecture_problems
+from megatron_kd.config.problems.batch import batch_problems
+from megatron_kd.config.problems.data import data_problems
+from megatron_kd.config.problems.distillation import distillation_problems
+from megatron_kd.config.problems.layout import layout_problems
+from megatron_kd.config.problems.ranges import range_problems
+from megatron_kd.config.problems.training import optimizer_problems, output_problems, scheduler_problems
+from megatron_kd.config.problems.weights import weight_problems
+
+
+def problems(cfg: ConfigContainer, world_size: int | None = None, tokenizer_vocab_size: int | None = None) -> list[str]:
+    """Find every impossible value and every contradiction between values.
+
+    Nothing is changed and nothing is started; the disk is looked at for files the configuration names. Types are
+    `resolve`'s business and are taken to be right.
+
+    Args:
+        cfg: the configuration.
+        world_size: number of ranks; None leaves out what depends on it.
+        tokenizer_vocab_size: ids of the tokenizer, where it has been loaded; None leaves out what depends on it.
+
+    Returns:
+        one line for each problem, in a fixed order, none twice; empty if the configuration can run.
+    """
+    found = chain(
+        range_problems(cfg),
+        architecture_problems(cfg, tokenizer_vocab_size),
+        layout_problems(cfg),
+        batch_problems(cfg, world_size),
+        distillation_problems(cfg),
+        weight_problems(cfg),
+        data_problems(cfg),
+        optimizer_problems(cfg),
+        scheduler_problems(cfg),
+        output_problems(cfg),
+    )
+    return list(dict.fromkeys(found))

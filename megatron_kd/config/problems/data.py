@@ -1,0 +1,122 @@
+"""Data and tokenizer: one origin, there on disk, with what validation needs."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+
+from megatron_kd.config.blend import parse_blend
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.derived import true_vocab_size
+from megatron_kd.config.problems.lines import line, value_of
+from megatron_kd.config.schema import show
+from megatron_kd.errors import ConfigError
+
+_BLENDS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
+
+
+def data_problems(cfg: ConfigContainer) -> Iterator[str]:
+    """Problems of the sections `dataset` and `tokenizer`."""
+    yield from _one_origin(cfg)
+    for name in _BLENDS:
+        yield from _blend(cfg, f"dataset.{name}")
+    yield from _split(cfg)
+    yield from _validation_data(cfg)
+    yield from _tokenizer(cfg)
+    cache = cfg.dataset.path_to_cache
+    if cache is not None and os.path.exists(cache) and not os.path.isdir(cache):
+        yield line(cfg, "dataset.path_to_cache", "must be a folder, and is a file; name another place")
+
+
+def _one_origin(cfg: ConfigContainer) -> Iterator[str]:
+    data = cfg.dataset
+    per_split = [name for name in _BLENDS[1:] if getattr(data, name) is not None]
+    given = [
+        *(["dataset.mock"] if data.mock else []),
+        *(["dataset.data_path"] if data.data_path is not None else []),
+        *(f"dataset.{name}" for name in per_split[:1]),
+    ]
+    if not given:
+        yield line(
+            cfg,
+            "dataset.data_path dataset.train_data_path dataset.mock",
+            "there is no data; set dataset.data_path=[PREFIX], made by `megatron-kd preprocess --input TEXT "
+            "--output-prefix PREFIX --tokenizer DIR`, or dataset.mock=true for made-up tokens",
+        )
+    elif len(given) > 1:
+        yield line(cfg, " ".join(given), "data comes from one place only; keep one of these and unset the others")
+    elif per_split and data.train_data_path is None:
+        yield line(cfg, f"dataset.train_data_path {given[0]}", "without training data; set dataset.train_data_path")
+
+
+def _blend(cfg: ConfigContainer, name: str) -> Iterator[str]:
+    items = value_of(cfg, name)
+    if items is None:
+        return
+    try:
+        blend = parse_blend(items)
+    except ConfigError as error:
+        yield line(cfg, name, str(error))
+        return
+    for prefix in blend.prefixes:
+        missing = [prefix + ending for ending in (".bin", ".idx") if not os.path.isfile(prefix + ending)]
+        if missing and prefix.endswith((".bin", ".idx")):
+            yield f"{name}: {show(prefix)} must be the prefix of both files; write {show(prefix[:-4])}"
+        elif missing:
+            yield (
+                f"{name}: {' and '.join(missing)} not found; make them with `megatron-kd preprocess --input TEXT "
+                f"--output-prefix {prefix} --tokenizer DIR`"
+            )
+
+
+def _split_shares(text: str) -> list[float] | None:
+    """The train, validation and test shares, or None if `text` is not three such numbers."""
+    try:
+        shares = [float(part) for part in text.split(",")]
+    except ValueError:
+        return None
+    valid = len(shares) == 3 and all(math.isfinite(share) and share >= 0 for share in shares) and sum(shares) > 0
+    return shares if valid else None
+
+
+def _split(cfg: ConfigContainer) -> Iterator[str]:
+    shares = _split_shares(cfg.dataset.split)
+    if shares is None:
+        why = "must be three numbers, 0 or greater and not all 0, for train, validation and test, such as 949,50,1"
+        yield line(cfg, "dataset.split", why)
+    elif cfg.dataset.data_path is not None and shares[0] == 0:
+        yield line(cfg, "dataset.split", "leaves nothing to train on; make the first number greater than 0")
+
+
+def _validation_data(cfg: ConfigContainer) -> Iterator[str]:
+    data = cfg.dataset
+    if cfg.validation.eval_iters < 1 or data.mock:
+        return
+    cure = "or set validation.eval_iters=0 to do without validation"
+    shares = _split_shares(data.split)
+    if data.data_path is not None and shares is not None and shares[1] == 0:
+        why = f"leaves no data to validate on; make the second number greater than 0, {cure}"
+        yield line(cfg, "dataset.split validation.eval_iters", why)
+    if data.train_data_path is not None and data.valid_data_path is None:
+        why = f"there is no data to validate on; set dataset.valid_data_path, {cure}"
+        yield line(cfg, "dataset.valid_data_path validation.eval_iters", why)
+
+
+def _tokenizer(cfg: ConfigContainer) -> Iterator[str]:
+    tokenizer = cfg.tokenizer
+    if tokenizer.tokenizer_type == "null":
+        if tokenizer.vocab_size is None:
+            yield line(cfg, "tokenizer.tokenizer_type tokenizer.vocab_size", "set tokenizer.vocab_size to its size")
+        return
+    if tokenizer.tokenizer_model is not None and not os.path.exists(tokenizer.tokenizer_model):
+        why = "there is no such folder or file; download the tokenizer first, names of hubs are not looked up"
+        yield line(cfg, "tokenizer.tokenizer_model", why)
+    if tokenizer.tokenizer_model is not None:
+        return
+    if not cfg.dataset.mock:
+        why = "set it to the tokenizer's folder or tokenizer.json, the one the data was made with"
+        yield line(cfg, "tokenizer.tokenizer_model", why)
+    elif true_vocab_size(cfg) is None:
+        why = "made-up tokens need a vocabulary size; set model.vocab_size, or tokenizer.tokenizer_type=null and "
+        yield line(cfg, "dataset.mock model.vocab_size", why + "tokenizer.vocab_size")

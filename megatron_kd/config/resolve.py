@@ -1,0 +1,99 @@
+"""From a recipe, files and a command line to one checked configuration.
+
+Precedence: recipe < `--config-file` < command line. Nothing given is changed; every problem is reported at once.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.document import read_document
+from megatron_kd.config.edits import apply_edits, is_kd_file
+from megatron_kd.config.overrides import parse_arguments
+from megatron_kd.config.problems import problems
+from megatron_kd.config.schema import build, check_value, dotted, flatten, schema_of, wrong_sections
+from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.errors import ConfigError
+
+
+def resolve(recipe_config: ConfigContainer, argv: Sequence[str] = ()) -> ConfigContainer:
+    """Apply files and overrides to a recipe's values, and check every type.
+
+    Args:
+        recipe_config: what the recipe returned; it is not changed. Its class of `model` stays.
+        argv: `--config-file FILE` and overrides.
+
+    Raises:
+        ConfigError: with one line for each unknown key, wrong type and unreadable argument of all sources.
+    """
+    config, wrong = merge(recipe_config, argv)
+    if wrong:
+        raise ConfigError(wrong)
+    return config
+
+
+def load_config(
+    recipe: Callable[[], ConfigContainer], argv: Sequence[str] = (), world_size: int | None = None
+) -> ConfigContainer:
+    """Resolve a recipe and check it as a whole: what a run does first, and what `validate` does.
+
+    Args:
+        recipe: returns the recipe's values.
+        argv: `--config-file FILE` and overrides.
+        world_size: number of ranks; None reads WORLD_SIZE, which torchrun sets, and checks less if it is unset.
+
+    Raises:
+        ConfigError: with the lines of `resolve` and of `problems`, the latter found with bad edits left out.
+    """
+    config, wrong = merge(recipe(), argv)
+    if world_size is None and os.environ.get("WORLD_SIZE", "").isdigit():
+        world_size = int(os.environ["WORLD_SIZE"])
+    everything = list(dict.fromkeys([*wrong, *problems(config, world_size)]))
+    if everything:
+        raise ConfigError(everything)
+    return config
+
+
+def config_from_file(path: str | Path, argv: Sequence[str] = ()) -> ConfigContainer:
+    """A run from a file alone, such as a saved `run_config.yaml`; what it leaves out has its class default.
+
+    `model` is a `GPTDistillationProvider` if the file has `model.teacher` or `model.kd_config`, else a plain
+    `GPTModelProvider`.
+
+    Args:
+        path: the YAML file.
+        argv: `--config-file FILE` and overrides, which win over the file.
+
+    Raises:
+        ConfigError: as `resolve`.
+    """
+    document = read_document(path)
+    model = document.data.get("model")
+    distils = is_kd_file(document) or (isinstance(model, dict) and bool({"teacher", "kd_config"} & set(model)))
+    base = ConfigContainer(model=GPTDistillationProvider()) if distils else ConfigContainer()
+    return resolve(base, ["--config-file", str(path), *argv])
+
+
+def merge(recipe_config: ConfigContainer, argv: Sequence[str]) -> tuple[ConfigContainer, list[str]]:
+    """Apply `argv` to a recipe's values, leaving out what is bad.
+
+    Returns:
+        a new configuration with right types throughout, and one line for each thing left out.
+    """
+    schema = schema_of(recipe_config)
+    flat, wrong = flatten(recipe_config, schema), []
+    for section in wrong_sections(recipe_config):
+        name = schema.sections[section].__name__
+        wrong.append(f"{dotted(section)}: must be a {name} [recipe]")
+    for path, annotation in schema.leaves.items():
+        flat[path], problem = check_value(path, annotation, flat[path])
+        if problem is not None:
+            wrong.append(f"{problem} [recipe]")
+            flat[path] = schema.defaults[path]
+    arguments = parse_arguments(argv)
+    wrong += arguments.problems
+    wrong += apply_edits(flat, arguments.edits, schema)
+    return build(flat, schema), wrong
