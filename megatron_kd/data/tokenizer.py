@@ -111,8 +111,10 @@ def load_tokenizer(cfg: TokenizerConfig) -> Tokenizer:
     return load_huggingface(cfg.tokenizer_model)
 
 
-def load_huggingface(path: str | Path) -> HuggingFaceTokenizer:
+def load_huggingface(path: str | Path, field: str = "tokenizer.tokenizer_model") -> HuggingFaceTokenizer:
     """A tokenizer from a folder (as `save_pretrained` leaves it) or from a `tokenizer.json` file.
+
+    `field` is what errors call the path's origin.
 
     Raises:
         InputError: as `load_tokenizer`.
@@ -120,7 +122,7 @@ def load_huggingface(path: str | Path) -> HuggingFaceTokenizer:
     path = Path(path)
     if not path.exists():
         raise InputError(
-            f"tokenizer.tokenizer_model={str(path)!r} is neither a folder nor a file. Tokenizers are read from disk "
+            f"{field}={str(path)!r} is neither a folder nor a file. Tokenizers are read from disk "
             "only: run `make corpus` for the demo's, or fetch one first (`hf download NAME --local-dir DIR`)"
         )
     if path.is_file():
@@ -129,10 +131,10 @@ def load_huggingface(path: str | Path) -> HuggingFaceTokenizer:
             path = path.parent  # it says which token ends a document
     elif (path / "tokenizer.json").is_file():
         _check_json(path / "tokenizer.json")
-    return HuggingFaceTokenizer(_load(path), path)
+    return HuggingFaceTokenizer(_load(path, field), path)
 
 
-def _load(path: Path) -> PreTrainedTokenizerFast:
+def _load(path: Path, field: str) -> PreTrainedTokenizerFast:
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
     try:
@@ -142,12 +144,12 @@ def _load(path: Path) -> PreTrainedTokenizerFast:
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise InputError(
-            f"tokenizer.tokenizer_model={str(path)!r} does not load: {reason}. It should "
+            f"{field}={str(path)!r} does not load: {reason}. It should "
             "hold tokenizer.json and tokenizer_config.json, as `save_pretrained` writes them"
         ) from error
     if not hf.is_fast:
         raise InputError(
-            f"tokenizer.tokenizer_model={str(path)!r} has no fast version: convert it with transformers "
+            f"{field}={str(path)!r} has no fast version: convert it with transformers "
             "(`AutoTokenizer.from_pretrained(DIR, use_fast=True).save_pretrained(OTHER)`) and use that folder"
         )
     return hf
