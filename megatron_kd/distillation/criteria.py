@@ -9,13 +9,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
+from torch.nn.modules.loss import _Loss  # the type ModelOpt asks of a criterion
 
 from megatron_kd.losses.agreement import vocab_parallel_argmax
 from megatron_kd.losses.divergence import vocab_parallel_divergence
 from megatron_kd.losses.hidden import cosine_loss
 
 
-class LogitsDivergence(nn.Module):
+class LogitsDivergence(_Loss):
     """KL(teacher || student) of the two output layers at a temperature. ModelOpt wants "Logits" in the name."""
 
     def __init__(self, *, temperature: float, group: ProcessGroup, vocab_size: int) -> None:
@@ -40,7 +41,7 @@ class LogitsDivergence(nn.Module):
         return (ids[0] == ids[1]).float()
 
 
-class HiddenCosine(nn.Module):
+class HiddenCosine(_Loss):
     """1 - cosine similarity of two layers' outputs; a student of another width is projected to the teacher's."""
 
     def __init__(self, projection: nn.Linear | None) -> None:

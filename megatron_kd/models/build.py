@@ -8,6 +8,12 @@ from functools import partial
 
 import torch
 import torch.nn.functional as F
+from megatron.core.tensor_parallel.layers import (
+    ColumnParallelLinear,
+    RowParallelLinear,
+    VocabParallelEmbedding,
+    set_tensor_model_parallel_attributes,
+)
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
@@ -102,7 +108,20 @@ def build_gpt(
         pg_collection=layout.groups,
     )
     model.true_vocab_size = vocab_size
+    _mark_tensor_parallel(model)
     model.to(layout.device)
     if seed is not None:
         randomise(model, seed=seed, std=provider.init_method_std, num_layers=provider.num_layers)
     return model
+
+
+def _mark_tensor_parallel(model: DistillableGPTModel) -> None:
+    """Mark the sharded weights. megatron-core does so while it initialises them, which it is told not to do.
+
+    Unmarked, a shard counts as a copy of tensor-parallel rank 0's, and drops out of the gradient norm.
+    """
+    for module in model.modules():
+        if isinstance(module, (ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding)):
+            weight = getattr(module, "weight", None)
+            if weight is not None and not hasattr(weight, "tensor_model_parallel"):
+                set_tensor_model_parallel_attributes(weight, True, int(isinstance(module, RowParallelLinear)), 1)

@@ -1,0 +1,90 @@
+"""Small runs for the tests: a config in one call, and what a run of it reports."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.sections import (
+    CheckpointConfig,
+    DatasetConfig,
+    DDPConfig,
+    LoggerConfig,
+    MixedPrecisionConfig,
+    OptimizerConfig,
+    SchedulerConfig,
+    TokenizerConfig,
+    TrainConfig,
+    ValidationConfig,
+)
+from megatron_kd.distillation.config import ModelOptDistillConfig
+from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.models.provider import GPTModelProvider
+
+VOCAB = 250  # not a multiple of 128: there is always padding
+
+STUDENT = GPTModelProvider(
+    num_layers=2, hidden_size=32, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=64,
+    seq_length=16, vocab_size=VOCAB, init="random",
+)  # fmt: skip
+TEACHER = replace(STUDENT, num_layers=4, hidden_size=48, ffn_hidden_size=96)
+
+
+def tiny_config(
+    run_dir: Path,
+    *,
+    tp: int = 1,
+    pp: int = 1,
+    sequence_parallel: bool = False,
+    micro_batch_size: int = 8,
+    iters: int = 5,
+    kd: dict[str, Any] | None = None,
+    student: dict[str, Any] | None = None,
+    teacher: dict[str, Any] | None = None,
+    distilled: bool = True,
+    precision: str = "fp32",
+    distributed_optimizer: bool = True,
+    **checkpoint: Any,
+) -> ConfigContainer:
+    """A run on mock data with a global batch of 8 sequences; a distillation unless `distilled` is false."""
+    layout: dict[str, Any] = {
+        "tensor_model_parallel_size": tp,
+        "pipeline_model_parallel_size": pp,
+        "sequence_parallel": sequence_parallel,
+    }
+    model = replace(STUDENT, **layout, **(student or {}))
+    if distilled:
+        model = GPTDistillationProvider.from_student(
+            model,
+            teacher=replace(TEACHER, **layout, **(teacher or {})),
+            kd_config=ModelOptDistillConfig(**(kd or {})),
+        )
+    return ConfigContainer(
+        model=model,
+        train=TrainConfig(train_iters=iters, global_batch_size=8, micro_batch_size=micro_batch_size),
+        validation=ValidationConfig(eval_interval=0, eval_iters=1),
+        optimizer=OptimizerConfig(lr=1e-2),
+        scheduler=SchedulerConfig(lr_decay_style="constant"),
+        ddp=DDPConfig(use_distributed_optimizer=distributed_optimizer),
+        dataset=DatasetConfig(mock=True),
+        tokenizer=TokenizerConfig(tokenizer_type="null", vocab_size=VOCAB),
+        checkpoint=CheckpointConfig(**{"save": False, **checkpoint}),
+        logger=LoggerConfig(run_dir=str(run_dir), tensorboard=False, progress="off"),
+        mixed_precision=MixedPrecisionConfig(precision=precision),  # type: ignore[arg-type]
+    )
+
+
+def train_and_read(cfg: ConfigContainer) -> list[dict[str, Any]]:
+    """On a rank: run `cfg`, and return the records of its metrics.jsonl (what rank 0 wrote)."""
+    from megatron_kd.training.train import train
+
+    train(cfg)
+    return read_metrics(Path(cfg.logger.run_dir))
+
+
+def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
+    """The records of a run's metrics.jsonl."""
+    return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
