@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 # Ends of a document, by the name model families give it; asked for where a bare tokenizer.json does not say.
 _EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>")
+_CONVERT = "write a fast tokenizer with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(OTHER_DIR)"
 
 
 class Tokenizer(Protocol):
@@ -125,12 +126,11 @@ def load_huggingface(path: str | Path, field: str = "tokenizer.tokenizer_model")
             f"{field}={str(path)!r} is neither a folder nor a file. Tokenizers are read from disk "
             "only: run `make corpus` for the demo's, or fetch one first (`hf download NAME --local-dir DIR`)"
         )
-    if path.is_file():
-        _check_json(path)
-        if (path.parent / "tokenizer_config.json").is_file() and path.name == "tokenizer.json":
-            path = path.parent  # it says which token ends a document
-    elif (path / "tokenizer.json").is_file():
-        _check_json(path / "tokenizer.json")
+    file = path / "tokenizer.json" if path.is_dir() else path
+    _check_json(file, field)
+    # A tokenizer_config.json says which token ends a document; without one the file alone has to do.
+    configured = file.name == "tokenizer.json" and (file.parent / "tokenizer_config.json").is_file()
+    path = file.parent if configured else file
     return HuggingFaceTokenizer(_load(path, field), path)
 
 
@@ -143,26 +143,22 @@ def _load(path: Path, field: str) -> PreTrainedTokenizerFast:
         hf = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
         reason = str(error).strip().partition("\n")[0]
-        raise InputError(
-            f"{field}={str(path)!r} does not load: {reason}. It should "
-            "hold tokenizer.json and tokenizer_config.json, as `save_pretrained` writes them"
-        ) from error
+        raise InputError(f"{field}={str(path)!r} does not load: {reason}: {_CONVERT}") from error
     if not hf.is_fast:
-        raise InputError(
-            f"{field}={str(path)!r} has no fast version: convert it with transformers "
-            "(`AutoTokenizer.from_pretrained(DIR, use_fast=True).save_pretrained(OTHER)`) and use that folder"
-        )
+        raise InputError(f"{field}={str(path)!r} has no fast version: {_CONVERT}")
     return hf
 
 
-def _check_json(path: Path) -> None:
+def _check_json(path: Path, field: str) -> None:
     # The Rust library reports a broken file as a bare Exception, so what can be known is known before it is asked.
     try:
-        ok = "model" in json.loads(path.read_text(encoding="utf-8"))
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise InputError(f"{field}: there is no {str(path)!r}: {_CONVERT}") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"tokenizer file {str(path)!r} is not readable JSON ({error}): copy it again") from error
-    if not ok:
-        raise InputError(f"tokenizer file {str(path)!r} has no `model`: it is not a tokenizer.json")
+        raise InputError(f"{field}: {str(path)!r} is not readable JSON ({error}): copy it again") from error
+    if not isinstance(value, dict) or "model" not in value:
+        raise InputError(f"{field}: {str(path)!r} has no `model`: it is not a tokenizer.json")
 
 
 def _eos_id(hf: PreTrainedTokenizerFast, source: Path) -> int:
