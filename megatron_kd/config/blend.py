@@ -25,12 +25,19 @@ def parse_blend(items: Sequence[str | float]) -> Blend:
     """
     if not items:
         raise ConfigError(["is empty; list at least one data prefix"])
-    if all(isinstance(item, str) for item in items):
+    numbers = [_number(item) for item in items]
+    if all(number is None for number in numbers):
         return Blend([str(item) for item in items], None)
-    weights, prefixes = items[::2], items[1::2]
-    if len(items) % 2 or any(isinstance(w, str) for w in weights) or not all(isinstance(p, str) for p in prefixes):
+    weights, prefixes = [number for number in numbers[::2] if number is not None], items[1::2]
+    if len(weights) * 2 != len(items) or any(number is not None for number in numbers[1::2]):
         raise ConfigError(["must list prefixes, or a weight before every prefix: [0.7, data/a, 0.3, data/b]"])
-    numbers = [float(weight) for weight in weights]
-    if not all(math.isfinite(number) and number > 0 for number in numbers):
+    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
         raise ConfigError(["has weights that are not greater than 0; leave such data out"])
-    return Blend([str(prefix) for prefix in prefixes], numbers)
+    return Blend([str(prefix) for prefix in prefixes], weights)
+
+
+def _number(item: str | float) -> float | None:
+    try:
+        return float(item)
+    except ValueError:
+        return None

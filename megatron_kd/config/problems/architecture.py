@@ -46,8 +46,8 @@ def _rotary(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iterato
                 f"scales rotary embeddings only; set {name}.rope_scaling=false or {name}.position_embedding_type=rope",
             )
         return
-    if model.num_attention_heads < 1 or model.hidden_size < 1:
-        return
+    if model.kv_channels is None and (model.num_attention_heads < 1 or model.hidden_size % model.num_attention_heads):
+        return  # said already
     width = model.kv_channels or model.hidden_size // model.num_attention_heads
     if int(width * model.rotary_percent) % 2:
         fields = f"{name}.kv_channels" if model.kv_channels else f"{name}.hidden_size {name}.num_attention_heads"

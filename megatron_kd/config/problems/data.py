@@ -66,7 +66,7 @@ def _blend(cfg: ConfigContainer, name: str) -> Iterator[str]:
         elif missing:
             yield (
                 f"{name}: {' and '.join(missing)} not found; make them with `megatron-kd preprocess --input TEXT "
-                f"--output-prefix {prefix} --tokenizer DIR`"
+                f"--output-prefix {prefix} --tokenizer DIR` (those of the tiny recipes with `make corpus`)"
             )
 
 
@@ -104,19 +104,22 @@ def _validation_data(cfg: ConfigContainer) -> Iterator[str]:
 
 
 def _tokenizer(cfg: ConfigContainer) -> Iterator[str]:
-    tokenizer = cfg.tokenizer
-    if tokenizer.tokenizer_type == "null":
-        if tokenizer.vocab_size is None:
-            yield line(cfg, "tokenizer.tokenizer_type tokenizer.vocab_size", "set tokenizer.vocab_size to its size")
-        return
-    if tokenizer.tokenizer_model is not None and not os.path.exists(tokenizer.tokenizer_model):
-        why = "there is no such folder or file; download the tokenizer first, names of hubs are not looked up"
+    model, kind = cfg.tokenizer.tokenizer_model, cfg.tokenizer.tokenizer_type
+    if kind == "huggingface" and model is not None and not os.path.exists(model):
+        why = (
+            "there is no such folder or file; download it first (`hf download NAME --local-dir DIR`; hub names are not "
+            "looked up), or make the tiny recipes' with `make corpus`"
+        )
         yield line(cfg, "tokenizer.tokenizer_model", why)
-    if tokenizer.tokenizer_model is not None:
+    named = kind == "huggingface" and model is not None
+    if named or (cfg.dataset.mock and true_vocab_size(cfg) is not None):
         return
-    if not cfg.dataset.mock:
+    if cfg.dataset.mock:
+        why = "made-up tokens need a vocabulary size; set model.vocab_size"
+        yield line(cfg, "dataset.mock model.vocab_size", why)
+    elif kind == "huggingface":
         why = "set it to the tokenizer's folder or tokenizer.json, the one the data was made with"
         yield line(cfg, "tokenizer.tokenizer_model", why)
-    elif true_vocab_size(cfg) is None:
-        why = "made-up tokens need a vocabulary size; set model.vocab_size, or tokenizer.tokenizer_type=null and "
-        yield line(cfg, "dataset.mock model.vocab_size", why + "tokenizer.vocab_size")
+    elif cfg.tokenizer.vocab_size is None:
+        why = "the null tokenizer needs the number of ids in the data; set tokenizer.vocab_size"
+        yield line(cfg, "tokenizer.tokenizer_type tokenizer.vocab_size", why)

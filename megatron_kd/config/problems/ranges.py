@@ -23,6 +23,7 @@ POSITIVE = Rule(lambda v: v > 0, "must be greater than 0")
 NOT_NEGATIVE = Rule(lambda v: v >= 0, "must be 0 or greater")
 FRACTION = Rule(lambda v: 0 <= v < 1, "must be at least 0 and less than 1")
 SEED = Rule(lambda v: 0 <= v < 2**31, "must be at least 0 and less than 2^31")
+TWO_OR_MORE = Rule(lambda v: v >= 2, "must be 2 or greater")
 OF_HEAD = Rule(lambda v: 0 < v <= 1, "must be greater than 0 and at most 1")
 
 MODEL_RULES: dict[str, Rule] = {
@@ -79,7 +80,7 @@ SECTION_RULES: dict[str, Rule] = {
     "ddp.bucket_size": POSITIVE,
     "dataset.random_seed": SEED,
     "dataset.num_workers": NOT_NEGATIVE,
-    "tokenizer.vocab_size": POSITIVE,
+    "tokenizer.vocab_size": TWO_OR_MORE,
     "checkpoint.save_interval": POSITIVE,
     "checkpoint.most_recent_k": POSITIVE,
     "checkpoint.resume": NOT_NEGATIVE,

@@ -71,9 +71,8 @@ def output_problems(cfg: ConfigContainer) -> Iterator[str]:
     elif not os.access(there, os.W_OK | os.X_OK):
         yield line(cfg, "logger.run_dir", f"{there} cannot be written; name another place")
     resume = cfg.checkpoint.resume
-    if isinstance(resume, int) and resume > 0:
+    if isinstance(resume, int) and resume >= 0:
         step = run_dir / "checkpoints" / f"iter_{resume:07d}"
         if not step.is_dir():
-            yield line(
-                cfg, "checkpoint.resume", f"{step} is not there; set checkpoint.resume=auto for the newest, or never"
-            )
+            why = f"{step} is not there; set checkpoint.resume=auto for the newest, or never to start anew"
+            yield line(cfg, "checkpoint.resume", why)

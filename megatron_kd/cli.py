@@ -1,0 +1,90 @@
+"""The console command `megatron-kd`.
+
+    megatron-kd validate recipes/tiny/distill_tiny.py --world-size 2 model.tensor_model_parallel_size=2
+    megatron-kd ls
+    megatron-kd preprocess --input corpus.jsonl --output-prefix data/corpus --tokenizer data/tokenizer
+
+Nothing here imports torch: a command that needs it imports its own module when it is called.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import sys
+from collections.abc import Sequence
+
+from megatron_kd.config.recipe_files import list_recipes, load_recipe, recipes_folder
+from megatron_kd.config.resolve import load_config
+from megatron_kd.config.yaml_io import dump_config
+from megatron_kd.errors import ConfigError, MegatronKDError
+
+# Commands with a module of their own, which has `add_arguments(parser)` and `run(args) -> int`.
+_MODULES = {
+    "preprocess": ("megatron_kd.data.preprocess", "turn text into tokenised .bin/.idx files"),
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command in `argv` (default: the process's own).
+
+    Returns:
+        The exit code: 0, or that of the error, which is told in plain lines on stderr.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    parser = _parser(command=next((word for word in argv if not word.startswith("-")), None))
+    args, rest = parser.parse_known_args(argv)
+    if rest and args.command != "validate":
+        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    try:
+        if args.command == "validate":
+            return _validate(args, rest)
+        if args.command == "ls":
+            return _ls()
+        code: int = importlib.import_module(_MODULES[args.command][0]).run(args)
+        return code
+    except MegatronKDError as error:
+        for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+
+
+def _parser(command: str | None) -> argparse.ArgumentParser:
+    """The parser, with the arguments of `command` alone where they come from a module that is slow to import."""
+    parser = argparse.ArgumentParser(prog="megatron-kd", description="Knowledge distillation on Megatron-core.")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    validate = commands.add_parser(
+        "validate",
+        allow_abbrev=False,
+        help="check a recipe with its overrides and print the resolved configuration",
+        usage="megatron-kd validate RECIPE [--config-file FILE] [--world-size N] [section.field=value ...]",
+    )
+    validate.add_argument("recipe", metavar="RECIPE", help="path of a recipe script, such as `ls` lists")
+    validate.add_argument("--config-file", action="append", default=[], metavar="FILE", help="YAML over the recipe")
+    validate.add_argument("--world-size", type=int, metavar="N", help="ranks (WORLD_SIZE, else unknown)")
+    commands.add_parser("ls", help="list the recipes")
+    for name, (module, summary) in _MODULES.items():
+        subparser = commands.add_parser(name, help=summary, allow_abbrev=False)
+        if name == command:
+            importlib.import_module(module).add_arguments(subparser)
+    return parser
+
+
+def _validate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
+    if args.world_size is not None and args.world_size < 1:
+        raise ConfigError([f"--world-size {args.world_size}: must be 1 or more"])
+    files = [word for name in args.config_file for word in ("--config-file", name)]
+    print(dump_config(load_config(load_recipe(args.recipe), [*files, *overrides], args.world_size)), end="")
+    return 0
+
+
+def _ls() -> int:
+    recipes = list_recipes(recipes_folder())
+    width = max((len(str(path)) for path, _ in recipes), default=0)
+    for path, summary in recipes:
+        print(f"{path!s:<{width}}  {summary}".rstrip())
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,17 @@
+"""A small distillation on made-up data, for the tests: its name has a dash, as recipes' names do."""
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.sections import DatasetConfig, TrainConfig
+from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.models.provider import GPTModelProvider
+
+
+def recipe() -> ConfigContainer:
+    """Two models of 8 heads that differ in depth and width."""
+    teacher = GPTModelProvider(num_layers=8, hidden_size=128, num_attention_heads=8, vocab_size=1000, init="random")
+    student = GPTModelProvider(num_layers=4, hidden_size=64, num_attention_heads=8, vocab_size=1000, init="random")
+    return ConfigContainer(
+        model=GPTDistillationProvider.from_student(student, teacher=teacher),
+        train=TrainConfig(global_batch_size=8, micro_batch_size=2),
+        dataset=DatasetConfig(mock=True),
+    )
