@@ -147,6 +147,6 @@ def _complete_manifest(output: Path, wanted: dict[str, Any]) -> dict[str, Any] |
     try:
         manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
         complete = wanted.items() <= manifest.items() and manifest["files"] == _sizes(output)
-    except (FileNotFoundError, ValueError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError, AttributeError):
         return None
     return manifest if complete else None
