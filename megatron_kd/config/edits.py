@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
 
@@ -88,41 +88,40 @@ def apply_edits(flat: dict[Path, Any], edits: Iterable[Edit], schema: Schema) ->
     return problems
 
 
-def _leaf_edits(edit: Edit, schema: Schema, problems: list[str]) -> list[Edit]:
+def _leaf_edits(edit: Edit, schema: Schema, problems: list[str]) -> Iterator[Edit]:
     """Cut an edit into edits of single fields, appending what is wrong with it to `problems`."""
     path, value, source = edit.path, edit.value, edit.source
     if path in schema.leaves:
-        return [Edit(path, schema.defaults[path] if value is RESET else value, source)]
-    if path not in schema.sections:
+        yield Edit(path, schema.defaults[path] if value is RESET else value, source)
+    elif path not in schema.sections:
         problems.append(unknown_key(path, schema) + source.at(path))
-        return []
-    if value is RESET:
+    elif value is RESET:
         inside = [leaf for leaf in schema.leaves if leaf[: len(path)] == path]
-        return [Edit(leaf, schema.defaults[leaf], source) for leaf in inside]
-    if path == KD_CONFIG and isinstance(value, str):
-        return _kd_file_leaves(value, schema, problems)
-    if not isinstance(value, dict):
+        yield from (Edit(leaf, schema.defaults[leaf], source) for leaf in inside)
+    elif path == KD_CONFIG and isinstance(value, str):
+        yield from _kd_file_leaves(value, schema, problems)
+    elif isinstance(value, dict):
+        for key, item in value.items():
+            yield from _leaf_edits(Edit((*path, str(key)), item, source), schema, problems)
+    else:
         hint = " or the name of a YAML file" if path == KD_CONFIG else ""
         problems.append(f"{dotted(path)}={show(value)}: is a section, so must be a mapping{hint}{source.at(path)}")
-        return []
-    items = [Edit((*path, str(key)), item, source) for key, item in value.items()]
-    return [leaf for item in items for leaf in _leaf_edits(item, schema, problems)]
 
 
-def _kd_file_leaves(name: str, schema: Schema, problems: list[str]) -> list[Edit]:
+def _kd_file_leaves(name: str, schema: Schema, problems: list[str]) -> Iterator[Edit]:
     try:
         document = read_document(name)
     except ConfigError as error:
         problems.extend(f"model.kd_config={name}: {problem}" for problem in error.problems)
-        return []
+        return
     sections = [key for key in document.data if key in _names(ConfigContainer)]
     if sections:
         problems.append(
             f"model.kd_config={name}: must hold fields of model.kd_config only, but names sections "
             f"({', '.join(sections)}); give it as --config-file {name}"
         )
-        return []
-    return _leaf_edits(kd_file_edit(document), schema, problems)
+        return
+    yield from _leaf_edits(kd_file_edit(document), schema, problems)
 
 
 def _names(cls: type) -> set[str]:

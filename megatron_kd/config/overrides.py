@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Override, OverrideType, QuotedString, Sweep
+from hydra.core.override_parser.types import Glob, Override, OverrideType, QuotedString, Sweep
 from hydra.errors import HydraException
 
 from megatron_kd.config.document import Document, read_document
@@ -99,6 +99,8 @@ def parse_override(text: str) -> tuple[Edit | None, str | None]:
 
 def _refused(override: Override) -> str | None:
     """Why an override that Hydra's grammar accepts has no meaning here, or None."""
+    if not override.key_or_group:
+        return "names no field; write section.field=value"
     if override.package is not None:
         return "Hydra's packages (@) have no meaning here; write section.field=value"
     if override.type is OverrideType.DEL:
@@ -114,7 +116,7 @@ def _refused(override: Override) -> str | None:
 def _holds_sweep(value: Any) -> bool:
     if isinstance(value, dict | list):
         return any(map(_holds_sweep, value.values() if isinstance(value, dict) else value))
-    return isinstance(value, Sweep)
+    return isinstance(value, Sweep | Glob)
 
 
 def _plain(value: Any) -> Any:

@@ -170,9 +170,10 @@ def describe(annotation: Any) -> str:
 def _cure(annotation: Any, value: Any) -> str:
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     choices = [str(arg) for member in members if get_origin(member) is Literal for arg in get_args(member)]
-    near = difflib.get_close_matches(value, choices, n=1) if isinstance(value, str) else []
+    by_lower = {choice.lower(): choice for choice in choices}
+    near = difflib.get_close_matches(value.lower(), by_lower, n=1) if isinstance(value, str) else []
     if near:
-        return f"; did you mean {near[0]}?"
+        return f"; did you mean {by_lower[near[0]]}?"
     if isinstance(value, str) and _fits_unquoted(members, value):
         return "; leave out the quotes"
     if isinstance(value, float) and int in members and value.is_integer():
@@ -228,7 +229,8 @@ def nearest_key(path: Path, schema: Schema) -> str | None:
     near = difflib.get_close_matches(path[-1], leaves, n=1, cutoff=0.75)
     if near:
         return leaves[near[0]]
-    near = difflib.get_close_matches(name, known, n=1, cutoff=0.7)
+    elsewhere = [other for other, key in known.items() if path[: len(key)] != key]
+    near = difflib.get_close_matches(name, elsewhere, n=1, cutoff=0.7)
     return near[0] if near else None
 
 
