@@ -83,8 +83,8 @@ def test_more_samples_than_data_are_further_epochs(write_tokens: WriteTokens) ->
 def test_a_blend_is_by_weight_or_by_tokens(
     write_tokens: WriteTokens, tmp_path: Path, weights: tuple[float, float] | None, share: float
 ) -> None:
-    prefixes = [write_tokens("a", _documents(0, 20)), write_tokens("b", _documents(50, 20))]
-    blend = prefixes if weights is None else [weights[0], prefixes[0], weights[1], prefixes[1]]
+    a, b = write_tokens("a", _documents(0, 20)), write_tokens("b", _documents(50, 20))
+    blend: list[str | float] = [a, b] if weights is None else [weights[0], a, weights[1], b]
     dataset = _train(DatasetConfig(data_path=blend, path_to_cache=str(tmp_path / "cache")), samples=400)
     from_a = sum(bool((dataset[index]["tokens"] < 50).any()) for index in range(400))
     assert abs(from_a / 400 - share) < 0.01
@@ -133,8 +133,8 @@ def _tokens_on_this_rank(cfg: DatasetConfig) -> list[list[int]]:
 
 @pytest.mark.parametrize("blended", [False, True])
 def test_two_ranks_build_the_same_data(write_tokens: WriteTokens, tmp_path: Path, blended: bool) -> None:
-    prefixes = [write_tokens(name, _documents(20 * number, 20)) for number, name in enumerate("ab")]
-    data_path = [0.5, prefixes[0], 0.5, prefixes[1]] if blended else [prefixes[0]]
+    a, b = write_tokens("a", _documents(0, 20)), write_tokens("b", _documents(20, 20))
+    data_path: list[str | float] = [0.5, a, 0.5, b] if blended else [a]
     cfg = DatasetConfig(data_path=data_path, split="70,30,0", path_to_cache=str(tmp_path / "cache"))
     first, second = run_ranks(2, _tokens_on_this_rank, cfg)
     assert first == second == _tokens_on_this_rank(cfg)

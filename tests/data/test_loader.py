@@ -18,9 +18,18 @@ def dataset() -> MockDataset:
     return MockDataset(vocab_size=50, seq_length=8, num_samples=GLOBAL_BATCH * STEPS + 5, seed=3)
 
 
-def _read(dataset: MockDataset, rank: int = 0, size: int = 1, micro: int = 4, **kwargs: int) -> list[Batch]:
-    kwargs = {"start_step": 0, "global_batch_size": GLOBAL_BATCH, **kwargs}
-    batches = micro_batches(dataset, micro_batch_size=micro, data_parallel_rank=rank, data_parallel_size=size, **kwargs)
+def _read(
+    dataset: MockDataset, rank: int = 0, size: int = 1, micro: int = 4, start_step: int = 0, num_workers: int = 0
+) -> list[Batch]:
+    batches = micro_batches(
+        dataset,
+        start_step=start_step,
+        global_batch_size=GLOBAL_BATCH,
+        micro_batch_size=micro,
+        data_parallel_rank=rank,
+        data_parallel_size=size,
+        num_workers=num_workers,
+    )
     return list(batches)
 
 
