@@ -12,7 +12,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_kd.errors import InputError, NumericalFault
+from megatron_kd.errors import InputError
+from megatron_kd.losses.checks import finite, known_labels, require
 from megatron_kd.losses.shard import VocabShard, compute_dtype
 from megatron_kd.losses.tiles import default_chunk_tokens, tiles
 
@@ -61,10 +62,13 @@ class _CrossEntropy(torch.autograd.Function):
         dtype = compute_dtype(logits_NV)
         stats_3N = torch.empty(3, len(logits_NV), dtype=torch.float64, device=logits_NV.device)
         for rows in tiles(len(logits_NV), chunk):
-            tile_CV = logits_NV[rows, : shard.width].to(dtype)
-            stats_3N[:, rows] = label_statistics(tile_CV, label_N[rows], shard)
-        lse_N, picked_N, holders_N = combine_label_statistics(shard.gather(stats_3N))
-        check_labels(lse_N, holders_N, keep_N, shard.vocab_size)
+            tile_CV = logits_NV[rows, : shard.width]
+            max_C, sum_C = exponentials_(tile_CV.to(dtype, copy=True))
+            stats_3N[0, rows] = sum_C.double().log_().add_(max_C)
+            stats_3N[1:, rows] = picked_statistics(tile_CV, label_N[rows], shard)
+        stats_R3N = shard.gather(stats_3N)
+        lse_N, (picked_N, holders_N) = torch.logsumexp(stats_R3N[:, 0], dim=0), stats_R3N[:, 1:].sum(0)
+        require(finite(lse_N, "the student logits are"), known_labels(holders_N, keep_N, shard.vocab_size))
         ctx.save_for_backward(logits_NV, label_N, keep_N, lse_N)
         ctx.shard, ctx.chunk = shard, chunk
         return torch.where(keep_N, lse_N - picked_N, 0.0).to(dtype)
@@ -84,23 +88,23 @@ class _CrossEntropy(torch.autograd.Function):
         return out_NV, None, None, None, None
 
 
-def label_statistics(logits_CV: Tensor, label_C: Tensor, shard: VocabShard) -> Tensor:
-    """This shard's log-sum-exp, its logit at the label (0 if elsewhere), and whether it holds the label: [3, C]."""
-    stats_3C = torch.zeros(3, len(logits_CV), dtype=torch.float64, device=logits_CV.device)
-    if shard.width == 0:
-        stats_3C[0] = -torch.inf
-        return stats_3C
-    local_C1, mine_C = _local_labels(label_C, shard)
+def exponentials_(logits_CV: Tensor) -> tuple[Tensor, Tensor]:
+    """Overwrite logits with exp(logits - max) over this shard; return max and sum, [C]. No slots give 0 and 0."""
+    if logits_CV.shape[-1] == 0:
+        nothing_C = logits_CV.new_zeros(len(logits_CV))
+        return nothing_C, nothing_C
     max_C1 = logits_CV.amax(-1, keepdim=True)
-    stats_3C[0] = (logits_CV - max_C1).exp_().sum(-1).double().log_().add_(max_C1.squeeze(-1))
-    stats_3C[1] = torch.where(mine_C, logits_CV.gather(-1, local_C1).squeeze(-1), 0.0)
-    stats_3C[2] = mine_C
-    return stats_3C
+    return max_C1.squeeze(-1), logits_CV.sub_(max_C1).exp_().sum(-1)
 
 
-def combine_label_statistics(stats_R3N: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Global log-sum-exp, logit at the label, and the number of shards that hold the label (1 if it is an id), [N]."""
-    return torch.logsumexp(stats_R3N[:, 0], dim=0), stats_R3N[:, 1].sum(0), stats_R3N[:, 2].sum(0)
+def picked_statistics(logits_CV: Tensor, label_C: Tensor, shard: VocabShard) -> Tensor:
+    """This shard's logit at the label (0 if elsewhere), and whether it holds the label: [2, C] of float64."""
+    stats_2C = torch.zeros(2, len(logits_CV), dtype=torch.float64, device=logits_CV.device)
+    if shard.width:
+        local_C1, mine_C = _local_labels(label_C, shard)
+        stats_2C[0] = torch.where(mine_C, logits_CV.gather(-1, local_C1).squeeze(-1), 0.0)
+        stats_2C[1] = mine_C
+    return stats_2C
 
 
 def subtract_at_labels_(prob_CV: Tensor, label_C: Tensor, shard: VocabShard) -> Tensor:
@@ -109,20 +113,6 @@ def subtract_at_labels_(prob_CV: Tensor, label_C: Tensor, shard: VocabShard) -> 
         local_C1, mine_C = _local_labels(label_C, shard)
         prob_CV.scatter_add_(-1, local_C1, -mine_C[:, None].to(prob_CV.dtype))
     return prob_CV
-
-
-def check_labels(lse_N: Tensor, holders_N: Tensor, keep_N: Tensor, vocab_size: int) -> None:
-    """Raise if logits are not finite or a kept label is no id; one host sync.
-
-    Raises:
-        InputError: naming the vocabulary size.
-        NumericalFault: if a log-sum-exp is not finite.
-    """
-    finite, known = torch.stack((torch.isfinite(lse_N).all(), ((holders_N == 1) | ~keep_N).all())).tolist()
-    if not finite:
-        raise NumericalFault("the student logits are not finite: look at the inputs, learning rate and loss scale")
-    if not known:
-        raise InputError(f"a label is outside [0, {vocab_size}) and is not the ignored label")
 
 
 def _local_labels(label_C: Tensor, shard: VocabShard) -> tuple[Tensor, Tensor]:

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_kd.errors import InputError, NumericalFault
+from megatron_kd.errors import InputError
+from megatron_kd.losses.checks import finite_divergence, require
 from megatron_kd.losses.kinds import Kind, make_kind
 from megatron_kd.losses.shard import VocabShard, compute_dtype
 from megatron_kd.losses.tiles import Normalisers, Tile, combine, default_chunk_tokens, tiles
@@ -101,8 +102,9 @@ class _Divergence(torch.autograd.Function):
         dtype = compute_dtype(student_NV)
         tile = Tile(chunk, shard.width, dtype, student_NV.device)
         args = (student_NV[:, : shard.width], teacher_NV[:, : shard.width], kind, inv_temperature, shard, tile)
-        norms = _statistics(*args) if kind.expectation_under else _two_pass_statistics(*args)
-        check_finite(norms)
+        two_passes = _two_pass_statistics if shard.world > 1 else _unsharded_statistics
+        norms = _statistics(*args) if kind.expectation_under else two_passes(*args)
+        require(*finite_divergence(norms.student_lse, norms.teacher_lse, norms.value))
         ctx.save_for_backward(student_NV, teacher_NV, *norms)
         ctx.kind, ctx.inv_temperature, ctx.scale, ctx.shard, ctx.chunk = kind, inv_temperature, scale, shard, chunk
         return (norms.value * scale).to(dtype)
@@ -155,16 +157,14 @@ def _two_pass_statistics(
     return norms._replace(value=sums_2N[0], slope=sums_2N[1])
 
 
-def check_finite(norms: Normalisers) -> None:
-    """Raise if any token's statistics are not finite, naming the model; one host sync.
-
-    Raises:
-        NumericalFault: naming whose logits are not finite.
-    """
-    finite = [torch.isfinite(t).all() for t in (norms.student_lse, norms.teacher_lse, norms.value)]
-    student, teacher, value = torch.stack(finite).tolist()
-    if student and teacher and value:
-        return
-    models = [name for name, ok in (("student", student), ("teacher", teacher)) if not ok]
-    what = f"the {' and '.join(models)} logits" if models else "the divergence (are there infinite logits?)"
-    raise NumericalFault(f"{what} are not finite: look at the step's inputs, learning rate and loss scale")
+def _unsharded_statistics(
+    student_NV: Tensor, teacher_NV: Tensor, kind: Kind, inv_temperature: float, shard: VocabShard, tile: Tile
+) -> Normalisers:
+    """The same in one pass, where a tile's normalisers need no other rank."""
+    norms_4N = torch.empty(4, len(student_NV), dtype=torch.float64, device=student_NV.device)
+    for rows in tiles(len(student_NV), tile.capacity):
+        stats_3C = tile.load(student_NV[rows], teacher_NV[rows], inv_temperature, kind)
+        norms = combine(stats_3C[None], kind)
+        norms_4N[0, rows], norms_4N[1, rows] = norms.student_lse, norms.teacher_lse
+        norms_4N[2, rows], norms_4N[3, rows] = kind.sums(tile.renormalise(norms))
+    return Normalisers(*norms_4N)

@@ -44,7 +44,7 @@ class Probabilities(NamedTuple):
 
 
 class Kind:
-    """A divergence. Subclasses are stateless; `sums` and `gradient_` may overwrite the tensors they are given."""
+    """A divergence. Subclasses hold no state of a call; `gradient_` may overwrite the tensors it is given."""
 
     expectation_under: Literal["teacher", "student", None] = None
     """Set by the KLs: D is then an expectation of a logit difference plus a difference of normalisers, and shards

@@ -54,12 +54,12 @@ class Tile:
         self.tokens = 0
 
     def load(self, student_CV: Tensor, teacher_CV: Tensor, inv_temperature: float, kind: Kind) -> Tensor:
-        """Load logits, and return this shard's statistics, [3, C]: two log-sum-exps, one expectation (0 if unused)."""
+        """Load logits, and return this shard's statistics, [3, C]: two log-sum-exps, E[log p - log q] (0 if unused)."""
         self.tokens = student_CV.shape[0]
         stats_3C = torch.zeros(3, self.tokens, dtype=torch.float64, device=student_CV.device)
         if self.width == 0:
             stats_3C[:2] = -torch.inf
-            self._max_2C = stats_3C[:2]
+            self._max_2C = torch.zeros_like(stats_3C[:2])
             return stats_3C
         log_q, log_p, q, p = self._views()
         max_q_C = _exponentials(student_CV, inv_temperature, log_q, q)
@@ -67,13 +67,22 @@ class Tile:
         self._max_2C = torch.stack((max_q_C, max_p_C))
         sums_2C = torch.stack((q.sum(-1), p.sum(-1))).double()
         torch.add(self._max_2C, sums_2C.log(), out=stats_3C[:2])
-        if kind.expectation_under == "teacher":
-            moment_C = log_p.sub_(log_q).mul_(p).sum(-1) / sums_2C[1]
+        ratio_CV = log_p.sub_(log_q)
+        if kind.expectation_under is not None:
+            side = 1 if kind.expectation_under == "teacher" else 0
+            moment_C = torch.mul(ratio_CV, (q, p)[side], out=log_q).sum(-1) / sums_2C[side]
             stats_3C[2] = moment_C + (max_p_C - max_q_C)
-        elif kind.expectation_under == "student":
-            moment_C = log_q.sub_(log_p).mul_(q).sum(-1) / sums_2C[0]
-            stats_3C[2] = moment_C + (max_q_C - max_p_C)
         return stats_3C
+
+    def renormalise(self, norms: Normalisers, with_ratio: bool = True) -> Probabilities:
+        """Both models' probabilities of the tile loaded last, without another exponential an element."""
+        _, log_p, q, p = self._views()
+        dtype = q.dtype
+        shift_2C = self._max_2C - torch.stack((norms.student_lse, norms.teacher_lse))
+        factor_2C1 = shift_2C.exp().to(dtype)[..., None]
+        q.mul_(factor_2C1[0])
+        p.mul_(factor_2C1[1])
+        return Probabilities(q, p, log_p.add_((shift_2C[1] - shift_2C[0]).to(dtype)[:, None]) if with_ratio else None)
 
     def normalise(
         self,
@@ -122,11 +131,10 @@ def combine(stats_RKC: Tensor, kind: Kind) -> Normalisers:
     lse_R2C, moment_RC = stats_RKC[:, :2], stats_RKC[:, 2]
     lse_2C = torch.logsumexp(lse_R2C, dim=0)
     student_lse_C, teacher_lse_C = lse_2C[0], lse_2C[1]
-    side = {"student": 0, "teacher": 1}.get(kind.expectation_under or "")
-    if side is None:
+    if kind.expectation_under is None:
         nothing_C = torch.zeros_like(student_lse_C)
         return Normalisers(student_lse_C, teacher_lse_C, nothing_C, nothing_C)
-    difference_C = student_lse_C - teacher_lse_C
-    value_C = (torch.exp(lse_R2C[:, side] - lse_2C[side]) * moment_RC).sum(0)
-    value_C = value_C + (difference_C if side == 1 else -difference_C)
+    side = 1 if kind.expectation_under == "teacher" else 0
+    ratio_C = (torch.exp(lse_R2C[:, side] - lse_2C[side]) * moment_RC).sum(0) + (student_lse_C - teacher_lse_C)
+    value_C = ratio_C if side == 1 else -ratio_C
     return Normalisers(student_lse_C, teacher_lse_C, value_C, value_C)

@@ -1,0 +1,158 @@
+"""Losses of one tile of logits that exists only for a moment, and their gradient written over the student's logits.
+
+Divergence, language-model loss and top-1 agreement read the same logits; their row statistics travel in one
+collective a tile (two for kinds that are not a KL).
+
+Shapes: N tokens, C tokens of a tile, V vocabulary (the logical size, also on a shard), R ranks, K statistics.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from megatron_kd.losses.agreement import combine_argmax, local_argmax
+from megatron_kd.losses.cross_entropy import exponentials_, picked_statistics, subtract_at_labels_
+from megatron_kd.losses.kinds import Kind, Probabilities
+from megatron_kd.losses.shard import VocabShard
+from megatron_kd.losses.tiles import Normalisers, Tile, combine
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What is computed for a token, and over which ids.
+
+    Attributes:
+        kind: the divergence.
+        inv_temperature: 1 / T, of the divergence only.
+        temperature_factor: T^2 or 1, of the divergence.
+        shared: the ids that teacher and student share, over which the divergence is taken.
+        student: the student's own ids, over which the language-model loss is taken; they include `shared`.
+    """
+
+    kind: Kind
+    inv_temperature: float
+    temperature_factor: float
+    shared: VocabShard
+    student: VocabShard
+
+    @property
+    def one_softmax(self) -> bool:
+        """Whether both losses read the same softmax of the student."""
+        return self.inv_temperature == 1 and self.shared == self.student
+
+
+class Labels(NamedTuple):
+    """Label ids, and which tokens have one that counts; [N] each."""
+
+    ids: Tensor
+    keep: Tensor
+
+
+class TokenInputs(NamedTuple):
+    """Factors of both losses in the total, [N]; labels, None without an LM loss."""
+
+    kd_factor: Tensor
+    lm_factor: Tensor
+    labels: Labels | None
+
+
+class TokenOutputs:
+    """Per-token results, float64 [N]; what is not asked for stays zero. `holders` counts shards that hold the label."""
+
+    def __init__(self, tokens: int, device: torch.device):
+        rows = torch.zeros(7, tokens, dtype=torch.float64, device=device)
+        self.divergence, self.student_lse, self.teacher_lse, self.lm, self.lm_lse, self.holders, self.agreement = rows
+
+
+class TileLosses:
+    """Computes tiles of up to `tokens` tokens in buffers of its own, and collects their per-token results."""
+
+    def __init__(self, terms: Terms, inputs: TokenInputs, tokens: int, dtype: torch.dtype, agreement: bool = False):
+        self.terms, self.inputs, self.capacity = terms, inputs, tokens
+        device = inputs.kd_factor.device
+        self.outputs = TokenOutputs(len(inputs.kd_factor), device)
+        self._agreement = agreement
+        self._tile = Tile(tokens, terms.shared.width, dtype, device)
+        self._lm = torch.empty(
+            tokens, terms.student.width if inputs.labels is not None else 0, dtype=dtype, device=device
+        )
+
+    def run(self, student_CV: Tensor, teacher_CV: Tensor, rows: slice, with_gradient: bool) -> None:
+        """Fill the outputs of `rows`; with a gradient, overwrite the student's logits with that of the total.
+
+        Args:
+            student_CV: [C, student.width] logits.
+            teacher_CV: [C, shared.width] logits.
+            rows: which tokens these are.
+            with_gradient: whether to form the gradient.
+        """
+        terms, out = self.terms, self.outputs
+        shared_CV = student_CV[:, : terms.shared.width]
+        stats = [self._tile.load(shared_CV, teacher_CV, terms.inv_temperature, terms.kind)]
+        labels = self.inputs.labels
+        if labels is not None:
+            stats.append(self._label_statistics(student_CV, labels.ids[rows]))
+        if self._agreement:
+            stats += [local_argmax(shared_CV, terms.shared), local_argmax(teacher_CV, terms.shared)]
+        stats_RKC = terms.shared.gather(torch.cat(stats) if len(stats) > 1 else stats[0])
+        norms, probs = self._finish_divergence(combine(stats_RKC[:, :3], terms.kind), with_gradient)
+        out.divergence[rows] = norms.value * terms.temperature_factor
+        out.student_lse[rows], out.teacher_lse[rows] = norms.student_lse, norms.teacher_lse
+        if labels is not None:
+            self._finish_lm(stats_RKC[:, 3:6], norms, labels.keep[rows], rows)
+        if self._agreement:
+            out.agreement[rows] = combine_argmax(stats_RKC[:, -4:-2]) == combine_argmax(stats_RKC[:, -2:])
+        if probs is not None:
+            self._write_gradient(student_CV, probs, norms, rows)
+
+    def _finish_divergence(self, norms: Normalisers, with_gradient: bool) -> tuple[Normalisers, Probabilities | None]:
+        kind = self.terms.kind
+        if kind.expectation_under is not None:
+            return norms, self._tile.renormalise(norms, kind.needs_ratio) if with_gradient else None
+        probs = self._tile.renormalise(norms)
+        value_C, slope_C = self.terms.shared.sum_(torch.stack(kind.sums(probs)).double())
+        return norms._replace(value=value_C, slope=slope_C), probs if with_gradient else None
+
+    def _label_statistics(self, student_CV: Tensor, label_C: Tensor) -> Tensor:
+        """[3, C]: log-sum-exp at temperature 1 (zero where the divergence's serves), logit at the label, holder."""
+        stats_3C = torch.zeros(3, len(student_CV), dtype=torch.float64, device=student_CV.device)
+        stats_3C[1:] = picked_statistics(student_CV, label_C, self.terms.student)
+        if not self.terms.one_softmax:
+            max_C, sum_C = exponentials_(self._lm[: len(student_CV)].copy_(student_CV))
+            self._lm_max_C = max_C.double()
+            stats_3C[0] = sum_C.double().log_().add_(max_C)
+        return stats_3C
+
+    def _finish_lm(self, stats_R3C: Tensor, norms: Normalisers, keep_C: Tensor, rows: slice) -> None:
+        out = self.outputs
+        lse_C = norms.student_lse if self.terms.one_softmax else torch.logsumexp(stats_R3C[:, 0], dim=0)
+        picked_C, out.holders[rows] = stats_R3C[:, 1:].sum(0)
+        out.lm_lse[rows] = lse_C
+        out.lm[rows] = torch.where(keep_C, lse_C - picked_C, 0.0)
+
+    def _write_gradient(self, student_CV: Tensor, probs: Probabilities, norms: Normalisers, rows: slice) -> None:
+        terms, inputs, width = self.terms, self.inputs, self.terms.shared.width
+        dtype = probs.q.dtype
+        kd_factor_C1 = inputs.kd_factor[rows, None] * (terms.inv_temperature * terms.temperature_factor)
+        lm_CV = None if inputs.labels is None else self._lm_gradient(probs, inputs.labels, rows)
+        kd_CV = terms.kind.gradient_(probs, norms.slope.to(dtype)[:, None])
+        if lm_CV is None:
+            torch.mul(kd_CV, kd_factor_C1.to(dtype), out=student_CV[:, :width])
+            student_CV[:, width:] = 0
+        else:
+            lm_CV[:, :width].addcmul_(kd_CV, kd_factor_C1.to(dtype))
+            student_CV.copy_(lm_CV)
+
+    def _lm_gradient(self, probs: Probabilities, labels: Labels, rows: slice) -> Tensor:
+        """lm_factor * (softmax - onehot(label)), [C, V] in the LM buffer."""
+        lm_CV = self._lm[: len(probs.q)]
+        factor_C1 = torch.where(labels.keep[rows], self.inputs.lm_factor[rows], 0.0)[:, None]
+        if self.terms.one_softmax:
+            lm_CV.copy_(probs.q)
+        else:
+            lm_CV.mul_((self._lm_max_C - self.outputs.lm_lse[rows]).exp_()[:, None].to(lm_CV.dtype))
+        return subtract_at_labels_(lm_CV, labels.ids[rows], self.terms.student).mul_(factor_C1.to(lm_CV.dtype))
