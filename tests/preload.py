@@ -1,6 +1,10 @@
 """What every rank of a multi-rank test needs, imported once in the server the ranks are forked from."""
 
-from megatron_kd.runtime import cpu_backend
+import warnings
+
+warnings.simplefilter("ignore")  # what the libraries say about kernels this machine does not have
+
+from megatron_kd.runtime import cpu_backend  # noqa: E402
 
 cpu_backend.install()
 

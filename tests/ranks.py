@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import tempfile
@@ -25,7 +26,7 @@ class RankFailed(AssertionError):
     """A rank raised, died or hung; the message holds each failed rank's traceback."""
 
 
-def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout: float = 180, **kwargs: Any) -> list[Any]:
+def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout: float = 90, **kwargs: Any) -> list[Any]:
     """Run `fn(*args, **kwargs)` on `world_size` ranks over gloo, and return the results by rank.
 
     `fn` must be a module-level function; arguments and results must pickle. `torch.distributed` is
@@ -77,7 +78,7 @@ def _receive(ready: list[Any], pending: dict, results: dict, failures: dict, pro
         if pipe in ready:
             del pending[rank]
             try:
-                ok, value = pipe.recv()
+                ok, value = pickle.loads(pipe.recv_bytes())
             except EOFError:
                 processes[rank].join()
                 ok, value = False, f"died with exit code {processes[rank].exitcode}"
@@ -110,11 +111,12 @@ def _rank_main(
             timeout=timedelta(seconds=120),
         )
         result = fn(*args, **kwargs)
-        pipe.send((True, result))
+        # Plain bytes: multiprocessing would pass tensors as shared memory, which goes when this rank does.
+        pipe.send_bytes(pickle.dumps((True, result)))
         torch.distributed.barrier()  # nobody leaves while another still talks to it
         torch.distributed.destroy_process_group()
     except BaseException:
-        pipe.send((False, traceback.format_exc()))
+        pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))
         pipe.close()
         os._exit(1)
 

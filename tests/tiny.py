@@ -28,7 +28,7 @@ VOCAB = 250  # not a multiple of 128: there is always padding
 
 STUDENT = GPTModelProvider(
     num_layers=2, hidden_size=32, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=64,
-    seq_length=16, vocab_size=VOCAB, init="random",
+    seq_length=16, vocab_size=VOCAB, init="random", init_method_std=0.3,
 )  # fmt: skip
 TEACHER = replace(STUDENT, num_layers=4, hidden_size=48, ffn_hidden_size=96)
 

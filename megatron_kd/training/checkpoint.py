@@ -22,6 +22,7 @@ from megatron_kd.config.yaml_io import dump_config
 from megatron_kd.distillation.convert import load_projections, projection_sharded_state
 from megatron_kd.errors import InputError
 from megatron_kd.runtime.seeds import random_state, set_random_state
+from megatron_kd.training.optimizer_state import create_state, load_state
 from megatron_kd.training.run import Run
 from megatron_kd.training.weights import complete_checkpoints
 
@@ -89,7 +90,7 @@ def resume(run: Run) -> Path | None:
 
 def load_checkpoint(run: Run, path: Path) -> None:
     """Put the run back to where it was when `path` was saved. The parallel layout may differ."""
-    _create_optimizer_state(run)
+    create_state(run.optimizer)
     state = _sharded_state(run, is_loading=True)
     common = dist_checkpointing.load_common_state_dict(str(path))["run"]
     if common["world_size"] == run.layout.world_size and common["layout"] == _layout(run):
@@ -99,7 +100,7 @@ def load_checkpoint(run: Run, path: Path) -> None:
         _load_student(run, loaded["model"])
     if "kd" in loaded:
         load_projections(run.student, loaded["kd"])
-    run.optimizer.load_state_dict(loaded["optimizer"])
+    load_state(run.optimizer, loaded["optimizer"])
     run.scheduler.load_state_dict(common["scheduler"])
     if run.balancer is not None and common["balancer"]:
         run.balancer.load_state_dict(common["balancer"])
@@ -154,12 +155,6 @@ def _common_state(run: Run) -> dict[str, Any]:
 
 def _layout(run: Run) -> list[int]:
     return [run.layout.tp.size, run.layout.pp.size, run.layout.dp.size]
-
-
-def _create_optimizer_state(run: Run) -> None:
-    # megatron-core loads into existing state only, and a fresh optimizer has none before its first step.
-    for optimizer in getattr(run.optimizer, "chained_optimizers", [run.optimizer]):
-        optimizer.init_state_fn(optimizer.optimizer, optimizer.config)
 
 
 def _make_durable(folder: Path) -> None:

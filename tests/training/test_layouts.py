@@ -1,0 +1,62 @@
+"""One seed, one run: losses and gradient norms do not depend on how the work is divided."""
+
+from __future__ import annotations
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.ranks import run_ranks
+from tests.tiny import tiny_config, train_and_read
+
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "TP2": (2, {"tp": 2}),
+    "TP2 with sequence parallel": (2, {"tp": 2, "sequence_parallel": True}),
+    "PP2": (2, {"pp": 2, "micro_batch_size": 4}),
+    "TP2 x PP2": (4, {"tp": 2, "pp": 2, "micro_batch_size": 2}),
+    "DP2": (2, {"micro_batch_size": 4}),
+    "DP2 with a plain optimizer": (2, {"micro_batch_size": 2, "distributed_optimizer": False}),
+    "2 micro-batches": (1, {"micro_batch_size": 4}),
+    "4 micro-batches": (1, {"micro_batch_size": 2}),
+}
+LOSSES: dict[str, dict[str, Any]] = {
+    "global": {"loss_balancer": "global"},
+    "global with the LM loss": {"loss_balancer": "global", "skip_lm_loss": False, "logit_kl_temperature": 2.0},
+    "static with the LM loss": {
+        "loss_balancer": "static",
+        "skip_lm_loss": False,
+        "kd_loss_scale": 0.7,
+        "intermediate_loss_weight": 2.0,
+    },
+}
+COMPARED = ("loss", "lm_loss", "logits_loss", "intermediate_loss", "teacher_top1_agreement", "grad_norm")
+
+
+@cache
+def undivided(losses: str, folder: Path) -> list[dict[str, Any]]:
+    return run_ranks(1, train_and_read, tiny_config(folder / losses, kd=LOSSES[losses]))[0]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("undivided")
+
+
+@pytest.mark.parametrize("losses", LOSSES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_layout_gives_the_losses_of_the_undivided_run(layout: str, losses: str, tmp_path: Path, folder: Path) -> None:
+    world_size, divided = LAYOUTS[layout]
+    expected = undivided(losses, folder)
+    actual = run_ranks(world_size, train_and_read, tiny_config(tmp_path, kd=LOSSES[losses], **divided))[0]
+    assert [r["split"] for r in actual] == ["train"] * 5 + ["validation"]
+    for ours, theirs in zip(actual, expected, strict=True):
+        for name in COMPARED:
+            assert ours.get(name) == pytest.approx(theirs.get(name), rel=1e-5), (ours["step"], name)
+
+
+def test_the_runs_learn(folder: Path) -> None:
+    """Equal losses would also be had by runs that do nothing."""
+    records = undivided("global", folder)
+    assert records[4]["logits_loss"] < 0.9 * records[0]["logits_loss"]
