@@ -26,6 +26,15 @@ class ModelOptDistillConfig:
         loss_balancer: `global` scales by the token-weighted, all-reduced losses of the previous step (1.0 on
             the first); `static` by the two weights below; `modelopt` by ModelOpt's own ratios of each
             micro-batch and rank, which make a step depend on how its batch is split.
+        logits_loss_kind: the divergence of the student's from the teacher's next-token distribution. ModelOpt's, and
+            the default, is forward_kl, KL(teacher || student).
+        logits_loss_beta: weight of the teacher in `jsd` (generalised Jensen-Shannon, Agarwal et al. 2023).
+        logits_loss_alpha: skew of the two skewed KLs (Ko et al. 2024).
+        temperature_squared: multiply the logit loss by the temperature squared (Hinton et al. 2015), so that its
+            gradient keeps its size as the temperature grows; off is ModelOpt's convention.
+        logits_form: `fused` computes losses and gradients from hidden states and heads, chunk by chunk, so that the
+            logits of neither model ever exist; `materialised` keeps both models' logits; `auto` is fused wherever
+            the weights of the losses are known before the forward pass, i.e. unless `loss_balancer` is modelopt.
         logits_loss_weight, intermediate_loss_weight: the weights of the `static` balancer, whose total is
             `lm_loss + kd_loss_scale * (w_logits * logits_loss + w_intermediate * intermediate_loss)`
             without the LM term and `kd_loss_scale` when `skip_lm_loss` is true.
@@ -37,6 +46,13 @@ class ModelOptDistillConfig:
     kd_loss_scale: float = 1.0
     logit_kl_temperature: float = 1.0
     loss_balancer: Literal["global", "static", "modelopt"] = "global"
+    logits_loss_kind: Literal[
+        "forward_kl", "reverse_kl", "jsd", "skewed_forward_kl", "skewed_reverse_kl", "total_variation"
+    ] = "forward_kl"
+    logits_loss_beta: float = 0.5
+    logits_loss_alpha: float = 0.1
+    temperature_squared: bool = False
+    logits_form: Literal["auto", "fused", "materialised"] = "auto"
     logits_loss_weight: float = 1.0
     intermediate_loss_weight: float = 1.0
 

@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_layer import get_transformer_layer_of
 from torch import nn
 
 from megatron_kd.distillation.config import ModelOptDistillConfig
-from megatron_kd.distillation.criteria import HiddenCosine, LogitsDivergence
+from megatron_kd.distillation.criteria import HiddenCosine, LogitsDivergence, logits_options
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
 
@@ -30,17 +30,22 @@ def build_distillation(
 ) -> mtd.DistillationModel:
     """Turn `student` into a distillation model that holds `teacher`, frozen.
 
+    Its forward runs the teacher, then the student. The layers of `kd_config.intermediate_layer_pairs` are captured
+    on the way, and so are the output layers in the materialised form of the logit loss.
+
     Args:
         student: this rank's part; changed in place, as ModelOpt does.
         teacher: this rank's part, in the same parallel layout.
         kd_config: losses and layer pairs.
         layout: this rank's place.
         seed: of the projections between hidden sizes that differ.
-
-    Returns:
-        The distillation model. Its forward runs the teacher, then the student.
     """
-    criterion = _criteria(student, teacher, kd_config, layout, seed) if layout.is_last_stage else {}
+    criterion: dict[tuple[str, str], nn.Module] = {}
+    if layout.is_last_stage:
+        if not uses_fused_logits(kd_config):
+            options = logits_options(kd_config, student.true_vocab_size)
+            criterion[tuple(kd_config.logit_layers)] = LogitsDivergence(options, layout.tp.group)  # type: ignore[index]
+        criterion.update(_hidden_criteria(student, teacher, kd_config, layout, seed))
     model = mtd.convert(
         student,
         mode=[("kd_loss", {"teacher_model": teacher, "criterion": criterion, "loss_balancer": _NoBalancer()})],
@@ -51,6 +56,13 @@ def build_distillation(
         model, mtd_megatron.DistillationConfig(skip_lm_loss=kd_config.skip_lm_loss)
     )
     return model
+
+
+def uses_fused_logits(kd_config: ModelOptDistillConfig) -> bool:
+    """Whether the logit loss is computed without logits: its weight must be known before the forward pass."""
+    if kd_config.logits_form == "auto":
+        return kd_config.loss_balancer != "modelopt"
+    return kd_config.logits_form == "fused"
 
 
 def projection_sharded_state(model: mtd.DistillationModel, layout: Layout) -> dict[str, ShardedTensor]:
@@ -74,17 +86,14 @@ class _NoBalancer(mtd.DistillationLossBalancer):
         raise AssertionError("the objective weighs the losses")
 
 
-def _criteria(
+def _hidden_criteria(
     student: DistillableGPTModel,
     teacher: DistillableGPTModel,
     kd_config: ModelOptDistillConfig,
     layout: Layout,
     seed: int,
 ) -> dict[tuple[str, str], nn.Module]:
-    logits = LogitsDivergence(
-        temperature=kd_config.logit_kl_temperature, group=layout.tp.group, vocab_size=student.true_vocab_size
-    )
-    criteria: dict[tuple[str, str], nn.Module] = {tuple(kd_config.logit_layers): logits}  # type: ignore[dict-item]
+    criteria: dict[tuple[str, str], nn.Module] = {}
     for index, (student_layer, teacher_layer) in enumerate(kd_config.intermediate_layer_pairs):
         projection = _projection(student, teacher, layout, seed + index)
         pair = (_local_name(student_layer, student, layout), _local_name(teacher_layer, teacher, layout))

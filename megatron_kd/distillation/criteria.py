@@ -6,22 +6,48 @@ this rank's part of the sequence only. S sequence, B micro-batch, V vocabulary, 
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 import torch
 from torch import Tensor, nn
 from torch.distributed import ProcessGroup
 from torch.nn.modules.loss import _Loss  # the type ModelOpt asks of a criterion
 
+from megatron_kd.distillation.config import ModelOptDistillConfig
 from megatron_kd.losses.agreement import vocab_parallel_argmax
 from megatron_kd.losses.divergence import vocab_parallel_divergence
 from megatron_kd.losses.hidden import cosine_loss
 
 
-class LogitsDivergence(_Loss):
-    """KL(teacher || student) of the two output layers at a temperature. ModelOpt wants "Logits" in the name."""
+class LogitsOptions(TypedDict):
+    """The keyword arguments that say which divergence of two distributions is meant."""
 
-    def __init__(self, *, temperature: float, group: ProcessGroup, vocab_size: int) -> None:
+    kind: str
+    temperature: float
+    temperature_squared: bool
+    beta: float
+    alpha: float
+    vocab_size: int | None
+
+
+def logits_options(kd: ModelOptDistillConfig, vocab_size: int | None) -> LogitsOptions:
+    """The logit loss of `kd`, over the first `vocab_size` ids."""
+    return LogitsOptions(
+        kind=kd.logits_loss_kind,
+        temperature=kd.logit_kl_temperature,
+        temperature_squared=kd.temperature_squared,
+        beta=kd.logits_loss_beta,
+        alpha=kd.logits_loss_alpha,
+        vocab_size=vocab_size,
+    )
+
+
+class LogitsDivergence(_Loss):
+    """Divergence of the two output layers' distributions. ModelOpt wants "Logits" in the name."""
+
+    def __init__(self, options: LogitsOptions, group: ProcessGroup) -> None:
         super().__init__()
-        self.temperature, self.group, self.vocab_size = temperature, group, vocab_size
+        self._options, self._group = options, group
         self.agreement: Tensor | None = None
 
     def forward(self, student: tuple[Tensor, Tensor | None], teacher: tuple[Tensor, Tensor | None]) -> Tensor:
@@ -29,13 +55,11 @@ class LogitsDivergence(_Loss):
         student_SBV, teacher_SBV = student[0], teacher[0]
         if not torch.is_grad_enabled():
             self.agreement = self._agreement(student_SBV, teacher_SBV)
-        return vocab_parallel_divergence(
-            student_SBV, teacher_SBV, temperature=self.temperature, group=self.group, vocab_size=self.vocab_size
-        )
+        return vocab_parallel_divergence(student_SBV, teacher_SBV, group=self._group, **self._options)
 
     def _agreement(self, student_SBV: Tensor, teacher_SBV: Tensor) -> Tensor:
         ids = [
-            vocab_parallel_argmax(logits, group=self.group, vocab_size=self.vocab_size)
+            vocab_parallel_argmax(logits, group=self._group, vocab_size=self._options["vocab_size"])
             for logits in (student_SBV, teacher_SBV)
         ]
         return (ids[0] == ids[1]).float()
@@ -49,7 +73,8 @@ class HiddenCosine(_Loss):
         self.projection = projection
 
     def forward(self, student_SBH: Tensor, teacher_SBG: Tensor) -> Tensor:
-        """Cosine loss per token, [S, B]."""
+        """Cosine loss per token, [S, B]. Layers that put out a bias beside their output give a tuple."""
+        student_SBH, teacher_SBG = (x[0] if isinstance(x, tuple) else x for x in (student_SBH, teacher_SBG))
         if self.projection is not None:
             student_SBH = self.projection(student_SBH)
         return cosine_loss(student_SBH, teacher_SBG)

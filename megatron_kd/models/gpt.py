@@ -2,19 +2,50 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol
+
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from megatron_kd.losses.cross_entropy import vocab_parallel_cross_entropy
 
 
+class HeadFunction(Protocol):
+    """What the last stage does with its final hidden states instead of computing logits."""
+
+    def __call__(
+        self, model: DistillableGPTModel, hidden_SBH: Tensor, labels_BS: Tensor | None, loss_mask_BS: Tensor | None
+    ) -> Tensor:
+        """Return what the model's forward is to return."""
+
+
 class DistillableGPTModel(GPTModel):
-    """megatron-core's GPTModel, with a language-modelling loss that leaves the padded vocabulary slots out.
+    """megatron-core's GPTModel, whose last stage can be told what to do with its final hidden states.
+
+    Attributes:
+        true_vocab_size: number of token ids in use; the slots above are padding and take no part in any loss.
+        head_function: called in place of the output layer, where set; then logits come to be only if it makes them.
 
     `forward` stays inherited: ModelOpt recognises a model class by it.
     """
 
     true_vocab_size: int | None = None
+    head_function: HeadFunction | None = None
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        if self.head_function is None or not self.post_process:
+            return super()._postprocess(hidden_states, *args, **kwargs)
+        return self.head_function(self, hidden_states, kwargs["labels"], kwargs["loss_mask"])
+
+    def head_weight(self) -> Tensor:
+        """This rank's rows of the output head, [V, H] sharded over V, ready to be read."""
+        # Where parameters are gathered just in time, it is by hooks of the modules that own them, and a head
+        # function does not call the output layer.
+        for hook in self.output_layer._forward_pre_hooks.values():
+            hook(self.output_layer, ())
+        if self.share_embeddings_and_output_weights:
+            return self.shared_embedding_or_output_weight()
+        return self.output_layer.weight
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Cross entropy per token.

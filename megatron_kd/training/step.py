@@ -81,12 +81,12 @@ def forward_backward(
 
 def _forward_step(run: Run, micro_batches: Iterator[Batch], model: Any) -> tuple[Tensor, LossFunction]:
     batch = {name: value.to(run.layout.device, non_blocking=True) for name, value in next(micro_batches).items()}
-    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"])
     return output, partial(_loss, run, batch["loss_mask"])
 
 
-def _loss(run: Run, loss_mask_BS: Tensor, output_BS: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return run.objective(output_BS, loss_mask_BS)
+def _loss(run: Run, loss_mask_BS: Tensor, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return run.objective(output, loss_mask_BS)
 
 
 def _joint_shapes(run: Run, shape: dict[str, int]) -> Any:

@@ -53,7 +53,8 @@ def test_a_layout_gives_the_losses_of_the_undivided_run(layout: str, losses: str
     assert [r["split"] for r in actual] == ["train"] * 5 + ["validation"]
     for ours, theirs in zip(actual, expected, strict=True):
         for name in COMPARED:
-            assert ours.get(name) == pytest.approx(theirs.get(name), rel=1e-5), (ours["step"], name)
+            if name in theirs:  # a validation record has no gradient norm
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-5), (ours["step"], name)
 
 
 def test_the_runs_learn(folder: Path) -> None:
