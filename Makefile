@@ -1,13 +1,16 @@
 # Every target sets up what it needs; nothing is installed outside .venv.
 PYTHON ?= python3
+SEEDS  ?= 1
+SMOKE  ?=
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
+.DEFAULT_GOAL := help
 .PHONY: help venv corpus distill test test-fast check format clean
 
 help:  ## list the targets
-	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
 
 venv: $(STAMP)  ## create .venv with the pinned dependencies and this project (editable)
 
@@ -16,3 +19,27 @@ $(STAMP): setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt torch setuptools wheel
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
+
+corpus: $(STAMP)  ## make the text and the tokenizer that the tiny recipes read, in data/stdlib
+	$(BIN)/python tools/make_corpus.py --output data/stdlib --vocab-size 2048
+
+distill: $(STAMP)  ## teacher, distilled and label-only student, one table (SEEDS=3: averages, SMOKE=1: 2 minutes)
+	@$(BIN)/python -m tools.demo --seeds $(SEEDS) $(if $(SMOKE),--smoke)
+
+test: $(STAMP)  ## run the whole test suite
+	$(BIN)/python -m pytest
+
+test-fast: $(STAMP)  ## run the tests that take less than about 20 seconds each
+	$(BIN)/python -m pytest -m "not slow"
+
+check: $(STAMP)  ## lint, formatting and types
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(STAMP)  ## put the sources in format
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:  ## remove what make made: .venv, demo runs, demo corpus and caches
+	rm -rf $(VENV) runs/tiny runs/tiny-smoke data/stdlib build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache
