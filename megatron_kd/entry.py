@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.resolve import load_config
+from megatron_kd.config.resolve import check_config
 from megatron_kd.errors import ConfigError, MegatronKDError
 from megatron_kd.runtime.exit_code import clear_exit_code, record_exit_code
+
+# torchrun ends all ranks as soon as one has gone: the others leave rank 0 the time to say what is wrong.
+_SECONDS_FOR_RANK_0 = 10.0
 
 
 def main(recipe: Callable[[], ConfigContainer], argv: Sequence[str] | None = None) -> int:
@@ -24,12 +29,25 @@ def main(recipe: Callable[[], ConfigContainer], argv: Sequence[str] | None = Non
     rank = int(os.environ.get("RANK", "0"))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
     try:
-        cfg = load_config(recipe, sys.argv[1:] if argv is None else argv, world_size)
+        cfg, problems = check_config(recipe(), sys.argv[1:] if argv is None else argv, world_size)
     except ConfigError as error:
-        if rank == 0:
-            _tell(error)
-        return error.exit_code
+        return _refuse(error, rank, run_dir=None)
+    if problems:
+        return _refuse(ConfigError(problems), rank, Path(cfg.logger.run_dir))
     return _run(cfg, rank)
+
+
+def _refuse(error: ConfigError, rank: int, run_dir: Path | None) -> int:
+    """Tell, once for all ranks, why the run cannot start."""
+    if rank != 0:
+        time.sleep(_SECONDS_FOR_RANK_0)
+        return error.exit_code
+    _tell(error)
+    if run_dir is not None:
+        with contextlib.suppress(OSError):  # the folder may be what is wrong
+            clear_exit_code(run_dir)
+            record_exit_code(run_dir, error.exit_code)
+    return error.exit_code
 
 
 def _run(cfg: ConfigContainer, rank: int) -> int:

@@ -46,22 +46,30 @@ def load_config(
         world_size: number of ranks; None reads WORLD_SIZE, which torchrun sets, and checks less if it is unset.
 
     Raises:
-        ConfigError: with the lines of `resolve` and of `problems`, the latter found with bad edits left out.
+        ConfigError: with the lines of `check_config`.
     """
-    config, wrong = merge(recipe(), argv)
+    config, wrong = check_config(recipe(), argv, world_size)
+    if wrong:
+        raise ConfigError(wrong)
+    return config
+
+
+def check_config(
+    recipe_config: ConfigContainer, argv: Sequence[str], world_size: int | None = None
+) -> tuple[ConfigContainer, list[str]]:
+    """Merge and check, without raising.
+
+    Returns:
+        the configuration with bad edits left out, and the lines of `resolve` and of `problems`, none twice.
+    """
+    config, wrong = merge(recipe_config, argv)
     if world_size is None and os.environ.get("WORLD_SIZE", "").isdigit():
         world_size = int(os.environ["WORLD_SIZE"])
-    everything = list(dict.fromkeys([*wrong, *problems(config, world_size)]))
-    if everything:
-        raise ConfigError(everything)
-    return config
+    return config, list(dict.fromkeys([*wrong, *problems(config, world_size)]))
 
 
 def config_from_file(path: str | Path, argv: Sequence[str] = ()) -> ConfigContainer:
     """A run from a file alone, such as a saved `run_config.yaml`; what it leaves out has its class default.
-
-    `model` is a `GPTDistillationProvider` if the file has `model.teacher` or `model.kd_config`, else a plain
-    `GPTModelProvider`.
 
     Args:
         path: the YAML file.
@@ -70,11 +78,22 @@ def config_from_file(path: str | Path, argv: Sequence[str] = ()) -> ConfigContai
     Raises:
         ConfigError: as `resolve`.
     """
+    return resolve(defaults_for(path), ["--config-file", str(path), *argv])
+
+
+def defaults_for(path: str | Path) -> ConfigContainer:
+    """The class defaults that a file is laid over.
+
+    `model` is a `GPTDistillationProvider` if the file has `model.teacher` or `model.kd_config`, else a plain
+    `GPTModelProvider`.
+
+    Raises:
+        ConfigError: the file cannot be read.
+    """
     document = read_document(path)
     model = document.data.get("model")
     distils = is_kd_file(document) or (isinstance(model, dict) and bool({"teacher", "kd_config"} & set(model)))
-    base = ConfigContainer(model=GPTDistillationProvider()) if distils else ConfigContainer()
-    return resolve(base, ["--config-file", str(path), *argv])
+    return ConfigContainer(model=GPTDistillationProvider()) if distils else ConfigContainer()
 
 
 def merge(recipe_config: ConfigContainer, argv: Sequence[str]) -> tuple[ConfigContainer, list[str]]:

@@ -38,4 +38,4 @@ def _one_origin(cfg: ConfigContainer, who: str, folder_name: str, init_name: str
     elif folder is not None and init is not None:
         yield line(cfg, both, f"{who} has weights from two places; leave one out")
     if folder is not None and not os.path.isdir(folder):
-        yield line(cfg, folder_name, f"there is no such folder; give {_MAKE}")
+        yield line(cfg, folder_name, f"there is no such folder; give {_MAKE}, or set it to null and {init_name}=random")
