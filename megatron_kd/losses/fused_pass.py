@@ -28,9 +28,9 @@ from megatron_kd.losses.kinds import make_kind
 from megatron_kd.losses.shard import VocabShard, compute_dtype
 from megatron_kd.losses.tiles import default_chunk_tokens, tiles
 
-_CPU_CHUNK_BYTES = 32 << 20  # of one model's chunk of logits
-_GPU_CHUNK_BYTES = 1 << 29
-_MAX_CHUNK_TOKENS = 4096  # more gain a matrix product nothing
+# Bytes of one model's chunk of float32 logits, and tokens beyond which a matrix product gains nothing.
+_CPU_CHUNK = (32 << 20, 256)
+_GPU_CHUNK = (1 << 29, 4096)
 
 
 @dataclass(frozen=True)
@@ -200,8 +200,8 @@ def make_plan(
 
 
 def _default_chunk(width: int, device: torch.device) -> int:
-    chunk_bytes = _CPU_CHUNK_BYTES if device.type == "cpu" else _GPU_CHUNK_BYTES
-    return max(1, min(_MAX_CHUNK_TOKENS, chunk_bytes // (4 * max(width, 1))))
+    chunk_bytes, most_tokens = _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK
+    return max(1, min(most_tokens, chunk_bytes // (4 * max(width, 1))))
 
 
 def _shards(

@@ -1,0 +1,177 @@
+"""Where a training step's time goes: tokens/s from the first step to the last, and the share of each part.
+
+    python tools/bench/step_breakdown.py
+    torchrun --nproc_per_node=2 tools/bench/step_breakdown.py \
+        model.tensor_model_parallel_size=2 model.teacher.tensor_model_parallel_size=2
+
+Runs a recipe (`--recipe`, the tiny distillation) with its overrides, random weights for the teacher, no checkpoints
+and no evaluation, and times it from outside: hooks on teacher and student, wrappers around the rest. A part's time
+is its own, without the parts inside it; on CUDA the device is waited for at every border, which costs some overlap.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import Any
+from unittest import mock
+
+import torch
+from megatron.core.pipeline_parallel import schedules
+
+from megatron_kd.config.recipe_files import load_recipe
+from megatron_kd.config.resolve import load_config
+from megatron_kd.errors import ConfigError, MegatronKDError
+from megatron_kd.training import step as step_module
+from megatron_kd.training import train as train_module
+from megatron_kd.training.run import Run
+
+_BENCH = (
+    "checkpoint.save=false",
+    "checkpoint.resume=never",
+    "validation.eval_iters=0",
+    "logger.progress=off",
+    "logger.tensorboard=false",
+    "logger.log_interval=1",
+    "logger.run_dir=runs/bench/step_breakdown",
+)
+_RANDOM_TEACHER = ("model.teacher.checkpoint=null", "model.teacher.init=random")
+_MODELS = ("teacher forward", "student forward", "fused head and loss", "student backward", "optimizer step")
+_WARM_UP = 5  # steps left out of the shares: first allocations, lazily made communicators
+
+
+class Clock:
+    """Adds up the time of named parts. Parts nest; time inside an inner part counts for the inner part only."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+        self._stack: list[str] = []
+        self._mark = time.perf_counter()
+
+    def enter(self, part: str) -> None:
+        """From here on, time is `part`'s."""
+        self._charge()
+        self._stack.append(part)
+
+    def leave(self) -> None:
+        """From here on, time is the surrounding part's again."""
+        self._charge()
+        self._stack.pop()
+
+    def reset(self) -> None:
+        """Forget what was added up so far."""
+        self._charge()
+        self.seconds.clear()
+
+    def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        """`function`, with its time counted as `part`'s."""
+
+        def wrapper(*args: Any, **kwargs: Any) -> Any:
+            self.enter(part)
+            try:
+                return function(*args, **kwargs)
+            finally:
+                self.leave()
+
+        return wrapper
+
+    def _charge(self) -> None:
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+        now = time.perf_counter()
+        self.seconds[self._stack[-1] if self._stack else "between steps"] += now - self._mark
+        self._mark = now
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the benchmark, print the table on rank 0, and return the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
+    parser.add_argument("--recipe", default="recipes/tiny/distill_tiny.py")
+    parser.add_argument("--steps", type=int, default=60)
+    args, overrides = parser.parse_known_args(argv)
+    if args.steps <= _WARM_UP:
+        parser.error(f"--steps {args.steps}: must be more than the {_WARM_UP} steps of warming up")
+    try:
+        recipe = load_recipe(args.recipe)
+        random_teacher = _RANDOM_TEACHER if hasattr(recipe().model, "teacher") else ()
+        bench = [*_BENCH, *random_teacher, f"train.train_iters={args.steps}"]
+        cfg = load_config(recipe, [*bench, *overrides])
+        clock, logged = Clock(), _Logged()
+        with _instrumented(clock, logged, args.steps):
+            train_module.train(cfg)
+    except MegatronKDError as error:
+        for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
+            print(f"error: {line}", file=sys.stderr)
+        return error.exit_code
+    if logged.is_main_rank:
+        print(report(clock, logged.tokens_per_second, args.steps - _WARM_UP, logged.tokens))
+    return 0
+
+
+def report(clock: Clock, tokens_per_second: Sequence[float], steps: int, tokens: int) -> str:
+    """The table: logged tokens/s, then each part's time a step and its share of the time from step to step."""
+    total = sum(clock.seconds.values())
+    lines = [
+        f"logged tokens/s: first step {tokens_per_second[0]:.0f}, median {statistics.median(tokens_per_second):.0f}, "
+        f"last step {tokens_per_second[-1]:.0f}",
+        f"tokens/s over {steps} steps, all included: {steps * tokens / total:.0f}",
+        "",
+        "| part | ms a step | share |",
+        "| --- | ---: | ---: |",
+    ]
+    others = sorted(set(clock.seconds) - set(_MODELS), key=lambda part: -clock.seconds[part])
+    rest = sum(clock.seconds[part] for part in others)
+    rows = [(part, clock.seconds[part]) for part in _MODELS if clock.seconds[part]]
+    rows += [("everything else", rest), *((f"- {part}", clock.seconds[part]) for part in others)]
+    lines += [f"| {part} | {1000 * value / steps:.2f} | {100 * value / total:.1f}% |" for part, value in rows]
+    return "\n".join(lines)
+
+
+class _Logged:
+    """What the run logged, on the rank that logs."""
+
+    def __init__(self) -> None:
+        self.tokens_per_second: list[float] = []
+        self.tokens = 0
+        self.is_main_rank = False
+
+
+@contextmanager
+def _instrumented(clock: Clock, logged: _Logged, last_step: int) -> Iterator[None]:
+    """Time the parts of every step of `train` in this process."""
+    build_run, train_step, write = train_module.build_run, train_module.train_step, train_module.MetricsWriter.write
+
+    def build_timed(*args: Any) -> Run:
+        run: Run = build_run(*args)
+        logged.is_main_rank = run.layout.rank == 0
+        _instrument(run, clock)
+        return run
+
+    def step(run: Run, batches: Iterator[Any]) -> Any:
+        if run.step == _WARM_UP:
+            clock.reset()
+        report = clock.timed("step, remainder", train_step)(run, clock_data(clock, batches))
+        return report
+
+    def write_and_keep(self: Any, step: int, split: str, values: dict[str, float]) -> None:
+        logged.tokens_per_second.append(values["tokens_per_second"])
+        logged.tokens = int(values["tokens"])
+        clock.timed("metrics.jsonl", write)(self, step, split, values)
+        if step == last_step:
+            clock.reset_frozen()
+
+    with ExitStack() as stack:
+        for owner, name, new in (
+            (train_module, "build_run", build_timed),
+            (train_module, "train_step", step),
+            (train_module.MetricsWriter, "write", write_and_keep),
+            (schedules, "backward_step", clock.timed("student backward", schedules.backward_step)),
+            (step_module, "_means", clock.timed("reduction of the reported losses", step_module._means)),
+        ):
+            stack.enter_context(mock.patch.object(owner, name, new))
+        yield
