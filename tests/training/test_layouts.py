@@ -23,6 +23,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 LOSSES: dict[str, dict[str, Any]] = {
     "global": {"loss_balancer": "global"},
+    "materialised": {"logits_form": "materialised"},
     "global with the LM loss": {"loss_balancer": "global", "skip_lm_loss": False, "logit_kl_temperature": 2.0},
     "static with the LM loss": {
         "loss_balancer": "static",
@@ -61,3 +62,9 @@ def test_the_runs_learn(folder: Path) -> None:
     """Equal losses would also be had by runs that do nothing."""
     records = undivided("global", folder)
     assert records[4]["logits_loss"] < 0.9 * records[0]["logits_loss"]
+
+
+def test_both_forms_of_the_logit_loss_give_one_run(folder: Path) -> None:
+    for fused, materialised in zip(undivided("global", folder), undivided("materialised", folder), strict=True):
+        for name in ("logits_loss", "intermediate_loss", "teacher_top1_agreement"):
+            assert fused[name] == pytest.approx(materialised[name], rel=1e-5), (fused["step"], name)
