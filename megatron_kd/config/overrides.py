@@ -88,10 +88,11 @@ def parse_override(text: str) -> tuple[Edit | None, str | None]:
     try:
         override = OverridesParser.create().parse_override(text)
         problem = _refused(override)
-    except HydraException as error:
+    except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
         problem = _grammar_problem(text, error)
     if problem is not None:
-        return None, f"{text}: {problem}{COMMAND_LINE.at(())}"
+        shown = text if len(text) <= 120 else f"{text[:117]}..."
+        return None, f"{shown}: {problem}{COMMAND_LINE.at(())}"
     path = tuple(override.key_or_group.split("."))
     value = RESET if override.type is OverrideType.DEL else _plain(override.value())
     return Edit(path, value, COMMAND_LINE), None
@@ -128,11 +129,11 @@ def _plain(value: Any) -> Any:
     return value.text if isinstance(value, QuotedString) else value
 
 
-def _grammar_problem(text: str, error: HydraException) -> str:
+def _grammar_problem(text: str, error: Exception) -> str:
     if "=" not in text:
         return "is no override; write section.field=value, or ~section.field for the default"
     key = text.split("=")[0]
-    what = str(error).splitlines()[0].split(" expecting {")[0]
+    what = str(error).splitlines()[0].split(" expecting {")[0][:120]
     return f"cannot be read ({what}); put text with special characters in quotes: \"{key}='...'\""
 
 

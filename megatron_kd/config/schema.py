@@ -56,7 +56,8 @@ def show(value: Any) -> str:
         return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
         # A text that looks like something else is quoted, so that the message shows what it is.
-        is_word = _PLAIN_WORD.fullmatch(value) and not re.match(r"[-+.\d]|(null|true|false)$", value)
+        is_other = re.match(r"[-+.\d]|(null|true|false)$", value) or not value.isprintable()
+        is_word = _PLAIN_WORD.fullmatch(value) and not is_other
         text = value if is_word else repr(value)
     elif isinstance(value, list):
         text = f"[{', '.join(show(v) for v in value)}]"

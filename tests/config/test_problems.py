@@ -22,6 +22,7 @@ from megatron_kd.config.problems.ranges import (
     POSITIVE,
     SECTION_RULES,
     SEED,
+    SHARE,
     TWO_OR_MORE,
 )
 from megatron_kd.config.schema import schema_of
@@ -128,6 +129,8 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     (pair("decoder.layers.1.mlp.linear_fc1") | tp(2), [PAIRS, "split over", "norm"]),
     (pair("decoder.layers.1.self_attention.linear_qkv"), [PAIRS, "model.hidden_size", "norm"]),
     ({"model.teacher_dtype": "bfloat16", **pp(2)}, ["model.teacher_dtype=bfloat16", "precision=fp32", "concatenated"]),
+    ({"model.kd_config.logits_form": "fused", "model.kd_config.loss_balancer": "modelopt"},
+     ["model.kd_config.logits_form=fused", "loss_balancer=modelopt", "logits_form=auto"]),
     # weights
     ({"model.init": None}, ["checkpoint.pretrained_checkpoint=null", "model.init=null", "make distill", "=random"]),
     ({"model.teacher.init": None}, ["model.teacher.checkpoint=null", "pretrain_tiny.py", "iter_0001000"]),
@@ -210,7 +213,7 @@ def test_the_configuration_is_not_changed() -> None:
     assert config == before
 
 
-OUTSIDE = {POSITIVE: 0, NOT_NEGATIVE: -1, FRACTION: 1.0, SEED: 2**31, OF_HEAD: 1.5, TWO_OR_MORE: 1}
+OUTSIDE = {POSITIVE: 0, NOT_NEGATIVE: -1, FRACTION: 1.0, SEED: 2**31, OF_HEAD: 1.5, SHARE: 1.5, TWO_OR_MORE: 1}
 RULES = {
     **SECTION_RULES,
     **{f"model.{name}": rule for name, rule in MODEL_RULES.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
@@ -46,11 +47,13 @@ def _rotary(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iterato
                 f"scales rotary embeddings only; set {name}.rope_scaling=false or {name}.position_embedding_type=rope",
             )
         return
-    if model.kv_channels is None and (model.num_attention_heads < 1 or model.hidden_size % model.num_attention_heads):
-        return  # said already
-    width = model.kv_channels or model.hidden_size // model.num_attention_heads
+    width, fields = model.kv_channels, f"{name}.kv_channels"
+    if width is None:
+        if model.num_attention_heads < 1 or model.hidden_size % model.num_attention_heads:
+            return  # said already
+        width = model.hidden_size // model.num_attention_heads
+        fields = f"{name}.hidden_size {name}.num_attention_heads"
     if int(width * model.rotary_percent) % 2:
-        fields = f"{name}.kv_channels" if model.kv_channels else f"{name}.hidden_size {name}.num_attention_heads"
         yield line(
             cfg,
             f"{fields} {name}.rotary_percent",
@@ -125,9 +128,5 @@ def _vocabulary_width(cfg: ConfigContainer, tokenizer_vocab_size: int | None) ->
     yield line(
         cfg,
         "model.make_vocab_size_divisible_by model.tensor_model_parallel_size",
-        f"{what}; set model.make_vocab_size_divisible_by={_common_multiple(multiple, shards)}",
+        f"{what}; set model.make_vocab_size_divisible_by={math.lcm(multiple, shards)}",
     )
-
-
-def _common_multiple(a: int, b: int) -> int:
-    return next(multiple for multiple in range(a, a * b + 1, a) if multiple % b == 0)

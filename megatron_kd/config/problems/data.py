@@ -64,9 +64,10 @@ def _blend(cfg: ConfigContainer, name: str) -> Iterator[str]:
         if missing and prefix.endswith((".bin", ".idx")):
             yield f"{name}: {show(prefix)} must be the prefix of both files; write {show(prefix[:-4])}"
         elif missing:
+            absent = " and ".join(map(show, missing))
             yield (
-                f"{name}: {' and '.join(missing)} not found; make them with `megatron-kd preprocess --input TEXT "
-                f"--output-prefix {prefix} --tokenizer DIR` (those of the tiny recipes with `make corpus`)"
+                f"{name}: {absent} not found; make them with `megatron-kd preprocess --input TEXT "
+                f"--output-prefix {show(prefix)} --tokenizer DIR` (those of the tiny recipes with `make corpus`)"
             )
 
 

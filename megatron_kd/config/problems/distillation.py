@@ -36,6 +36,7 @@ def distillation_problems(cfg: ConfigContainer) -> Iterator[str]:
         return
     yield from _shared_settings(cfg, cfg.model)
     yield from _layer_names(cfg.model.kd_config)
+    yield from _logits_form(cfg.model.kd_config)
     yield from _layer_places(cfg.model)
     if cfg.model.pipeline_model_parallel_size > 1 and cfg.model.teacher_dtype not in (None, student_dtype(cfg)):
         yield line(
@@ -53,7 +54,7 @@ def kd_config_problems(kd: ModelOptDistillConfig) -> list[str]:
         for name, rule in KD_RULES.items()
         if not rule.holds(getattr(kd, name))
     ]
-    return [*ranges, *_layer_names(kd)]
+    return [*ranges, *_layer_names(kd), *_logits_form(kd)]
 
 
 def _shared_settings(cfg: ConfigContainer, model: GPTDistillationProvider) -> Iterator[str]:
@@ -62,6 +63,15 @@ def _shared_settings(cfg: ConfigContainer, model: GPTDistillationProvider) -> It
         if student != teacher:
             cure = f"set model.teacher.{name}={show(student)}"
             yield line(cfg, f"model.{name} model.teacher.{name}", f"must be equal: {why}; {cure}")
+
+
+def _logits_form(kd: ModelOptDistillConfig) -> Iterator[str]:
+    if kd.logits_form == "fused" and kd.loss_balancer == "modelopt":
+        yield (
+            "model.kd_config.logits_form=fused, model.kd_config.loss_balancer=modelopt: the fused loss must know its "
+            "weights before the forward pass, and ModelOpt's balancer makes them after it; set "
+            "model.kd_config.logits_form=auto, or loss_balancer=global"
+        )
 
 
 def _layer_names(kd: ModelOptDistillConfig) -> Iterator[str]:

@@ -24,6 +24,7 @@ NOT_NEGATIVE = Rule(lambda v: v >= 0, "must be 0 or greater")
 FRACTION = Rule(lambda v: 0 <= v < 1, "must be at least 0 and less than 1")
 SEED = Rule(lambda v: 0 <= v < 2**31, "must be at least 0 and less than 2^31")
 TWO_OR_MORE = Rule(lambda v: v >= 2, "must be 2 or greater")
+SHARE = Rule(lambda v: 0 <= v <= 1, "must be at least 0 and at most 1")
 OF_HEAD = Rule(lambda v: 0 < v <= 1, "must be greater than 0 and at most 1")
 
 MODEL_RULES: dict[str, Rule] = {
@@ -53,6 +54,8 @@ MODEL_RULES: dict[str, Rule] = {
 KD_RULES: dict[str, Rule] = {
     "kd_loss_scale": POSITIVE,
     "logit_kl_temperature": POSITIVE,
+    "logits_loss_beta": SHARE,
+    "logits_loss_alpha": FRACTION,
     "logits_loss_weight": NOT_NEGATIVE,
     "intermediate_loss_weight": NOT_NEGATIVE,
 }

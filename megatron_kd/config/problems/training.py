@@ -65,14 +65,14 @@ def _weight_decay_ramp(cfg: ConfigContainer) -> Iterator[str]:
 def output_problems(cfg: ConfigContainer) -> Iterator[str]:
     """A run folder that cannot be written, or a step to resume from that is not there."""
     run_dir = Path(cfg.logger.run_dir)
-    there = next(folder for folder in [run_dir.absolute(), *run_dir.absolute().parents] if folder.exists())
-    if not there.is_dir():
+    there = next(folder for folder in [run_dir.absolute(), *run_dir.absolute().parents] if os.path.exists(folder))
+    if not os.path.isdir(there):
         yield line(cfg, "logger.run_dir", f"{there} is a file, not a folder; name another place")
     elif not os.access(there, os.W_OK | os.X_OK):
         yield line(cfg, "logger.run_dir", f"{there} cannot be written; name another place")
     resume = cfg.checkpoint.resume
     if isinstance(resume, int) and resume >= 0:
         step = run_dir / "checkpoints" / f"iter_{resume:07d}"
-        if not step.is_dir():
+        if not os.path.isdir(step):
             why = f"{step} is not there; set checkpoint.resume=auto for the newest, or never to start anew"
             yield line(cfg, "checkpoint.resume", why)
