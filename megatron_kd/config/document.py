@@ -134,6 +134,7 @@ class _Reading:
         self._open: list[yaml.Node] = []  # the nodes around the one being read: an alias to one never ends
 
     def value(self, node: yaml.Node, path: tuple[str, ...]) -> Any:
+        """The plain value of `node`, which stands at `path`; None in place of what is refused."""
         if any(node is outer for outer in self._open):
             return self._refuse(node, "an alias (*name) to a value that contains it")
         self._open.append(node)
