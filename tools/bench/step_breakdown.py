@@ -42,6 +42,7 @@ _BENCH = (
 )
 _RANDOM_TEACHER = ("model.teacher.checkpoint=null", "model.teacher.init=random")
 _MODELS = ("teacher forward", "student forward", "fused head and loss", "student backward", "optimizer step")
+_LOOP = "loop, logging, progress"
 _WARM_UP = 5  # steps left out of the shares: first allocations, lazily made communicators
 
 
@@ -63,10 +64,19 @@ class Clock:
         self._charge()
         self._stack.pop()
 
-    def reset(self) -> None:
-        """Forget what was added up so far."""
+    def start(self) -> None:
+        """Forget what was added up so far, and begin to count."""
         self._charge()
         self.seconds.clear()
+
+    def stop(self) -> None:
+        """Count no more."""
+        self._charge()
+        self._stack.append("stopped")
+
+    def total(self) -> float:
+        """All seconds counted."""
+        return sum(self.seconds.values())
 
     def timed(self, part: str, function: Callable[..., Any]) -> Callable[..., Any]:
         """`function`, with its time counted as `part`'s."""
@@ -84,7 +94,7 @@ class Clock:
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         now = time.perf_counter()
-        self.seconds[self._stack[-1] if self._stack else "between steps"] += now - self._mark
+        self.seconds[self._stack[-1] if self._stack else _LOOP] += now - self._mark
         self._mark = now
 
 
@@ -102,7 +112,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         bench = [*_BENCH, *random_teacher, f"train.train_iters={args.steps}"]
         cfg = load_config(recipe, [*bench, *overrides])
         clock, logged = Clock(), _Logged()
-        with _instrumented(clock, logged, args.steps):
+        with _instrumented(clock, logged):
             train_module.train(cfg)
     except MegatronKDError as error:
         for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
@@ -115,7 +125,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def report(clock: Clock, tokens_per_second: Sequence[float], steps: int, tokens: int) -> str:
     """The table: logged tokens/s, then each part's time a step and its share of the time from step to step."""
-    total = sum(clock.seconds.values())
+    total = clock.total()
     lines = [
         f"logged tokens/s: first step {tokens_per_second[0]:.0f}, median {statistics.median(tokens_per_second):.0f}, "
         f"last step {tokens_per_second[-1]:.0f}",
@@ -141,37 +151,69 @@ class _Logged:
         self.is_main_rank = False
 
 
-@contextmanager
-def _instrumented(clock: Clock, logged: _Logged, last_step: int) -> Iterator[None]:
-    """Time the parts of every step of `train` in this process."""
-    build_run, train_step, write = train_module.build_run, train_module.train_step, train_module.MetricsWriter.write
+class _TimedIterator:
+    """An iterator whose `next` is counted as `part`."""
 
-    def build_timed(*args: Any) -> Run:
-        run: Run = build_run(*args)
+    def __init__(self, clock: Clock, part: str, items: Iterator[Any]) -> None:
+        self._next = clock.timed(part, lambda: next(items))
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        return self._next()
+
+
+@contextmanager
+def _instrumented(clock: Clock, logged: _Logged) -> Iterator[None]:
+    """Time the parts of every step of `train` in this process, and keep what it logs."""
+    train_step, write = train_module.train_step, train_module.MetricsWriter.write
+
+    def loop(run: Run, *args: Any) -> Any:
         logged.is_main_rank = run.layout.rank == 0
         _instrument(run, clock)
-        return run
+        try:
+            return original_loop(run, *args)
+        finally:
+            clock.stop()
 
     def step(run: Run, batches: Iterator[Any]) -> Any:
         if run.step == _WARM_UP:
-            clock.reset()
-        report = clock.timed("step, remainder", train_step)(run, clock_data(clock, batches))
-        return report
+            clock.start()
+        return train_step(run, _TimedIterator(clock, "reading the batch", batches))
 
-    def write_and_keep(self: Any, step: int, split: str, values: dict[str, float]) -> None:
+    def keep(metrics: Any, step: int, split: str, values: dict[str, float]) -> None:
         logged.tokens_per_second.append(values["tokens_per_second"])
         logged.tokens = int(values["tokens"])
-        clock.timed("metrics.jsonl", write)(self, step, split, values)
-        if step == last_step:
-            clock.reset_frozen()
+        write(metrics, step, split, values)
 
+    original_loop = train_module._loop
+    replacements = (
+        (train_module, "_loop", loop),
+        (train_module, "train_step", clock.timed("schedule, losses, glue", step)),
+        (train_module.MetricsWriter, "write", keep),
+        (schedules, "backward_step", clock.timed("student backward", schedules.backward_step)),
+        (step_module, "_means", clock.timed("reducing what is reported", step_module._means)),
+    )
     with ExitStack() as stack:
-        for owner, name, new in (
-            (train_module, "build_run", build_timed),
-            (train_module, "train_step", step),
-            (train_module.MetricsWriter, "write", write_and_keep),
-            (schedules, "backward_step", clock.timed("student backward", schedules.backward_step)),
-            (step_module, "_means", clock.timed("reduction of the reported losses", step_module._means)),
-        ):
+        for owner, name, new in replacements:
             stack.enter_context(mock.patch.object(owner, name, new))
         yield
+
+
+def _instrument(run: Run, clock: Clock) -> None:
+    """Time the parts of a step that belong to this run's own objects."""
+    for part, module in (("student forward", run.student), ("teacher forward", run.teacher)):
+        if module is not None:
+            module.register_forward_pre_hook(lambda *_, part=part: clock.enter(part))
+            module.register_forward_hook(lambda *_: clock.leave())
+    if run.student.head_function is not None:
+        run.student.head_function = clock.timed("fused head and loss", run.student.head_function)
+    finalize = run.student.config.finalize_model_grads_func
+    run.student.config.finalize_model_grads_func = clock.timed("reducing gradients", finalize)
+    run.optimizer.step = clock.timed("optimizer step", run.optimizer.step)
+    run.model.zero_grad_buffer = clock.timed("zeroing gradients", run.model.zero_grad_buffer)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
