@@ -8,10 +8,10 @@ import torch.distributed as dist
 
 from megatron_kd.errors import InputError, NumericalFault
 from megatron_kd.losses.divergence import vocab_parallel_divergence
+from megatron_kd.losses.log_probs import log_probs_at
 from megatron_kd.losses.topk import (
     TAILS,
     TopK,
-    log_probs_at,
     topk_divergence,
     vocab_parallel_topk,
     vocab_parallel_topk_divergence,
