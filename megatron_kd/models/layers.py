@@ -25,7 +25,7 @@ class _Norm(nn.Module):
         self.hidden_size, self.eps = (hidden_size,), eps
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=_device(config)))
         # megatron-core sums the gradients of weights marked so over the tensor-parallel group.
-        self.weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.weight.sequence_parallel = config.sequence_parallel
 
 
 class RMSNorm(_Norm):
@@ -42,7 +42,7 @@ class LayerNorm(_Norm):
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__(config, hidden_size, eps)
         self.bias = nn.Parameter(torch.zeros(hidden_size, dtype=config.params_dtype, device=_device(config)))
-        self.bias.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+        self.bias.sequence_parallel = config.sequence_parallel
 
     def forward(self, hidden: Tensor) -> Tensor:
         """Normalise `hidden` [..., H]."""
@@ -52,7 +52,7 @@ class LayerNorm(_Norm):
 class Norm:
     """The norm that `config.normalization` names. A class, since megatron-core's specs do not call functions."""
 
-    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> nn.Module:  # type: ignore[misc]
+    def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> nn.Module:
         norm = RMSNorm if config.normalization == "RMSNorm" else LayerNorm
         return norm(config, hidden_size, eps)
 

@@ -42,7 +42,7 @@ def install() -> None:
     _redirect_random_state()
     _redirect_type_strings()
     _redirect_missing_kernels()
-    torch.cuda._redirected_to_cpu = True  # type: ignore[attr-defined]
+    torch.cuda._redirected_to_cpu = True
 
 
 def _redirect_devices() -> None:

@@ -20,11 +20,12 @@ def seed_everything(seed: int) -> None:
 
 def random_state() -> dict[str, Any]:
     """The state of all of them on this rank, as tensors and plain values only."""
-    kind, keys, position, has_gauss, cached = np.random.get_state()  # type: ignore[misc]
+    legacy: Any = np.random.get_state()
+    kind, keys, position, has_gauss, cached = legacy
     version, internal, gauss = random.getstate()
     state = {
         "python": [version, list(internal), gauss],
-        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],  # type: ignore[union-attr]
+        "numpy": [kind, torch.from_numpy(keys.astype(np.int64)), position, has_gauss, cached],
         "torch": torch.get_rng_state(),
         "megatron": {name: s.clone() for name, s in get_cuda_rng_tracker().get_states().items()},
     }

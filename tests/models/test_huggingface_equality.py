@@ -27,10 +27,8 @@ SEQUENCE = 256  # long enough for the scaled rotary frequencies to matter
 
 @pytest.mark.parametrize("preset", [llama32_1b, llama31_8b, qwen25_500m, qwen3_600m], ids=lambda p: p.__name__)
 def test_logits_equal_those_of_transformers(preset: Callable[..., GPTModelProvider]) -> None:
-    if preset is qwen25_500m:  # Qwen2 of `transformers` has no head size of its own
-        model = preset(**{**SHRUNKEN, "kv_channels": None})
-    else:
-        model = preset(**SHRUNKEN)
+    # Qwen2 of `transformers` has no head size of its own.
+    model = preset(**{**SHRUNKEN, "kv_channels": None} if preset is qwen25_500m else SHRUNKEN)
     (ours, theirs), *_ = run_ranks(1, both_logits, preset.__name__, model, model)
     assert theirs.std() > 0.5
     torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
