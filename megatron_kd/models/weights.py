@@ -24,7 +24,7 @@ _VOCABULARY = ("word_embeddings.weight", "output_layer.weight")
 def randomise(model: DistillableGPTModel, *, seed: int, std: float, num_layers: int) -> None:
     """Draw every matrix of `model` from N(0, std), those that feed the residual stream from N(0, std / sqrt(2 L)).
 
-    Vectors keep their initial values: norms 1, biases 0. Rows of the padded vocabulary are 0.
+    Biases and the rows of the padded vocabulary are 0, norms keep their 1.
 
     Args:
         model: this rank's part of the model, on any device and in any dtype.
@@ -35,7 +35,11 @@ def randomise(model: DistillableGPTModel, *, seed: int, std: float, num_layers: 
     state = model.sharded_state_dict()
     apply_factories(state)
     for shard in nested_values(state):
-        if isinstance(shard, ShardedTensor) and shard.data is not None and len(shard.local_shape) > 1:
+        if not isinstance(shard, ShardedTensor) or shard.data is None:
+            continue
+        if shard.key.endswith("bias"):  # megatron-core leaves memory as it finds it when told not to initialise
+            shard.data.zero_()
+        elif len(shard.local_shape) > 1:
             residual = shard.key.endswith(_RESIDUAL_PROJECTIONS)
             scale = std / math.sqrt(2 * num_layers) if residual else std
             vocab = model.true_vocab_size if shard.key.endswith(_VOCABULARY) else None
