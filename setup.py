@@ -39,7 +39,7 @@ setup(
     long_description=(Path(__file__).parent / "README.md").read_text(encoding="utf-8"),
     long_description_content_type="text/markdown",
     license="Apache-2.0",
-    python_requires=">=3.10",
+    python_requires=">=3.10,<3.14",  # nvidia-modelopt has the same upper bound
     packages=find_packages(include=["megatron_kd", "megatron_kd.*"]),
     install_requires=REQUIRES,
     extras_require=EXTRAS,
