@@ -1,0 +1,183 @@
+"""What the documents show is run: every fenced `bash` command and every fenced `python` example.
+
+Runs are shrunk by overrides that are appended; those that want more ranks than two, or weights, are validated.
+In a document, a `yaml` block whose first line is `# some/file.yaml` is that file for the document's commands, and a
+`bash` line that ends in `# exit code N` must end so. A command that no rule here knows is an error: add a rule.
+"""
+
+from __future__ import annotations
+
+import re
+import shlex
+import sysconfig
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from megatron_kd import cli
+from megatron_kd.config.recipe_files import load_recipe
+from megatron_kd.distillation.provider import GPTDistillationProvider
+from tests.recipes.launch import ROOT, SMALL_LLAMA, checkout, run
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
+
+# Nothing of ours runs: shell, other people's programs, and what would change this machine.
+NOT_OURS = {"cd", "git", "hf", "ls", "pip", "pre-commit", "python3", "rm", "sbatch", "source", "tensorboard"}
+
+_FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+_MADE_UP_DATA = ["dataset={train_data_path: null, valid_data_path: null, mock: true}", "tokenizer.tokenizer_model=null"]
+_TINY = [
+    *_MADE_UP_DATA,
+    "model.init=random",
+    "model.vocab_size=250",
+    "train.train_iters=2",
+    "scheduler.lr_warmup_iters=1",
+    "validation.eval_iters=1",
+]
+_RANDOM_TEACHER = ["model.teacher.vocab_size=250", "model.teacher.checkpoint=null", "model.teacher.init=random"]
+# Arguments that make a tool of ours short; one that is not here is asked for its --help.
+_SHORT_TOOLS = {
+    "tools/bench/step_breakdown.py": ["--steps", "6", *_TINY[2:], "train.train_iters=6"],
+    "tools/make_corpus.py": ["--source", str(Path(sysconfig.get_paths()["stdlib"]) / "json"), "--vocab-size", "300"],
+}
+
+
+@dataclass(frozen=True)
+class Command:
+    """One line of a `bash` block: its words, and the exit code it is documented to have."""
+
+    document: Path
+    words: tuple[str, ...]
+    exit_code: int
+
+    def __str__(self) -> str:
+        return f"{self.document.name}: {' '.join(self.words)}"
+
+
+def commands_in(document: Path) -> list[Command]:
+    """The commands of every `bash` block, comments and environment settings left out, without repetitions."""
+    found = []
+    for kind, text in _FENCE.findall(document.read_text(encoding="utf-8")):
+        if kind == "bash":
+            for line in text.replace("\\\n", " ").splitlines():
+                code = re.search(r"# exit code (\d+)$", line)
+                words = [word for word in shlex.split(line, comments=True) if not re.match(r"[A-Z_]+=", word)]
+                if words:
+                    found.append(Command(document, tuple(words), int(code.group(1)) if code else 0))
+    return list(dict.fromkeys(found))
+
+
+def python_examples_in(document: Path) -> list[str]:
+    """The `python` blocks."""
+    return [text for kind, text in _FENCE.findall(document.read_text(encoding="utf-8")) if kind == "python"]
+
+
+COMMANDS = [command for document in DOCUMENTS for command in commands_in(document)]
+EXAMPLES = [(document.name, text) for document in DOCUMENTS for text in python_examples_in(document)]
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A checkout without weights, data and runs."""
+    for name in ("conf", "tools"):
+        (tmp_path / name).mkdir()
+        for path in (ROOT / name).iterdir():
+            (tmp_path / name / path.name).symlink_to(path)
+    return checkout(tmp_path)
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=str)
+def test_the_documented_command(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _write_files_of(command.document, folder)
+    monkeypatch.chdir(folder)
+    program, *rest = command.words
+    if program in NOT_OURS:
+        return
+    assert program in _RULES, f"{command}: no rule says how to try this program; add one"
+    _RULES[program](rest, command.exit_code)
+
+
+@pytest.mark.parametrize(("name", "text"), EXAMPLES)
+def test_the_python_example(name: str, text: str, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(folder)
+    exec(compile(text, name, "exec"), {})
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_links_to_files_lead_somewhere(document: Path) -> None:
+    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
+        assert (document.parent / target).exists(), f"{document.name}: there is no {target}"
+
+
+def _write_files_of(document: Path, folder: Path) -> None:
+    for kind, text in _FENCE.findall(document.read_text(encoding="utf-8")):
+        name = re.match(r"# (\S+\.ya?ml)\n", text)
+        if kind == "yaml" and name and not (folder / name.group(1)).exists():
+            (folder / name.group(1)).parent.mkdir(parents=True, exist_ok=True)
+            (folder / name.group(1)).write_text(text, encoding="utf-8")
+
+
+def _make(words: list[str], exit_code: int) -> None:
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
+    for word in words:
+        assert word in targets or re.match(r"(SEEDS|SMOKE|PYTHON)=", word), f"make has no {word}"
+
+
+def _megatron_kd(words: list[str], exit_code: int) -> None:
+    if words[0] == "validate":
+        _validate(words[1:], exit_code)
+    elif words[0] == "ls":
+        assert cli.main(words) == exit_code
+    else:  # they read files that the reader has and we do not
+        cli._parser(words[0]).parse_args(words)
+
+
+def _torchrun(words: list[str], exit_code: int) -> None:
+    place = next(index for index, word in enumerate(words) if word.endswith(".py"))
+    options = dict(word.removeprefix("--").split("=") for word in words[:place] if "=" in word)
+    ranks = int(options.get("nproc_per_node", 1)) * int(options.get("nnodes", 1))
+    script, arguments = words[place], words[place + 1 :]
+    if ranks > 2 or "llama" in script:
+        _validate([script, *arguments, f"--world-size={ranks}"], exit_code)
+    else:
+        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+        _finish([*launcher, script, *arguments, *_shrinking(script)], exit_code)
+
+
+def _python(words: list[str], exit_code: int) -> None:
+    script = words[0]
+    if script.startswith("recipes/"):
+        _torchrun(words, exit_code)
+    elif script in _SHORT_TOOLS:
+        _finish([*words, *_shrinking(script)], exit_code)
+    else:
+        _finish([*words[: 2 if script == "-m" else 1], "--help"], exit_code)
+
+
+_RULES: dict[str, Callable[[list[str], int], None]] = {
+    "make": _make,
+    "megatron-kd": _megatron_kd,
+    "torchrun": _torchrun,
+    "python": _python,
+}
+
+
+def _validate(words: list[str], exit_code: int) -> None:
+    """Check a recipe and its overrides; what has no weights or data here is given made-up ones."""
+    made_up = SMALL_LLAMA if "llama" in words[0] else _shrinking(words[0])
+    assert cli.main(["validate", *words, *made_up]) == exit_code
+
+
+def _shrinking(script: str) -> list[str]:
+    if script in _SHORT_TOOLS:
+        is_model = script == "tools/bench/step_breakdown.py"
+        return [*_SHORT_TOOLS[script], *(_MADE_UP_DATA if is_model else []), *(_RANDOM_TEACHER if is_model else [])]
+    distils = isinstance(load_recipe(script)().model, GPTDistillationProvider)
+    return [*_TINY, *(_RANDOM_TEACHER if distils else [])]
+
+
+def _finish(words: list[str], exit_code: int) -> None:
+    result = run(words, Path.cwd())
+    assert result.returncode == exit_code, result.stdout[-2000:] + result.stderr[-4000:]
