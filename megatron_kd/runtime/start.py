@@ -73,13 +73,12 @@ def running_ranks(
     ours = not dist.is_initialized()
     if ours:
         _init_process_group(hardware, timeout_s)
-    else:
-        set_group_timeouts(timeout_s)
     layout = create_layout(
         tensor_model_parallel_size=tensor_model_parallel_size,
         pipeline_model_parallel_size=pipeline_model_parallel_size,
         device=hardware.device,
     )
+    set_group_timeouts(timeout_s)  # megatron-core gives the groups it makes a timeout of its own
     try:
         seed_everything(seed)
         yield layout

@@ -1,0 +1,51 @@
+"""`run_dir/exit_code`: one file for all ranks, which tells the cause."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+from pathlib import Path
+
+import pytest
+
+from megatron_kd.runtime.exit_code import clear_exit_code, record_exit_code
+
+
+def recorded(run_dir: Path) -> str:
+    return (run_dir / "exit_code").read_text()
+
+
+def test_the_folder_is_made(tmp_path: Path) -> None:
+    record_exit_code(tmp_path / "a/b", 0)
+    assert recorded(tmp_path / "a/b") == "0\n"
+
+
+@pytest.mark.parametrize(
+    ("codes", "told"),
+    [((0, 1), 1), ((1, 17), 17), ((2, 1), 2), ((75, 1), 75), ((18, 2, 1), 18), ((17, 18), 17), ((0, 75), 75),
+     ((0, 0), 0), ((137, 0), 137)],
+)  # fmt: skip
+def test_the_cause_is_told_in_whatever_order_ranks_end(codes: tuple[int, ...], told: int, tmp_path: Path) -> None:
+    for number, order in enumerate(itertools.permutations(codes)):
+        for code in order:
+            record_exit_code(tmp_path / str(number), code)
+        assert recorded(tmp_path / str(number)) == f"{told}\n"
+
+
+def test_ranks_may_write_at_the_same_time(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("fork")
+    ranks = [context.Process(target=record_exit_code, args=(tmp_path, code)) for code in (1, 17, 1, 0, 1, 2)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(30)
+    assert [rank.exitcode for rank in ranks] == [0] * 6
+    assert recorded(tmp_path) == "17\n"
+
+
+def test_a_new_attempt_forgets_the_last(tmp_path: Path) -> None:
+    clear_exit_code(tmp_path)  # there is none yet
+    record_exit_code(tmp_path, 17)
+    clear_exit_code(tmp_path)
+    record_exit_code(tmp_path, 0)
+    assert recorded(tmp_path) == "0\n"
