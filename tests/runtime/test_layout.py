@@ -21,11 +21,8 @@ def place(tp: int, pp: int) -> dict[str, Any]:
             "sizes": (layout.tp.size, layout.pp.size, layout.dp.size),
             "stage": (layout.is_first_stage, layout.is_last_stage),
             "world": (layout.rank, layout.world_size),
-            **{
-                axis: torch.distributed.get_process_group_ranks(getattr(layout, axis).group)
-                for axis in ("tp", "pp", "dp")
-            },
-            "sum": {axis: summed(getattr(layout, axis).group, layout.rank) for axis in ("tp", "pp", "dp")},
+            **{axis: torch.distributed.get_process_group_ranks(group) for axis, group in groups.items()},
+            "sum": {axis: summed(group, layout.rank) for axis, group in groups.items()},
         }
     finally:
         destroy_layout()
