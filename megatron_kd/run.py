@@ -25,6 +25,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code, as of `megatron_kd.entry.main`.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv in (["-h"], ["--help"]):
+        print(__doc__, end="")
+        return 0
     if argv and not argv[0].startswith(("-", "~", "+")) and "=" not in argv[0]:
         argv = ["--config-file", *argv]
     return run(lambda: _defaults(argv), argv)

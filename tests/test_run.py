@@ -77,3 +77,8 @@ def test_a_run_folder_that_cannot_be_written_is_only_told(tmp_path: Path, capsys
     assert main([str(tmp_path / "run.yaml")]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert "logger.run_dir" in line
+
+
+def test_help_names_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["--help"]) == 0
+    assert "-m megatron_kd.run" in capsys.readouterr().out
