@@ -25,6 +25,7 @@ from tools.demo_report import table, write_report
 from tools.demo_runs import Job, Result, RunFailed, finish
 
 _TP2 = ("model.tensor_model_parallel_size=2", "train.micro_batch_size=16")
+_QUIET = ("logger.log_interval=50",)
 _SHORT = ("validation.eval_interval=5", "validation.eval_iters=2", "scheduler.lr_warmup_iters=5")
 say = partial(print, flush=True)
 
@@ -130,8 +131,8 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
             seeds=args.seeds,
             output=args.output or Path("runs/tiny-smoke"),
             corpus=args.corpus,
-            teacher_lr=2e-3,
-            student_lrs=(4e-3,),
+            teacher_lr=4e-3,
+            student_lrs=(8e-3,),
             teacher_overrides=("train.train_iters=20", *_SHORT),
             student_overrides=("train.train_iters=20", *_SHORT),
         )
@@ -140,8 +141,10 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
             seeds=args.seeds,
             output=args.output or Path("runs/tiny"),
             corpus=args.corpus,
-            teacher_lr=2e-3,
-            student_lrs=(2e-3, 4e-3, 8e-3),
+            teacher_lr=4e-3,
+            student_lrs=(4e-3, 8e-3, 16e-3),
+            teacher_overrides=_QUIET,
+            student_overrides=_QUIET,
         )
     return plan, f"make distill SEEDS={args.seeds}{' SMOKE=1' if args.smoke else ''}"
 

@@ -2,17 +2,22 @@
 
 from dataclasses import replace
 
-from tiny_parts import STUDENT, TEACHER, TEACHER_RUN, TEXT, TOKENIZER, VALIDATION
+from tiny_parts import (
+    SEED,
+    STUDENT,
+    STUDENT_CHECKPOINT,
+    STUDENT_OPTIMIZER,
+    STUDENT_SCHEDULE,
+    STUDENT_TRAIN,
+    TEACHER,
+    TEACHER_RUN,
+    TEXT,
+    TOKENIZER,
+    VALIDATION,
+)
 
 from megatron_kd import ConfigContainer, GPTDistillationProvider, ModelOptDistillConfig, main
-from megatron_kd.config.sections import (
-    CheckpointConfig,
-    LoggerConfig,
-    OptimizerConfig,
-    RNGConfig,
-    SchedulerConfig,
-    TrainConfig,
-)
+from megatron_kd.config.sections import LoggerConfig
 
 
 def recipe() -> ConfigContainer:
@@ -21,17 +26,17 @@ def recipe() -> ConfigContainer:
         model=GPTDistillationProvider.from_student(
             replace(STUDENT, init="random"),
             teacher=replace(TEACHER, checkpoint=TEACHER_RUN),
-            kd_config=ModelOptDistillConfig(logit_kl_temperature=1.0),
+            kd_config=ModelOptDistillConfig(),
         ),
-        train=TrainConfig(train_iters=400, global_batch_size=16, micro_batch_size=8),
+        train=STUDENT_TRAIN,
         validation=VALIDATION,
-        optimizer=OptimizerConfig(lr=4e-3),
-        scheduler=SchedulerConfig(lr_warmup_iters=20),
+        optimizer=STUDENT_OPTIMIZER,
+        scheduler=STUDENT_SCHEDULE,
         dataset=TEXT,
         tokenizer=TOKENIZER,
-        checkpoint=CheckpointConfig(save_interval=100, most_recent_k=2),
+        checkpoint=STUDENT_CHECKPOINT,
         logger=LoggerConfig(run_dir="runs/tiny/distilled", log_interval=10),
-        rng=RNGConfig(seed=1),
+        rng=SEED,
     )
 
 

@@ -2,32 +2,25 @@
 
 from dataclasses import replace
 
-from tiny_parts import TEACHER, TEACHER_RUN, TEXT, TOKENIZER, VALIDATION
+from tiny_parts import SEED, TEACHER, TEACHER_RUN, TEXT, TOKENIZER, VALIDATION
 
 from megatron_kd import ConfigContainer, main
-from megatron_kd.config.sections import (
-    CheckpointConfig,
-    LoggerConfig,
-    OptimizerConfig,
-    RNGConfig,
-    SchedulerConfig,
-    TrainConfig,
-)
+from megatron_kd.config.sections import CheckpointConfig, LoggerConfig, OptimizerConfig, SchedulerConfig, TrainConfig
 
 
 def recipe() -> ConfigContainer:
     """The teacher, on labels."""
     return ConfigContainer(
         model=replace(TEACHER, init="random"),
-        train=TrainConfig(train_iters=1000, global_batch_size=16, micro_batch_size=8),
+        train=TrainConfig(train_iters=800, global_batch_size=16, micro_batch_size=8),
         validation=VALIDATION,
-        optimizer=OptimizerConfig(lr=2e-3),
-        scheduler=SchedulerConfig(lr_warmup_iters=50),
+        optimizer=OptimizerConfig(lr=4e-3),
+        scheduler=SchedulerConfig(lr_warmup_iters=200),
         dataset=TEXT,
         tokenizer=TOKENIZER,
         checkpoint=CheckpointConfig(save_interval=200, most_recent_k=2),
-        logger=LoggerConfig(run_dir=TEACHER_RUN, log_interval=20),
-        rng=RNGConfig(seed=1),
+        logger=LoggerConfig(run_dir=TEACHER_RUN, log_interval=10),
+        rng=SEED,
     )
 
 
