@@ -33,7 +33,7 @@ def test_only_rank_0_tells_why_a_run_is_refused(
     assert not (tmp_path / "exit_code").exists()
     monkeypatch.setenv("RANK", "0")
     assert main(lambda: config, ["model.seq_length=9"]) == 2
-    assert capsys.readouterr().err.startswith("error: model.seq_length=9")
+    assert "error: model.seq_length=9" in capsys.readouterr().err
     assert (tmp_path / "exit_code").read_text() == "2\n"
     assert len(waited) == 1
 

@@ -21,6 +21,7 @@ class Derived:
         true_vocab_size: number of token ids in use; ids at and above it are padding.
         padded_vocab_size: width of embeddings and heads, of student and teacher alike.
         tokens_per_step: of one global batch, masked tokens included.
+        lr_warmup_iters: the step at which the learning rate has risen to `optimizer.lr`.
         lr_decay_iters: the step at which the learning rate has come down to `optimizer.min_lr`.
         student_dtype, teacher_dtype: "float32", "bfloat16" or "float16"; the teacher's is None without a teacher.
     """
@@ -31,6 +32,7 @@ class Derived:
     true_vocab_size: int
     padded_vocab_size: int
     tokens_per_step: int
+    lr_warmup_iters: int
     lr_decay_iters: int
     start_weight_decay: float
     end_weight_decay: float
@@ -68,6 +70,7 @@ def derived(cfg: ConfigContainer, world_size: int, tokenizer_vocab_size: int | N
         true_vocab_size=true_vocab,
         padded_vocab_size=padded_vocab,
         tokens_per_step=cfg.train.global_batch_size * cfg.model.seq_length,
+        lr_warmup_iters=lr_warmup_iters(cfg),
         lr_decay_iters=lr_decay_iters(cfg),
         start_weight_decay=start_decay,
         end_weight_decay=end_decay,
@@ -124,6 +127,13 @@ def model_parallel_size(cfg: ConfigContainer) -> int:
 def lr_decay_iters(cfg: ConfigContainer) -> int:
     """Steps until the learning rate is at its minimum."""
     return cfg.train.train_iters if cfg.scheduler.lr_decay_iters is None else cfg.scheduler.lr_decay_iters
+
+
+def lr_warmup_iters(cfg: ConfigContainer) -> int:
+    """Steps until the learning rate is at its maximum: as given, else the given share of the schedule."""
+    if cfg.scheduler.lr_warmup_iters is not None:
+        return cfg.scheduler.lr_warmup_iters
+    return int(cfg.scheduler.lr_warmup_fraction * lr_decay_iters(cfg))
 
 
 def weight_decay_range(cfg: ConfigContainer) -> tuple[float, float]:

@@ -46,7 +46,8 @@ class SchedulerConfig:
     """The learning-rate schedule, in iterations."""
 
     lr_decay_style: Literal["constant", "linear", "cosine", "inverse-square-root", "WSD"] = "cosine"
-    lr_warmup_iters: int = 0
+    lr_warmup_iters: int | None = None  # None: lr_warmup_fraction of lr_decay_iters
+    lr_warmup_fraction: float = 0.0
     lr_warmup_init: float = 0.0
     lr_decay_iters: int | None = None  # None: train.train_iters
     lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = "exponential"

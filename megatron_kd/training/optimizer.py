@@ -64,7 +64,7 @@ def build_scheduler(optimizer: MegatronOptimizer, cfg: ConfigContainer, derived:
         init_lr=s.lr_warmup_init,
         max_lr=cfg.optimizer.lr,
         min_lr=cfg.optimizer.min_lr,
-        lr_warmup_steps=s.lr_warmup_iters,
+        lr_warmup_steps=derived.lr_warmup_iters,
         lr_decay_steps=derived.lr_decay_iters,
         lr_decay_style=s.lr_decay_style,
         start_wd=weight_decay if s.start_weight_decay is None else s.start_weight_decay,

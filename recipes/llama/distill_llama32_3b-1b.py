@@ -27,7 +27,7 @@ def recipe() -> ConfigContainer:
         train=TrainConfig(train_iters=20_000, global_batch_size=128, micro_batch_size=2),
         validation=ValidationConfig(eval_interval=500, eval_iters=8),
         optimizer=OptimizerConfig(lr=1e-4, min_lr=1e-5, weight_decay=0.1, adam_beta2=0.95, clip_grad=1.0),
-        scheduler=SchedulerConfig(lr_decay_style="cosine", lr_warmup_iters=400),
+        scheduler=SchedulerConfig(lr_decay_style="cosine", lr_warmup_fraction=0.02),
         ddp=DDPConfig(use_distributed_optimizer=True, overlap_grad_reduce=True, overlap_param_gather=True),
         dataset=DatasetConfig(data_path=["data/llama32/text"], split="990,8,2", num_workers=2),
         tokenizer=TokenizerConfig(tokenizer_model="data/llama32/tokenizer"),

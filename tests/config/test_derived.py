@@ -58,6 +58,21 @@ def test_own_values_win_over_fallbacks() -> None:
 
 
 @pytest.mark.parametrize(
+    ("edits", "iterations"),
+    [
+        ({}, 0),
+        ({"lr_warmup_iters": 30}, 30),
+        ({"lr_warmup_iters": 0, "lr_warmup_fraction": 0.5}, 0),
+        ({"lr_warmup_fraction": 0.25}, 250),
+        ({"lr_warmup_fraction": 0.25, "lr_decay_iters": 11}, 2),
+    ],
+)
+def test_the_warm_up_is_given_in_iterations_or_as_a_share(edits: dict[str, Any], iterations: int) -> None:
+    config = plain(**{f"scheduler__{name}": value for name, value in edits.items()})
+    assert derived(config, 1).lr_warmup_iters == iterations
+
+
+@pytest.mark.parametrize(
     ("edits", "tokenizer", "width"),
     [
         ({"model__vocab_size": None}, 500, 512),

@@ -32,7 +32,6 @@ SMALL_LLAMA = [
     "dataset.num_workers=0",
     "tokenizer.tokenizer_model=null",
     "train.train_iters=2",
-    "scheduler.lr_warmup_iters=1",
     "validation.eval_iters=1",
     "logger.tensorboard=false",
 ]

@@ -75,6 +75,7 @@ SECTION_RULES: dict[str, Rule] = {
     "optimizer.sgd_momentum": FRACTION,
     "optimizer.clip_grad": NOT_NEGATIVE,
     "scheduler.lr_warmup_iters": NOT_NEGATIVE,
+    "scheduler.lr_warmup_fraction": FRACTION,
     "scheduler.lr_warmup_init": NOT_NEGATIVE,
     "scheduler.lr_decay_iters": POSITIVE,
     "scheduler.lr_wsd_decay_iters": POSITIVE,

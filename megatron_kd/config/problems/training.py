@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.derived import lr_decay_iters, weight_decay_range
+from megatron_kd.config.derived import lr_decay_iters, lr_warmup_iters, weight_decay_range
 from megatron_kd.config.problems.lines import line
 
 
@@ -30,8 +30,11 @@ def scheduler_problems(cfg: ConfigContainer) -> Iterator[str]:
     """Phases of the schedule that do not fit into it, and weight-decay ramps that do not rise."""
     scheduler, decay = cfg.scheduler, lr_decay_iters(cfg)
     decay_name = "train.train_iters" if scheduler.lr_decay_iters is None else "scheduler.lr_decay_iters"
-    if scheduler.lr_warmup_iters >= decay > 0:
-        why = "the warm-up must end before the decay does; lower scheduler.lr_warmup_iters"
+    if scheduler.lr_warmup_iters is not None and scheduler.lr_warmup_iters >= decay > 0:
+        why = (
+            "the warm-up must end before the decay does; lower scheduler.lr_warmup_iters, or set it to null and "
+            "scheduler.lr_warmup_fraction=0.1"
+        )
         yield line(cfg, f"scheduler.lr_warmup_iters {decay_name}", why)
     if scheduler.lr_warmup_init > cfg.optimizer.lr > 0:
         why = "the warm-up rises to the learning rate; lower scheduler.lr_warmup_init"
@@ -47,9 +50,10 @@ def _wsd(cfg: ConfigContainer, decay: int, decay_name: str) -> Iterator[str]:
     if scheduler.lr_wsd_decay_iters is None:
         why = "WSD must know how many steps its last phase has; set scheduler.lr_wsd_decay_iters"
         yield line(cfg, "scheduler.lr_decay_style scheduler.lr_wsd_decay_iters", why)
-    elif scheduler.lr_warmup_iters + scheduler.lr_wsd_decay_iters > decay > 0:
+    elif lr_warmup_iters(cfg) + scheduler.lr_wsd_decay_iters > decay > 0:
         why = "warm-up and last phase do not fit into the schedule; lower one of the first two"
-        yield line(cfg, f"scheduler.lr_warmup_iters scheduler.lr_wsd_decay_iters {decay_name}", why)
+        warmup_name = "scheduler.lr_warmup_" + ("fraction" if scheduler.lr_warmup_iters is None else "iters")
+        yield line(cfg, f"{warmup_name} scheduler.lr_wsd_decay_iters {decay_name}", why)
 
 
 def _weight_decay_ramp(cfg: ConfigContainer) -> Iterator[str]:
