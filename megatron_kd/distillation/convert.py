@@ -1,23 +1,32 @@
-"""Student + teacher + losses = one ModelOpt distillation model."""
+"""Student + teacher + losses = one ModelOpt distillation model and the objective it is trained with."""
 
 from __future__ import annotations
 
-import re
+from dataclasses import dataclass
 from typing import Any
 
 import modelopt.torch.distill as mtd
 import modelopt.torch.distill.plugins.megatron as mtd_megatron
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import nn
 
+from megatron_kd.distillation.balance import Balancer
 from megatron_kd.distillation.config import ModelOptDistillConfig
-from megatron_kd.distillation.criteria import HiddenCosine, LogitsDivergence, logits_options
+from megatron_kd.distillation.criteria import HiddenLoss, LogitsDivergence, logits_options
+from megatron_kd.distillation.logits import FusedLogits, MaterialisedLogits
+from megatron_kd.distillation.objective import Distillation, ModelOptDistillation
+from megatron_kd.distillation.pairs import InjectedPairs, LayerPair, pairs_of_stage
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
 
-_LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.|$)")
+
+@dataclass(frozen=True)
+class BuiltDistillation:
+    """A distillation model, whose forward runs the teacher and then the student, and its objective."""
+
+    model: mtd.DistillationModel
+    objective: Distillation | ModelOptDistillation
 
 
 def build_distillation(
@@ -27,11 +36,8 @@ def build_distillation(
     layout: Layout,
     *,
     seed: int,
-) -> mtd.DistillationModel:
+) -> BuiltDistillation:
     """Turn `student` into a distillation model that holds `teacher`, frozen.
-
-    Its forward runs the teacher, then the student. The layers of `kd_config.intermediate_layer_pairs` are captured
-    on the way, and so are the output layers in the materialised form of the logit loss.
 
     Args:
         student: this rank's part; changed in place, as ModelOpt does.
@@ -39,30 +45,34 @@ def build_distillation(
         kd_config: losses and layer pairs.
         layout: this rank's place.
         seed: of the projections between hidden sizes that differ.
+
+    Raises:
+        InputError: a layer pair that this layout cannot serve.
     """
-    criterion: dict[tuple[str, str], nn.Module] = {}
-    if layout.is_last_stage:
-        if not uses_fused_logits(kd_config):
-            options = logits_options(kd_config, student.true_vocab_size)
-            criterion[tuple(kd_config.logit_layers)] = LogitsDivergence(options, layout.tp.group)  # type: ignore[index]
-        criterion.update(_hidden_criteria(student, teacher, kd_config, layout, seed))
-    model = mtd.convert(
-        student,
-        mode=[("kd_loss", {"teacher_model": teacher, "criterion": criterion, "loss_balancer": _NoBalancer()})],
-    )
-    # ModelOpt collects the criteria that have parameters in a set, whose order differs between ranks.
-    model._loss_modules = nn.ModuleList([c for c in criterion.values() if any(True for _ in c.parameters())])
-    mtd_megatron.adjust_distillation_model_for_mcore(
-        model, mtd_megatron.DistillationConfig(skip_lm_loss=kd_config.skip_lm_loss)
-    )
-    return model
+    pairs = pairs_of_stage(student, teacher, kd_config, layout, seed)
+    model = _convert(student, teacher, _criteria(student, pairs, kd_config, layout), kd_config)
+    # Set by us in the order of the pairs: ModelOpt collects them in a set, whose order differs between ranks.
+    model._loss_modules = nn.ModuleDict({str(p.index): p.projection for p in pairs if p.projection is not None})
+    balancer = Balancer(kd_config)
+    if kd_config.loss_balancer == "modelopt":
+        return BuiltDistillation(model, ModelOptDistillation(model, balancer, layout))
+    logits = (FusedLogits if uses_fused_logits(kd_config) else MaterialisedLogits)(model, balancer, layout)
+    injected = InjectedPairs(model, teacher, pairs, max(len(kd_config.intermediate_layer_pairs), 1), layout)
+    return BuiltDistillation(model, Distillation(logits, injected, balancer, layout))
 
 
 def uses_fused_logits(kd_config: ModelOptDistillConfig) -> bool:
     """Whether the logit loss is computed without logits: its weight must be known before the forward pass."""
-    if kd_config.logits_form == "auto":
-        return kd_config.loss_balancer != "modelopt"
-    return kd_config.logits_form == "fused"
+    return kd_config.logits_form == "fused" or why_materialised(kd_config) is None
+
+
+def why_materialised(kd_config: ModelOptDistillConfig) -> str | None:
+    """Why `logits_form=auto` keeps both models' logits; None where it does not."""
+    if kd_config.logits_form != "auto":
+        return f"model.kd_config.logits_form={kd_config.logits_form}"
+    if kd_config.loss_balancer == "modelopt":
+        return "model.kd_config.loss_balancer=modelopt weighs the losses after the forward pass"
+    return None
 
 
 def projection_sharded_state(model: mtd.DistillationModel, layout: Layout) -> dict[str, ShardedTensor]:
@@ -79,46 +89,35 @@ def load_projections(model: mtd.DistillationModel, state: dict[str, torch.Tensor
     model.loss_modules.load_state_dict(state)
 
 
+def _convert(
+    student: DistillableGPTModel,
+    teacher: DistillableGPTModel,
+    criterion: dict[tuple[str, str], nn.Module],
+    kd_config: ModelOptDistillConfig,
+) -> mtd.DistillationModel:
+    settings = {"teacher_model": teacher, "criterion": criterion, "loss_balancer": _NoBalancer()}
+    model = mtd.convert(student, mode=[("kd_loss", settings)])
+    mtd_megatron.adjust_distillation_model_for_mcore(
+        model, mtd_megatron.DistillationConfig(skip_lm_loss=kd_config.skip_lm_loss)
+    )
+    return model
+
+
+def _criteria(
+    student: DistillableGPTModel, pairs: list[LayerPair], kd_config: ModelOptDistillConfig, layout: Layout
+) -> dict[tuple[str, str], nn.Module]:
+    """What ModelOpt is to capture and compare: materialised logits, and pairs under its own balancer."""
+    criteria: dict[tuple[str, str], nn.Module] = {}
+    if layout.is_last_stage and not uses_fused_logits(kd_config):
+        options = logits_options(kd_config, student.true_vocab_size)
+        criteria[tuple(kd_config.logit_layers)] = LogitsDivergence(options, layout.tp.group)  # type: ignore[index]
+    if kd_config.loss_balancer == "modelopt":
+        criteria.update({(p.student, p.teacher): HiddenLoss(p) for p in pairs})
+    return criteria
+
+
 class _NoBalancer(mtd.DistillationLossBalancer):
     """ModelOpt asks for a balancer with several criteria; the objective weighs the losses itself."""
 
     def forward(self, loss: dict[str, Any]) -> Any:
         raise AssertionError("the objective weighs the losses")
-
-
-def _hidden_criteria(
-    student: DistillableGPTModel,
-    teacher: DistillableGPTModel,
-    kd_config: ModelOptDistillConfig,
-    layout: Layout,
-    seed: int,
-) -> dict[tuple[str, str], nn.Module]:
-    criteria: dict[tuple[str, str], nn.Module] = {}
-    for index, (student_layer, teacher_layer) in enumerate(kd_config.intermediate_layer_pairs):
-        projection = _projection(student, teacher, layout, seed + index)
-        pair = (_local_name(student_layer, student, layout), _local_name(teacher_layer, teacher, layout))
-        criteria[pair] = HiddenCosine(projection)
-    return criteria
-
-
-def _projection(
-    student: DistillableGPTModel, teacher: DistillableGPTModel, layout: Layout, seed: int
-) -> nn.Linear | None:
-    here, there = student.config.hidden_size, teacher.config.hidden_size
-    if here == there:
-        return None
-    linear = nn.Linear(here, there, dtype=torch.float32)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        linear.weight.normal_(0.0, student.config.init_method_std, generator=generator)
-        linear.bias.zero_()
-    for parameter in linear.parameters():
-        # Each rank sees its part of the sequence: megatron-core is to sum the gradients over the TP group.
-        parameter.sequence_parallel = student.config.sequence_parallel  # type: ignore[attr-defined]
-    return linear.to(layout.device)
-
-
-def _local_name(name: str, model: DistillableGPTModel, layout: Layout) -> str:
-    """Layer names count layers from 0 over the whole model; a pipeline stage counts its own from 0."""
-    offset = get_transformer_layer_offset(model.config, pp_rank=layout.pp.rank)
-    return _LAYER.sub(lambda match: str(int(match.group()) - offset), name)

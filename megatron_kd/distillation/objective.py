@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Protocol
 
 import modelopt.torch.distill as mtd
@@ -11,9 +10,11 @@ from torch import Tensor
 
 from megatron_kd.distillation.balance import Balancer, Losses
 from megatron_kd.distillation.criteria import LogitsDivergence
+from megatron_kd.distillation.logits import UNKNOWN, FusedLogits, MaterialisedLogits
+from megatron_kd.distillation.pairs import InjectedPairs
 from megatron_kd.runtime.layout import Layout
 
-# The sums over unmasked tokens that a micro-batch reports, in this order.
+# The sums over unmasked tokens that make up a step's report, in this order.
 REPORTED = (
     "tokens",
     "loss",
@@ -32,8 +33,14 @@ LossResult = tuple[Tensor, Tensor, Tensor]  # total [], num_tokens [] int, repor
 class Objective(Protocol):
     """What the loop needs of a training objective."""
 
+    def begin(self, loss_mask_BS: Tensor) -> None:
+        """Called on every stage before the forward of a micro-batch."""
+
     def __call__(self, output: Tensor, loss_mask_BS: Tensor) -> LossResult:
-        """Called on the last stage with what the model's forward returned for one micro-batch."""
+        """Called on the last stage with what the model's forward returned for the micro-batch."""
+
+    def take_stage_sums(self) -> Tensor:
+        """Called on every rank after a step's forwards: what this rank adds to the sums, [len(REPORTED)]."""
 
     def observe(self, means: dict[str, float]) -> None:
         """Called on every rank after each step with the means over the global batch."""
@@ -42,87 +49,113 @@ class Objective(Protocol):
 class LanguageModelling:
     """Plain next-token cross entropy. The model's output is its loss per token, [B, S]."""
 
+    def begin(self, loss_mask_BS: Tensor) -> None:
+        """Nothing to prepare."""
+
     def __call__(self, output: Tensor, loss_mask_BS: Tensor) -> LossResult:
         """See `Objective`."""
         total = (output.float() * loss_mask_BS).sum()
-        zero = torch.zeros((), device=total.device)
-        return loss_result(total, loss_mask_BS, Losses(total, zero, zero), Losses(1.0, 0.0, 0.0), zero)
+        return _result(total, loss_mask_BS, Losses(total, 0.0, 0.0), Losses(1.0, 0.0, 0.0), 0.0)
+
+    def take_stage_sums(self) -> Tensor:
+        """Nothing beyond the last stage's results."""
+        return torch.zeros(len(REPORTED), dtype=torch.float64)
 
     def observe(self, means: dict[str, float]) -> None:
         """Nothing to learn from a step."""
 
 
-class MaterialisedDistillation:
-    """Logit divergence of both models' logits, intermediate losses and, where wanted, cross entropy.
+class Distillation:
+    """Logit divergence, intermediate losses and, where wanted, cross entropy, with weights known before a step."""
 
-    The model's output is its LM loss per token, [B, S]; all else was captured by ModelOpt.
+    def __init__(
+        self, logits: FusedLogits | MaterialisedLogits, pairs: InjectedPairs, balancer: Balancer, layout: Layout
+    ) -> None:
+        self.balancer = balancer
+        self._logits, self._pairs, self._layout = logits, pairs, layout
+
+    def begin(self, loss_mask_BS: Tensor) -> None:
+        """Tell the layer pairs the micro-batch's mask and weight."""
+        self._pairs.begin(loss_mask_BS, self.balancer.weights(UNKNOWN).intermediate)
+
+    def __call__(self, output: Tensor, loss_mask_BS: Tensor) -> LossResult:
+        """See `Objective`. The intermediate losses are not in the total: their gradient enters at their layers."""
+        result = self._logits.result(output, loss_mask_BS)
+        losses = Losses(result.lm, result.logits, 0.0)
+        return _result(result.total, loss_mask_BS, losses, self.balancer.weights(UNKNOWN), result.agreement)
+
+    def take_stage_sums(self) -> Tensor:
+        """The layer pairs of this stage; of one tensor-parallel rank, unless each has its part of the sequence."""
+        sums = torch.zeros(len(REPORTED), dtype=torch.float64, device=self._layout.device)
+        loss, weighted = self._pairs.take_sums()
+        if self._layout.tp.rank == 0 or self._pairs.sequence_parallel:
+            sums[REPORTED.index("intermediate_loss")] = loss
+            sums[REPORTED.index("intermediate_loss_weighted")] = weighted
+            sums[REPORTED.index("loss")] = weighted
+        return sums
+
+    def observe(self, means: dict[str, float]) -> None:
+        """Let the balancer see the step's mean losses."""
+        _observe(self.balancer, means)
+
+
+class ModelOptDistillation:
+    """ModelOpt's own step: all it captured on the last stage, weighed by the ratios of the micro-batch itself.
+
+    The model's output is its LM loss per token, [B, S].
     """
 
     def __init__(self, model: mtd.DistillationModel, balancer: Balancer, layout: Layout) -> None:
         self.balancer = balancer
-        self._captured = CapturedLosses(model, layout)
+        self._model, self._layout = model, layout
         criteria = model._layers_to_loss.values()
-        self._logits = next((c for c in criteria if isinstance(c, LogitsDivergence)), None)
+        self._criterion = next((c for c in criteria if isinstance(c, LogitsDivergence)), None)
+
+    def begin(self, loss_mask_BS: Tensor) -> None:
+        """Nothing to prepare."""
 
     def __call__(self, output: Tensor, loss_mask_BS: Tensor) -> LossResult:
         """See `Objective`."""
-        logits, *pairs = self._captured.sums(loss_mask_BS)
-        losses = Losses((output.float() * loss_mask_BS).sum(), logits, mean_of_pairs(pairs, logits))
-        reported = losses._replace(intermediate=self._captured.over_sequence(losses.intermediate))
+        assert self._criterion is not None, "logits are on the last stage only"
+        mask_SB = loss_mask_BS.transpose(0, 1)
+        per_token = self._model.compute_kd_loss(student_loss=None, skip_balancer=True)
+        logits, *pairs = (self._masked_sum(losses_SB, mask_SB) for losses_SB in per_token.values())
+        intermediate = torch.stack(pairs).mean() if pairs else torch.zeros_like(logits)
+        losses = Losses((output.float() * loss_mask_BS).sum(), logits, intermediate)
+        reported = losses._replace(intermediate=self._over_sequence(intermediate))
         weights = self.balancer.weights(reported)
-        total = sum(losses.weighted(weights))
-        return loss_result(total, loss_mask_BS, reported, weights, self._agreement(loss_mask_BS))
+        agreement = (self._criterion.take_agreement(mask_SB) * mask_SB).sum()
+        return _result(sum(losses.weighted(weights)), loss_mask_BS, reported, weights, agreement)
+
+    def take_stage_sums(self) -> Tensor:
+        """Nothing beyond the last stage's results."""
+        return torch.zeros(len(REPORTED), dtype=torch.float64)
 
     def observe(self, means: dict[str, float]) -> None:
         """Let the balancer see the step's mean losses."""
-        self.balancer.observe(Losses(means["lm_loss"], means["logits_loss"], means["intermediate_loss"]))
-
-    def _agreement(self, loss_mask_BS: Tensor) -> Tensor:
-        if self._logits is None or self._logits.agreement is None:
-            return torch.zeros((), device=loss_mask_BS.device)
-        agreement_SB, self._logits.agreement = self._logits.agreement, None
-        return (agreement_SB * loss_mask_BS.transpose(0, 1)).sum()
-
-
-class CapturedLosses:
-    """The losses of the layers that ModelOpt captured in the last forward, summed over unmasked tokens."""
-
-    def __init__(self, model: mtd.DistillationModel, layout: Layout) -> None:
-        self._model, self._layout = model, layout
-        self.sequence_parallel = model.config.sequence_parallel
-
-    def sums(self, loss_mask_BS: Tensor) -> list[Tensor]:
-        """One scalar a criterion. Under sequence parallelism, those of hidden states are this rank's part."""
-        mask_SB = loss_mask_BS.transpose(0, 1)
-        per_token = self._model.compute_kd_loss(student_loss=None, skip_balancer=True)
-        return [self._masked_sum(losses_SB, mask_SB) for losses_SB in per_token.values()]
-
-    def over_sequence(self, partial: Tensor) -> Tensor:
-        """A detached sum of hidden-state losses over the whole sequence."""
-        partial = partial.detach()
-        if self.sequence_parallel:
-            partial = partial.clone()
-            torch.distributed.all_reduce(partial, group=self._layout.tp.group)
-        return partial
+        _observe(self.balancer, means)
 
     def _masked_sum(self, losses_SB: Tensor, mask_SB: Tensor) -> Tensor:
         if losses_SB.shape[0] != mask_SB.shape[0]:  # this rank's part of the sequence
             mask_SB = mask_SB.chunk(self._layout.tp.size)[self._layout.tp.rank]
         return (losses_SB.float() * mask_SB).sum()
 
+    def _over_sequence(self, partial: Tensor) -> Tensor:
+        partial = partial.detach().clone()
+        if self._model.config.sequence_parallel:
+            torch.distributed.all_reduce(partial, group=self._layout.tp.group)
+        return partial
 
-def mean_of_pairs(pairs: list[Tensor], like: Tensor) -> Tensor:
-    """The intermediate loss: the mean over layer pairs; 0 where there are none."""
-    return torch.stack(pairs).mean() if pairs else torch.zeros((), device=like.device)
+
+def _observe(balancer: Balancer, means: dict[str, float]) -> None:
+    balancer.observe(Losses(means["lm_loss"], means["logits_loss"], means["intermediate_loss"]))
 
 
-def loss_result(total: Tensor, loss_mask_BS: Tensor, losses: Losses, weights: Losses, agreement: Tensor) -> LossResult:
-    """Put together what an objective returns: the total to differentiate, token count, and sums to report."""
+def _result(
+    total: Tensor, loss_mask_BS: Tensor, losses: Losses, weights: Losses, agreement: Tensor | float
+) -> LossResult:
     num_tokens = loss_mask_BS.sum()
     weighted = losses.weighted(weights)
     values = [num_tokens, sum(weighted), *losses, *weighted, agreement]
     reported = torch.stack([torch.as_tensor(v, device=total.device).detach().double() for v in values])
     return total, num_tokens.int(), reported
-
-
-LossFunction = Callable[[Tensor], LossResult]

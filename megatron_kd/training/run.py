@@ -15,10 +15,8 @@ from torch import nn
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
 from megatron_kd.distillation.balance import Balancer
-from megatron_kd.distillation.config import ModelOptDistillConfig
-from megatron_kd.distillation.convert import build_distillation, uses_fused_logits
-from megatron_kd.distillation.fused import FusedDistillation
-from megatron_kd.distillation.objective import LanguageModelling, MaterialisedDistillation, Objective
+from megatron_kd.distillation.convert import build_distillation
+from megatron_kd.distillation.objective import LanguageModelling, Objective
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.models.build import DTYPES
 from megatron_kd.models.gpt import DistillableGPTModel
@@ -69,8 +67,8 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
     hidden: Any = contextlib.nullcontext()
     if isinstance(cfg.model, GPTDistillationProvider):
         teacher = _build_teacher(cfg, cfg.model, derived, layout)
-        student = build_distillation(student, teacher, cfg.model.kd_config, layout, seed=cfg.rng.seed)
-        objective = _distillation_objective(student, cfg.model.kd_config, layout)
+        built = build_distillation(student, teacher, cfg.model.kd_config, layout, seed=cfg.rng.seed)
+        student, objective = built.model, built.objective
         hidden = student.hide_teacher_model()
     with hidden:
         # Both walk over every registered submodule; the teacher keeps its own precision and has no gradients.
@@ -78,15 +76,6 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
         optimizer = build_optimizer(model, cfg, DTYPES[derived.student_dtype])
     scheduler = build_scheduler(optimizer, cfg, derived)
     return Run(cfg, derived, layout, model, student, objective, optimizer, scheduler)
-
-
-def _distillation_objective(
-    model: mtd.DistillationModel, kd_config: ModelOptDistillConfig, layout: Layout
-) -> FusedDistillation | MaterialisedDistillation:
-    balancer = Balancer(kd_config)
-    if uses_fused_logits(kd_config):
-        return FusedDistillation(model, balancer, layout)
-    return MaterialisedDistillation(model, balancer, layout)
 
 
 def _build_student(cfg: ConfigContainer, derived: Derived, layout: Layout) -> DistillableGPTModel:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,9 +14,8 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from megatron_kd.distillation.objective import REPORTED, LossFunction
+from megatron_kd.distillation.objective import REPORTED, LossResult
 from megatron_kd.errors import NumericalFault
-from megatron_kd.runtime.layout import Layout
 from megatron_kd.training.run import Run
 
 Batch = dict[str, Tensor]
@@ -76,16 +75,19 @@ def forward_backward(
         adjust_tensor_shapes_fn=_joint_shapes(run, shape),
         **shape,
     )
-    return _means(results, run.layout)
+    return _means(results, run)
 
 
-def _forward_step(run: Run, micro_batches: Iterator[Batch], model: Any) -> tuple[Tensor, LossFunction]:
+def _forward_step(
+    run: Run, micro_batches: Iterator[Batch], model: Any
+) -> tuple[Tensor, Callable[[Tensor], LossResult]]:
     batch = {name: value.to(run.layout.device, non_blocking=True) for name, value in next(micro_batches).items()}
+    run.objective.begin(batch["loss_mask"])
     output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"])
     return output, partial(_loss, run, batch["loss_mask"])
 
 
-def _loss(run: Run, loss_mask_BS: Tensor, output: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _loss(run: Run, loss_mask_BS: Tensor, output: Tensor) -> LossResult:
     return run.objective(output, loss_mask_BS)
 
 
@@ -98,10 +100,10 @@ def _joint_shapes(run: Run, shape: dict[str, int]) -> Any:
     )
 
 
-def _means(results: list[Tensor], layout: Layout) -> tuple[dict[str, float], int]:
+def _means(results: list[Tensor], run: Run) -> tuple[dict[str, float], int]:
     """Add up the micro-batches of every data-parallel rank; only one rank of each last stage contributes."""
-    sums = torch.zeros(len(REPORTED), dtype=torch.float64, device=layout.device)
-    if layout.is_last_stage and layout.tp.rank == 0:
+    sums = run.objective.take_stage_sums().to(run.layout.device)
+    if run.layout.is_last_stage and run.layout.tp.rank == 0:
         sums += torch.stack(results).sum(0)
     torch.distributed.all_reduce(sums)
     values = dict(zip(REPORTED, sums.tolist(), strict=True))

@@ -70,10 +70,12 @@ def _hidden_states(run: Any, batches: list[dict[str, Tensor]]) -> dict[str, Tens
     with torch.no_grad():
         run.model.eval()
         for batch in batches:
-            run.model(
+            run.objective.begin(batch["loss_mask"])
+            output = run.model(
                 batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"]
             )
-            run.student.compute_kd_loss(student_loss=None, skip_balancer=True)
+            run.objective(output, batch["loss_mask"])
+            run.objective.take_stage_sums()
         run.model.train()
     for hook in hooks:
         hook.remove()

@@ -126,8 +126,8 @@ def test_a_checkpoint_holds_the_student_and_nothing_of_the_teacher(tmp_path: Pat
     assert not [key for key in tensors if "teacher" in key or "loss_modules" in key]
     assert not [key for key, t in model.items() if TEACHER.hidden_size in t.shape]
     assert {key for key in tensors if key.startswith("kd.")} == {
-        "kd.projections.0.projection.weight",
-        "kd.projections.0.projection.bias",
+        "kd.projections.0.weight",
+        "kd.projections.0.bias",
     }
 
 

@@ -1,0 +1,115 @@
+"""The logit loss, in two forms: fused, where the logits of neither model exist, and materialised."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import modelopt.torch.distill as mtd
+import torch
+from torch import Tensor
+
+from megatron_kd.distillation.balance import Balancer, Losses
+from megatron_kd.distillation.criteria import LogitsDivergence, logits_options
+from megatron_kd.losses.fused_linear import fused_linear_divergence, fused_linear_evaluation
+from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.runtime.layout import Layout
+
+
+class LogitsResult(NamedTuple):
+    """For one micro-batch: the weighted total to differentiate, and detached sums over unmasked tokens."""
+
+    total: Tensor
+    logits: Tensor
+    lm: Tensor
+    agreement: Tensor
+
+
+class MaterialisedLogits:
+    """Losses of both models' logits, which ModelOpt captured. The student's output is its LM loss, [B, S]."""
+
+    def __init__(self, model: mtd.DistillationModel, balancer: Balancer, layout: Layout) -> None:
+        self._model, self._balancer = model, balancer
+        criteria = model._layers_to_loss.values()
+        self._criterion = next((c for c in criteria if isinstance(c, LogitsDivergence)), None)
+
+    def result(self, output: Tensor, loss_mask_BS: Tensor) -> LogitsResult:
+        """The losses of the micro-batch whose forward gave `output`."""
+        assert self._criterion is not None, "logits are on the last stage only"
+        (losses_SB,) = self._model.compute_kd_loss(student_loss=None, skip_balancer=True).values()
+        mask_SB = loss_mask_BS.transpose(0, 1)
+        logits = (losses_SB * mask_SB).sum()
+        lm = (output.float() * loss_mask_BS).sum()
+        weights = self._balancer.weights(UNKNOWN)
+        agreement = (self._criterion.take_agreement(mask_SB) * mask_SB).sum()
+        return LogitsResult(weights.logits * logits + weights.lm * lm, logits.detach(), lm.detach(), agreement)
+
+
+# What the balancers that serve these forms are told of the micro-batch: they do not look.
+UNKNOWN = Losses(0.0, 0.0, 0.0)
+
+
+class FusedLogits:
+    """Both models' final hidden states go straight into the fused loss, as head functions of their last stages.
+
+    The teacher leaves its hidden states here, the student turns both into its output: the weighted total.
+    """
+
+    def __init__(self, model: mtd.DistillationModel, balancer: Balancer, layout: Layout) -> None:
+        self._balancer, self._layout = balancer, layout
+        self._sequence_parallel = model.config.sequence_parallel
+        self._options = logits_options(balancer.config, model.true_vocab_size)
+        self._teacher: tuple[DistillableGPTModel, Tensor] | None = None
+        self._result: LogitsResult | None = None
+        model.teacher_model.head_function = self._keep_teacher
+        model.head_function = self._student_total
+
+    def result(self, output: Tensor, loss_mask_BS: Tensor) -> LogitsResult:
+        """The losses of the micro-batch whose forward gave `output`."""
+        assert self._result is not None, "the student's forward has not run"
+        result, self._result = self._result, None
+        return result._replace(total=output)  # what came through the wrappers, for the backward to start from
+
+    def _keep_teacher(
+        self, model: DistillableGPTModel, hidden_SBG: Tensor, labels_BS: Tensor | None, loss_mask_BS: Tensor | None
+    ) -> Tensor:
+        self._teacher = (model, hidden_SBG)
+        return hidden_SBG
+
+    def _student_total(
+        self, model: DistillableGPTModel, hidden_SBH: Tensor, labels_BS: Tensor | None, loss_mask_BS: Tensor | None
+    ) -> Tensor:
+        assert self._teacher is not None and labels_BS is not None and loss_mask_BS is not None
+        (teacher, hidden_SBG), self._teacher = self._teacher, None
+        heads = (hidden_SBH, model.head_weight(), hidden_SBG, teacher.head_weight())
+        compute = self._train if torch.is_grad_enabled() else self._evaluate
+        self._result = compute(heads, labels_BS.transpose(0, 1), loss_mask_BS.transpose(0, 1))
+        return self._result.total
+
+    def _train(self, heads: tuple[Tensor, ...], labels_SB: Tensor, mask_SB: Tensor) -> LogitsResult:
+        weights = self._balancer.weights(UNKNOWN)
+        loss = fused_linear_divergence(
+            *heads,
+            token_weights=mask_SB,
+            labels=None if self._balancer.config.skip_lm_loss else labels_SB,
+            kd_scale=weights.logits,
+            lm_scale=weights.lm,
+            group=self._layout.tp.group,
+            sequence_parallel=self._sequence_parallel,
+            **self._options,
+        )
+        zero = torch.zeros((), device=mask_SB.device)
+        with torch.no_grad():
+            lm = zero if loss.lm is None else (loss.lm * mask_SB).sum()
+            return LogitsResult(loss.total, (loss.divergence * mask_SB).sum(), lm, zero)
+
+    def _evaluate(self, heads: tuple[Tensor, ...], labels_SB: Tensor, mask_SB: Tensor) -> LogitsResult:
+        values = fused_linear_evaluation(
+            *heads,
+            labels=labels_SB,
+            group=self._layout.tp.group,
+            sequence_parallel=self._sequence_parallel,
+            **self._options,
+        )
+        logits, lm, agreement = ((value * mask_SB).sum() for value in values)
+        weights = self._balancer.weights(UNKNOWN)
+        return LogitsResult(weights.logits * logits + weights.lm * lm, logits, lm, agreement)
