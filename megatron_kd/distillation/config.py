@@ -17,8 +17,10 @@ class ModelOptDistillConfig:
 
     Attributes:
         logit_layers: names of the student's and the teacher's logit layer.
-        intermediate_layer_pairs: pairs of layer names with a cosine loss between their outputs; with tensor
-            parallelism these layers must put out the full hidden dimension (norms do).
+        intermediate_layer_pairs: pairs of layer names, student's first, with a loss between their outputs: cosine, or
+            what a third element names (cosine, mse, smooth_l1). Layers are counted over the whole model, from 0; both
+            of a pair must be on one pipeline stage and put out the full hidden dimension (norms do). Where the
+            hidden sizes differ, each pair has a trained projection of its own to the teacher's.
         skip_lm_loss: leave the language-modelling loss out of training.
         kd_loss_scale: with the LM loss in, the cumulative logits-and-intermediate loss is scaled to this many
             times the magnitude of the LM loss. Not used when `skip_lm_loss` is true.

@@ -63,13 +63,13 @@ def build_distillation(
 
 def uses_fused_logits(kd_config: ModelOptDistillConfig) -> bool:
     """Whether the logit loss is computed without logits: its weight must be known before the forward pass."""
-    return kd_config.logits_form == "fused" or why_materialised(kd_config) is None
+    return why_materialised(kd_config) is None
 
 
 def why_materialised(kd_config: ModelOptDistillConfig) -> str | None:
-    """Why `logits_form=auto` keeps both models' logits; None where it does not."""
-    if kd_config.logits_form != "auto":
-        return f"model.kd_config.logits_form={kd_config.logits_form}"
+    """Why both models' logits are kept; None where they never exist."""
+    if kd_config.logits_form == "materialised":
+        return "model.kd_config.logits_form=materialised"
     if kd_config.loss_balancer == "modelopt":
         return "model.kd_config.loss_balancer=modelopt weighs the losses after the forward pass"
     return None

@@ -231,5 +231,5 @@ def _projection(
         linear.bias.zero_()
     for parameter in linear.parameters():
         # Each rank sees its part of the sequence: megatron-core is to sum the gradients over the TP group.
-        parameter.sequence_parallel = student.config.sequence_parallel  # type: ignore[attr-defined]
+        parameter.sequence_parallel = student.config.sequence_parallel
     return linear.to(layout.device)

@@ -100,7 +100,7 @@ def _build_teacher(
         layout,
         padded_vocab_size=derived.padded_vocab_size,
         vocab_size=derived.true_vocab_size,
-        dtype=derived.teacher_dtype,
+        dtype=derived.teacher_dtype or derived.student_dtype,
         # Not the student's seed: a teacher of the student's shape would be the student.
         seed=cfg.rng.seed + 1 if provider.init == "random" else None,
     )

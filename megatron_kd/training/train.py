@@ -12,6 +12,7 @@ from megatron_kd.config.yaml_io import save_run_config
 from megatron_kd.data.datasets import build_datasets
 from megatron_kd.data.loader import micro_batches
 from megatron_kd.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_kd.distillation.convert import why_materialised
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import InputError
 from megatron_kd.runtime.layout import Layout
@@ -87,7 +88,8 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
             Progress(cfg.logger.progress if main_rank else "off", cfg.train.train_iters, run.step) as progress,
             MetricsWriter(values.metrics_file, board, run.step, enabled=main_rank) as metrics,
         ):
-            progress.say(_opening(run, resumed_from))
+            for line in _opening(run, resumed_from):
+                progress.say(line)
             return _loop(run, data, metrics, progress)
 
 
@@ -173,9 +175,16 @@ def _without_teacher_values(run: Run, values: dict[str, float]) -> dict[str, flo
     return {name: value for name, value in values.items() if not name.startswith(_OF_DISTILLATION)}
 
 
-def _opening(run: Run, resumed_from: object) -> str:
+def _opening(run: Run, resumed_from: object) -> list[str]:
     layout = run.layout
     where = f"TP {layout.tp.size} x PP {layout.pp.size} x DP {layout.dp.size} on {layout.device.type}"
     begin = f"continues from {resumed_from}" if resumed_from else "starts"
-    task = "distillation" if run.teacher is not None else "training"
-    return f"{task} {begin} at step {run.step} of {run.cfg.train.train_iters}, {where}"
+    task = "training" if run.teacher is None else "distillation"
+    lines = [f"{task} {begin} at step {run.step} of {run.cfg.train.train_iters}, {where}"]
+    if isinstance(run.cfg.model, GPTDistillationProvider):
+        kd = run.cfg.model.kd_config
+        reason = why_materialised(kd)
+        lines.append(f"logit loss: materialised, since {reason}" if reason else "logit loss: fused, without logits")
+        if kd.loss_balancer == "modelopt":
+            lines.append("warning: with loss_balancer=modelopt a step depends on how its batch is split")
+    return lines

@@ -50,6 +50,7 @@ def pair(student: str, teacher: str = "decoder.final_layernorm") -> dict[str, An
     return {PAIRS: [[student, teacher]]}
 
 
+BY_MODELOPT = {"model.kd_config.loss_balancer": "modelopt"}
 FULL = {"model.recompute_granularity": "full", "model.recompute_method": "uniform", "model.recompute_num_layers": 1}
 
 # (edits, what the one line must contain: the fields and a word of the cure)
@@ -121,11 +122,14 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     (pair("decoder.norm"), [PAIRS, "decoder.norm", "decoder.layers.N"]),
     (pair("decoder.layers.4.mlp"), [PAIRS, "decoder.layers.4.mlp", "layers 0 to 3"]),
     (pair("decoder.final_layernorm", "decoder.layers.8.mlp"), [PAIRS, "model.teacher has layers 0 to 7"]),
-    (pair("decoder.layers.1.mlp") | pp(2), [PAIRS, "last pipeline stage", "layers 2 to 3"]),
-    (pair("decoder.final_layernorm", "decoder.layers.3.mlp") | pp(2), [PAIRS, "layers 4 to 7"]),
-    (pair("decoder.layers.1.mlp") | FULL, [PAIRS, "recomputed", "recompute_granularity=selective"]),
-    (pair("decoder.layers.1.mlp") | FULL | {"model.recompute_method": "block", "model.recompute_num_layers": 2},
-     [PAIRS, "recomputed"]),
+    (pair("decoder.layers.1.mlp") | pp(2), [PAIRS, "the student's layer is on pipeline stage 0", "pair layers"]),
+    (pair("decoder.final_layernorm", "decoder.layers.3.mlp") | pp(2), [PAIRS, "the teacher's on 0"]),
+    (pair("decoder.layers.1.mlp", "decoder.layers.1.mlp") | pp(2) | BY_MODELOPT,
+     [PAIRS, "last pipeline", "=global"]),
+    (pair("decoder.layers.1.mlp") | FULL | BY_MODELOPT, [PAIRS, "recomputed", "loss_balancer=global"]),
+    (pair("decoder.layers.1.mlp") | FULL | BY_MODELOPT
+     | {"model.recompute_method": "block", "model.recompute_num_layers": 2}, [PAIRS, "recomputed"]),
+    ({PAIRS: [["decoder.final_layernorm", "decoder.final_layernorm", "l2"]]}, [PAIRS, "l2", "cosine, mse, smooth_l1"]),
     (pair("decoder.layers.1.mlp.linear_fc1") | tp(2), [PAIRS, "split over", "norm"]),
     (pair("decoder.layers.1.self_attention.linear_qkv"), [PAIRS, "model.hidden_size", "norm"]),
     ({"model.teacher_dtype": "bfloat16", **pp(2)}, ["model.teacher_dtype=bfloat16", "precision=fp32", "concatenated"]),
@@ -206,7 +210,8 @@ def test_nothing_is_wrong_with_good_configurations() -> None:
     assert problems(edited(distillation(), pair("decoder.layers.3.input_layernorm") | pp(2))) == []
     assert problems(edited(distillation(), {"checkpoint.pretrained_checkpoint": ".", "model.init": None})) == []
     block = {"model.recompute_method": "block", "model.recompute_num_layers": 1}
-    assert problems(edited(distillation(), pair("decoder.layers.1.mlp") | FULL | block)) == []
+    assert problems(edited(distillation(), pair("decoder.layers.1.mlp") | FULL | block | BY_MODELOPT)) == []
+    assert problems(edited(distillation(), pair("decoder.layers.1.mlp") | FULL)) == []
 
 
 def test_the_configuration_is_not_changed() -> None:

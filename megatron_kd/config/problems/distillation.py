@@ -17,6 +17,8 @@ from megatron_kd.models.provider import GPTModelProvider
 _PAIRS = "model.kd_config.intermediate_layer_pairs"
 _FINAL_NORM = "decoder.final_layernorm"
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(\w[\w.]*)")
+_LOSSES = ("cosine", "mse", "smooth_l1")
+_BY_MODELOPT = "with loss_balancer=modelopt, ModelOpt captures {}; set model.kd_config.loss_balancer=global or static"
 # Outputs that are no hidden states: split over tensor-parallel ranks, and of another width.
 _NOT_HIDDEN = ("linear_qkv", "linear_fc1", "core_attention", "q_layernorm", "k_layernorm")
 
@@ -81,12 +83,17 @@ def _layer_names(kd: ModelOptDistillConfig) -> Iterator[str]:
             "output_layer; write [output_layer, output_layer]"
         )
     for index, pair in enumerate(kd.intermediate_layer_pairs):
-        if len(pair) != 2:
-            yield f"{_PAIRS}={show(pair)}: must be a pair, [student layer, teacher layer]"
+        if len(pair) not in (2, 3):
+            yield f"{_PAIRS}={show(pair)}: must be a pair, [student layer, teacher layer], or end in a loss's name"
         elif pair in kd.intermediate_layer_pairs[:index]:
             yield f"{_PAIRS}={show(pair)}: is listed twice; leave one out"
         else:
-            yield from (_bad_name(name) for name in pair if name != _FINAL_NORM and not _LAYER.fullmatch(name))
+            yield from (_bad_name(name) for name in pair[:2] if name != _FINAL_NORM and not _LAYER.fullmatch(name))
+            yield from (
+                f"{_PAIRS}={show(pair)}: no loss is called {show(name)}; write one of {', '.join(_LOSSES)}"
+                for name in pair[2:]
+                if name not in _LOSSES
+            )
 
 
 def _bad_name(name: str) -> str:
@@ -94,30 +101,42 @@ def _bad_name(name: str) -> str:
 
 
 def _layer_places(model: GPTDistillationProvider) -> Iterator[str]:
+    same_width = model.hidden_size == model.teacher.hidden_size
+    same_layout = model.pipeline_model_parallel_size == model.teacher.pipeline_model_parallel_size
+    by_modelopt = model.kd_config.loss_balancer == "modelopt"
     for pair in model.kd_config.intermediate_layer_pairs:
-        if len(pair) == 2:
-            yield from _layer_place("model", model, pair[0], same_width=model.hidden_size == model.teacher.hidden_size)
-            yield from _layer_place("model.teacher", model.teacher, pair[1], same_width=True)
-            if (model.recompute_granularity == "full") and _is_recomputed(model, pair[0]):
-                yield (
-                    f"{_PAIRS}: student layer {pair[0]} lies in a fully recomputed block, where its output is not "
-                    f"kept; pair {_FINAL_NORM} instead, or set model.recompute_granularity=selective (or null)"
-                )
+        if len(pair) not in (2, 3):
+            continue
+        yield from _layer_place("model", model, pair[0], same_width=same_width)
+        yield from _layer_place("model.teacher", model.teacher, pair[1], same_width=True)
+        stages = _stage(model, pair[0]), _stage(model.teacher, pair[1])
+        if None not in stages and stages[0] != stages[1] and same_layout:
+            yield (
+                f"{_PAIRS}={show(pair)}: the student's layer is on pipeline stage {stages[0]} and the teacher's on "
+                f"{stages[1]}, and hidden states of a pair do not travel; pair layers of one stage"
+            )
+        if by_modelopt and stages[0] not in (None, model.pipeline_model_parallel_size - 1):
+            yield f"{_PAIRS}={show(pair)}: {_BY_MODELOPT.format('layers of the last pipeline stage only')}"
+        if by_modelopt and model.recompute_granularity == "full" and _is_recomputed(model, pair[0]):
+            yield f"{_PAIRS}={show(pair)}: {_BY_MODELOPT.format('no layer of a fully recomputed block')}"
+
+
+def _stage(model: GPTModelProvider, layer: str) -> int | None:
+    """The pipeline stage that holds `layer`; None for a layer that does not exist."""
+    if layer == _FINAL_NORM:
+        return model.pipeline_model_parallel_size - 1
+    match = _LAYER.fullmatch(layer)
+    if match is None or int(match[1]) >= model.num_layers:
+        return None
+    return int(match[1]) // max(model.num_layers // max(model.pipeline_model_parallel_size, 1), 1)
 
 
 def _layer_place(name: str, model: GPTModelProvider, layer: str, same_width: bool) -> Iterator[str]:
     match = _LAYER.fullmatch(layer)
     if match is None:
         return
-    index, stages = int(match[1]), model.pipeline_model_parallel_size
-    first_of_last = model.num_layers - model.num_layers // max(stages, 1)
-    if index >= model.num_layers:
+    if int(match[1]) >= model.num_layers:
         yield f"{_PAIRS}: {layer} does not exist; {name} has layers 0 to {model.num_layers - 1}"
-    elif index < first_of_last:
-        yield (
-            f"{_PAIRS}: {layer} is not on the last pipeline stage, the only one with intermediate losses; with "
-            f"{name}.pipeline_model_parallel_size={stages} use layers {first_of_last} to {model.num_layers - 1}"
-        )
     if match[2].split(".")[-1] in _NOT_HIDDEN and (model.tensor_model_parallel_size > 1 or not same_width):
         yield (
             f"{_PAIRS}: the output of {layer} is split over tensor-parallel ranks and is not {name}.hidden_size wide; "

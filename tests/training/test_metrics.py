@@ -1,0 +1,52 @@
+"""metrics.jsonl: full precision, and no lines of steps that were lost."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from megatron_kd.training.metrics import MetricsWriter
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def write(path: Path, steps: list[int], resumed_step: int = 0, board: Path | None = None, enabled: bool = True) -> None:
+    with MetricsWriter(path, board, resumed_step, enabled) as metrics:
+        for step in steps:
+            metrics.write(step, "train", {"loss": 1 / 3 + step})
+
+
+def test_values_keep_full_precision(tmp_path: Path) -> None:
+    write(tmp_path / "run/metrics.jsonl", [1])
+    assert lines(tmp_path / "run/metrics.jsonl") == [{"step": 1, "split": "train", "loss": 1 / 3 + 1}]
+
+
+def test_a_resumed_run_drops_the_lost_steps_and_goes_on(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2, 3])
+    write(path, [3, 4], resumed_step=2)
+    assert [line["step"] for line in lines(path)] == [1, 2, 3, 4]
+
+
+def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2])
+    path.write_text(path.read_text() + '{"step": 3, "sp')
+    write(path, [3], resumed_step=2)
+    assert [line["step"] for line in lines(path)] == [1, 2, 3]
+
+
+def test_other_ranks_write_nothing(tmp_path: Path) -> None:
+    write(tmp_path / "metrics.jsonl", [1], board=tmp_path / "board", enabled=False)
+    assert not list(tmp_path.iterdir())
+
+
+def test_tensorboard_gets_the_same_numbers(tmp_path: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    write(tmp_path / "metrics.jsonl", [1, 2], board=tmp_path / "board")
+    events = EventAccumulator(str(tmp_path / "board"))
+    events.Reload()
+    assert [(event.step, round(event.value, 4)) for event in events.Scalars("train/loss")] == [(1, 1.3333), (2, 2.3333)]
