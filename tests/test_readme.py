@@ -7,6 +7,7 @@ In a document, a `yaml` block whose first line is `# some/file.yaml` is that fil
 
 from __future__ import annotations
 
+import importlib.util
 import re
 import shlex
 import sysconfig
@@ -33,7 +34,6 @@ _TINY = [
     "model.init=random",
     "model.vocab_size=250",
     "train.train_iters=2",
-    "scheduler.lr_warmup_iters=1",
     "validation.eval_iters=1",
 ]
 _RANDOM_TEACHER = ["model.teacher.vocab_size=250", "model.teacher.checkpoint=null", "model.teacher.init=random"]
@@ -74,7 +74,11 @@ def python_examples_in(document: Path) -> list[str]:
     return [text for kind, text in _FENCE.findall(document.read_text(encoding="utf-8")) if kind == "python"]
 
 
-COMMANDS = [command for document in DOCUMENTS for command in commands_in(document)]
+COMMANDS = [
+    pytest.param(command, marks=[pytest.mark.slow] if command.words[0] in ("torchrun", "python") else [])
+    for document in DOCUMENTS
+    for command in commands_in(document)
+]
 EXAMPLES = [(document.name, text) for document in DOCUMENTS for text in python_examples_in(document)]
 
 
@@ -152,8 +156,10 @@ def _python(words: list[str], exit_code: int) -> None:
         _torchrun(words, exit_code)
     elif script in _SHORT_TOOLS:
         _finish([*words, *_shrinking(script)], exit_code)
+    elif script == "-m":
+        assert importlib.util.find_spec(words[1]), f"there is no module {words[1]}"
     else:
-        _finish([*words[: 2 if script == "-m" else 1], "--help"], exit_code)
+        _finish([script, "--help"], exit_code)
 
 
 _RULES: dict[str, Callable[[list[str], int], None]] = {

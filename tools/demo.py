@@ -26,7 +26,7 @@ from tools.demo_runs import Job, Result, RunFailed, finish
 
 _TP2 = ("model.tensor_model_parallel_size=2", "train.micro_batch_size=16")
 _QUIET = ("logger.log_interval=50",)
-_SHORT = ("validation.eval_interval=5", "validation.eval_iters=2", "scheduler.lr_warmup_iters=5")
+_SHORT = ("validation.eval_interval=5", "validation.eval_iters=2")
 say = partial(print, flush=True)
 
 

@@ -12,10 +12,10 @@ def recipe() -> ConfigContainer:
     """The teacher, on labels."""
     return ConfigContainer(
         model=replace(TEACHER, init="random"),
-        train=TrainConfig(train_iters=800, global_batch_size=16, micro_batch_size=8),
+        train=TrainConfig(train_iters=600, global_batch_size=16, micro_batch_size=8),
         validation=VALIDATION,
         optimizer=OptimizerConfig(lr=4e-3),
-        scheduler=SchedulerConfig(lr_warmup_iters=200),
+        scheduler=SchedulerConfig(lr_warmup_fraction=0.25),
         dataset=TEXT,
         tokenizer=TOKENIZER,
         checkpoint=CheckpointConfig(save_interval=200, most_recent_k=2),

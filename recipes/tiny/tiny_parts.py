@@ -33,5 +33,5 @@ SEED = RNGConfig(seed=1)
 # Distilled or on labels alone, the student is trained in the same way.
 STUDENT_TRAIN = TrainConfig(train_iters=300, global_batch_size=16, micro_batch_size=8)
 STUDENT_OPTIMIZER = OptimizerConfig(lr=8e-3)
-STUDENT_SCHEDULE = SchedulerConfig(lr_warmup_iters=100)
+STUDENT_SCHEDULE = SchedulerConfig(lr_warmup_fraction=0.3)
 STUDENT_CHECKPOINT = CheckpointConfig(save_interval=100, most_recent_k=2)
