@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+
 import pytest
 import torch
 
@@ -34,6 +37,18 @@ def test_other_factories_make_cpu_tensors() -> None:
 def test_other_devices_are_left_alone() -> None:
     assert torch.empty(2, device="meta").device.type == "meta"
     assert torch.ones(2).to("meta").device.type == "meta"
+
+
+def test_a_device_context_still_works() -> None:
+    """In a process of its own: torch lists its factories once, at the first such context."""
+    code = (
+        "import torch; from megatron_kd.runtime import cpu_backend; cpu_backend.install()\n"
+        "with torch.device('meta'):\n"
+        "    made = [torch.empty(2), torch.nn.Linear(2, 2).weight, torch.ones(2, device='cuda')]\n"
+        "print(*[tensor.device.type for tensor in made])"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, check=True)
+    assert result.stdout == "meta meta cpu\n"
 
 
 def test_moving_to_cuda_is_no_move() -> None:
