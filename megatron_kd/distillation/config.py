@@ -34,9 +34,14 @@ class ModelOptDistillConfig:
         logits_loss_alpha: skew of the two skewed KLs (Ko et al. 2024).
         temperature_squared: multiply the logit loss by the temperature squared (Hinton et al. 2015), so that its
             gradient keeps its size as the temperature grows; off is ModelOpt's convention.
+        logit_kl_topk: compare the teacher's so many likeliest tokens only, and the mass of the rest by
+            `logit_kl_topk_tail`; the student stays normalised over the whole vocabulary. None compares all tokens.
+        logit_kl_topk_tail: `bucket` compares the mass of all other tokens as one more outcome, `renormalise` scales
+            the teacher's likeliest tokens to sum to 1, `ignore` leaves the rest out.
         logits_form: `fused` computes losses and gradients from hidden states and heads, chunk by chunk, so that the
             logits of neither model ever exist; `materialised` keeps both models' logits; `auto` is fused wherever
-            the weights of the losses are known before the forward pass, i.e. unless `loss_balancer` is modelopt.
+            the weights of the losses are known before the forward pass, i.e. unless `loss_balancer` is modelopt, and
+            all tokens are compared.
         logits_loss_weight, intermediate_loss_weight: the weights of the `static` balancer, whose total is
             `lm_loss + kd_loss_scale * (w_logits * logits_loss + w_intermediate * intermediate_loss)`
             without the LM term and `kd_loss_scale` when `skip_lm_loss` is true.
@@ -54,6 +59,8 @@ class ModelOptDistillConfig:
     logits_loss_beta: float = 0.5
     logits_loss_alpha: float = 0.1
     temperature_squared: bool = False
+    logit_kl_topk: int | None = None
+    logit_kl_topk_tail: Literal["bucket", "renormalise", "ignore"] = "bucket"
     logits_form: Literal["auto", "fused", "materialised"] = "auto"
     logits_loss_weight: float = 1.0
     intermediate_loss_weight: float = 1.0

@@ -13,7 +13,7 @@ from torch import nn
 
 from megatron_kd.distillation.balance import Balancer
 from megatron_kd.distillation.config import ModelOptDistillConfig
-from megatron_kd.distillation.criteria import HiddenLoss, LogitsDivergence, logits_options
+from megatron_kd.distillation.criteria import HiddenLoss, LogitsDivergence
 from megatron_kd.distillation.logits import FusedLogits, MaterialisedLogits
 from megatron_kd.distillation.objective import Distillation, ModelOptDistillation
 from megatron_kd.distillation.pairs import InjectedPairs, LayerPair, pairs_of_stage
@@ -70,6 +70,8 @@ def why_materialised(kd_config: ModelOptDistillConfig) -> str | None:
     """Why both models' logits are kept; None where they never exist."""
     if kd_config.logits_form == "materialised":
         return "model.kd_config.logits_form=materialised"
+    if kd_config.logit_kl_topk is not None:
+        return f"model.kd_config.logit_kl_topk={kd_config.logit_kl_topk} picks among the teacher's logits"
     if kd_config.loss_balancer == "modelopt":
         return "model.kd_config.loss_balancer=modelopt weighs the losses after the forward pass"
     return None
@@ -109,8 +111,8 @@ def _criteria(
     """What ModelOpt is to capture and compare: materialised logits, and pairs under its own balancer."""
     criteria: dict[tuple[str, str], nn.Module] = {}
     if layout.is_last_stage and not uses_fused_logits(kd_config):
-        options = logits_options(kd_config, student.true_vocab_size)
-        criteria[tuple(kd_config.logit_layers)] = LogitsDivergence(options, layout.tp.group)  # type: ignore[index]
+        logits = LogitsDivergence(kd_config, student.true_vocab_size, layout.tp.group)
+        criteria[(kd_config.logit_layers[0], kd_config.logit_layers[1])] = logits
     if kd_config.loss_balancer == "modelopt":
         criteria.update({(p.student, p.teacher): HiddenLoss(p) for p in pairs})
     return criteria

@@ -7,7 +7,7 @@ H student and G teacher hidden.
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from megatron_kd.distillation.config import ModelOptDistillConfig
 from megatron_kd.distillation.pairs import LayerPair
 from megatron_kd.losses.agreement import vocab_parallel_argmax
 from megatron_kd.losses.divergence import vocab_parallel_divergence
+from megatron_kd.losses.topk import vocab_parallel_topk_divergence
 
 
 class LogitsOptions(TypedDict):
@@ -43,25 +44,56 @@ def logits_options(kd: ModelOptDistillConfig, vocab_size: int | None) -> LogitsO
     )
 
 
+class Observed(NamedTuple):
+    """What is seen of the logits beside their loss, per token, [S, B]; 0 where it was not looked for.
+
+    `agreement`: whether both models' likeliest tokens are one (in evaluation). `teacher_mass`: the teacher's
+    probability of its top-k tokens (with `logit_kl_topk`).
+    """
+
+    agreement: Tensor
+    teacher_mass: Tensor
+
+
 class LogitsDivergence(_Loss):
     """Divergence of the two output layers' distributions. ModelOpt wants "Logits" in the name."""
 
-    def __init__(self, options: LogitsOptions, group: ProcessGroup) -> None:
+    def __init__(self, kd: ModelOptDistillConfig, vocab_size: int | None, group: ProcessGroup) -> None:
         super().__init__()
-        self._options, self._group = options, group
-        self._agreement_SB: Tensor | None = None
+        self._options, self._group = logits_options(kd, vocab_size), group
+        self._topk, self._tail = kd.logit_kl_topk, kd.logit_kl_topk_tail
+        self._observed: Observed | None = None
 
     def forward(self, student: tuple[Tensor, Tensor | None], teacher: tuple[Tensor, Tensor | None]) -> Tensor:
         """Both are outputs of a ColumnParallelLinear: ([S, B, V] sharded over V, bias)."""
         student_SBV, teacher_SBV = student[0], teacher[0]
+        losses_SB, mass_SB = self._losses(student_SBV, teacher_SBV)
+        agreement_SB = torch.zeros_like(mass_SB)
         if not torch.is_grad_enabled():
-            self._agreement_SB = self._agreement(student_SBV, teacher_SBV)
-        return vocab_parallel_divergence(student_SBV, teacher_SBV, group=self._group, **self._options)
+            agreement_SB = self._agreement(student_SBV, teacher_SBV)
+        self._observed = Observed(agreement_SB, mass_SB)
+        return losses_SB
 
-    def take_agreement(self, like_SB: Tensor) -> Tensor:
-        """Whether both models' likeliest tokens agree, [S, B] of 0 and 1; known in evaluation only, else 0."""
-        agreement_SB, self._agreement_SB = self._agreement_SB, None
-        return torch.zeros_like(like_SB) if agreement_SB is None else agreement_SB
+    def take_observed(self) -> Observed:
+        """What the last forward saw."""
+        assert self._observed is not None, "no forward since the last call"
+        observed, self._observed = self._observed, None
+        return observed
+
+    def _losses(self, student_SBV: Tensor, teacher_SBV: Tensor) -> tuple[Tensor, Tensor]:
+        if self._topk is None:
+            losses_SB = vocab_parallel_divergence(student_SBV, teacher_SBV, group=self._group, **self._options)
+            return losses_SB, torch.zeros_like(losses_SB)
+        return vocab_parallel_topk_divergence(
+            student_SBV,
+            teacher_SBV,
+            self._topk,
+            tail=self._tail,
+            temperature=self._options["temperature"],
+            temperature_squared=self._options["temperature_squared"],
+            group=self._group,
+            vocab_size=self._options["vocab_size"],
+        )
 
     def _agreement(self, student_SBV: Tensor, teacher_SBV: Tensor) -> Tensor:
         ids = [

@@ -22,6 +22,7 @@ class LogitsResult(NamedTuple):
     logits: Tensor
     lm: Tensor
     agreement: Tensor
+    teacher_mass: Tensor
 
 
 class MaterialisedLogits:
@@ -40,8 +41,8 @@ class MaterialisedLogits:
         logits = (losses_SB * mask_SB).sum()
         lm = (output.float() * loss_mask_BS).sum()
         weights = self._balancer.weights(UNKNOWN)
-        agreement = (self._criterion.take_agreement(mask_SB) * mask_SB).sum()
-        return LogitsResult(weights.logits * logits + weights.lm * lm, logits.detach(), lm.detach(), agreement)
+        seen = [(value * mask_SB).sum() for value in self._criterion.take_observed()]
+        return LogitsResult(weights.logits * logits + weights.lm * lm, logits.detach(), lm.detach(), *seen)
 
 
 # What the balancers that serve these forms are told of the micro-batch: they do not look.
@@ -100,7 +101,7 @@ class FusedLogits:
         zero = torch.zeros((), device=mask_SB.device)
         with torch.no_grad():
             lm = zero if loss.lm is None else (loss.lm * mask_SB).sum()
-            return LogitsResult(loss.total, (loss.divergence * mask_SB).sum(), lm, zero)
+            return LogitsResult(loss.total, (loss.divergence * mask_SB).sum(), lm, zero, zero)
 
     def _evaluate(self, heads: tuple[Tensor, ...], labels_SB: Tensor, mask_SB: Tensor) -> LogitsResult:
         values = fused_linear_evaluation(
@@ -112,4 +113,5 @@ class FusedLogits:
         )
         logits, lm, agreement = ((value * mask_SB).sum() for value in values)
         weights = self._balancer.weights(UNKNOWN)
-        return LogitsResult(weights.logits * logits + weights.lm * lm, logits, lm, agreement)
+        zero = torch.zeros_like(lm)
+        return LogitsResult(weights.logits * logits + weights.lm * lm, logits, lm, agreement, zero)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Protocol
+from typing import Any, Protocol
 
 import modelopt.torch.distill as mtd
 import torch
@@ -25,6 +25,7 @@ REPORTED = (
     "logits_loss_weighted",
     "intermediate_loss_weighted",
     "teacher_top1_agreement",
+    "teacher_topk_mass",
 )
 
 LossResult = tuple[Tensor, Tensor, Tensor]  # total [], num_tokens [] int, reported sums [len(REPORTED)] float64
@@ -55,7 +56,7 @@ class LanguageModelling:
     def __call__(self, output: Tensor, loss_mask_BS: Tensor) -> LossResult:
         """See `Objective`."""
         total = (output.float() * loss_mask_BS).sum()
-        return _result(total, loss_mask_BS, Losses(total, 0.0, 0.0), Losses(1.0, 0.0, 0.0), 0.0)
+        return _result(total, loss_mask_BS, Losses(total, 0.0, 0.0), Losses(1.0, 0.0, 0.0), (0.0, 0.0))
 
     def take_stage_sums(self) -> Tensor:
         """Nothing beyond the last stage's results."""
@@ -82,7 +83,8 @@ class Distillation:
         """See `Objective`. The intermediate losses are not in the total: their gradient enters at their layers."""
         result = self._logits.result(output, loss_mask_BS)
         losses = Losses(result.lm, result.logits, 0.0)
-        return _result(result.total, loss_mask_BS, losses, self.balancer.weights(UNKNOWN), result.agreement)
+        seen = (result.agreement, result.teacher_mass)
+        return _result(result.total, loss_mask_BS, losses, self.balancer.weights(UNKNOWN), seen)
 
     def take_stage_sums(self) -> Tensor:
         """The layer pairs of this stage; of one tensor-parallel rank, unless each has its part of the sequence."""
@@ -124,8 +126,8 @@ class ModelOptDistillation:
         losses = Losses((output.float() * loss_mask_BS).sum(), logits, intermediate)
         reported = losses._replace(intermediate=self._over_sequence(intermediate))
         weights = self.balancer.weights(reported)
-        agreement = (self._criterion.take_agreement(mask_SB) * mask_SB).sum()
-        return _result(sum(losses.weighted(weights)), loss_mask_BS, reported, weights, agreement)
+        seen = tuple((value * mask_SB).sum() for value in self._criterion.take_observed())
+        return _result(sum(losses.weighted(weights)), loss_mask_BS, reported, weights, seen)
 
     def take_stage_sums(self) -> Tensor:
         """Nothing beyond the last stage's results."""
@@ -151,11 +153,9 @@ def _observe(balancer: Balancer, means: dict[str, float]) -> None:
     balancer.observe(Losses(means["lm_loss"], means["logits_loss"], means["intermediate_loss"]))
 
 
-def _result(
-    total: Tensor, loss_mask_BS: Tensor, losses: Losses, weights: Losses, agreement: Tensor | float
-) -> LossResult:
+def _result(total: Tensor, loss_mask_BS: Tensor, losses: Losses, weights: Losses, seen: tuple[Any, ...]) -> LossResult:
     num_tokens = loss_mask_BS.sum()
     weighted = losses.weighted(weights)
-    values = [num_tokens, sum(weighted), *losses, *weighted, agreement]
+    values = [num_tokens, sum(weighted), *losses, *weighted, *seen]
     reported = torch.stack([torch.as_tensor(v, device=total.device).detach().double() for v in values])
     return total, num_tokens.int(), reported

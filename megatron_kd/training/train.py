@@ -25,9 +25,6 @@ from megatron_kd.training.progress import Progress
 from megatron_kd.training.run import Run, build_run
 from megatron_kd.training.step import Batch, StepReport, train_step
 
-# Left out of the records of a run without a teacher: they are zero by construction.
-_OF_DISTILLATION = ("logits_loss", "intermediate_loss", "teacher_top1_agreement")
-
 
 def distill(cfg: ConfigContainer) -> dict[str, float]:
     """Distil `cfg.model.teacher` into `cfg.model`. See `train`.
@@ -106,7 +103,7 @@ def _loop(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress) -> 
         if logged:
             metrics.write(run.step, "train", values)
         if _is_due(run.step, cfg.validation.eval_interval, last_step) and cfg.validation.eval_iters:
-            result = _without_teacher_values(run, evaluate(run, data.validation()))
+            result = _measured(run, evaluate(run, data.validation()), training=False)
             metrics.write(run.step, "validation", result)
             progress.evaluation(run.step, result)
         if cfg.checkpoint.save and _is_due(run.step, cfg.checkpoint.save_interval, last_step):
@@ -160,7 +157,7 @@ def _is_due(step: int, interval: int, last_step: int) -> bool:
 
 def _train_record(run: Run, report: StepReport, seconds: float) -> dict[str, float]:
     return {
-        **_without_teacher_values(run, report.means),
+        **_measured(run, report.means, training=True),
         "grad_norm": report.grad_norm,
         "lr": report.lr,
         "tokens": report.tokens,
@@ -169,10 +166,17 @@ def _train_record(run: Run, report: StepReport, seconds: float) -> dict[str, flo
     }
 
 
-def _without_teacher_values(run: Run, values: dict[str, float]) -> dict[str, float]:
-    if run.teacher is not None:
-        return values
-    return {name: value for name, value in values.items() if not name.startswith(_OF_DISTILLATION)}
+def _measured(run: Run, values: dict[str, float], *, training: bool) -> dict[str, float]:
+    """`values` without those that this run does not measure, which are 0 by construction."""
+    absent: tuple[str, ...] = ("teacher_top1_agreement",) if training else ()
+    if not isinstance(run.cfg.model, GPTDistillationProvider):
+        absent = ("logits_loss", "intermediate_loss", "teacher_")
+    else:
+        kd = run.cfg.model.kd_config
+        absent += ("lm_loss",) if training and kd.skip_lm_loss else ()
+        absent += () if kd.logit_kl_topk else ("teacher_topk_mass",)
+        absent += () if kd.intermediate_layer_pairs else ("intermediate_loss",)
+    return {name: value for name, value in values.items() if not name.startswith(absent)}
 
 
 def _opening(run: Run, resumed_from: object) -> list[str]:

@@ -117,6 +117,10 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     # distillation
     ({"model.teacher.seq_length": 512}, ["model.seq_length=1024", "model.teacher.seq_length=512", "same tokens"]),
     ({"model.kd_config.logit_layers": ["a", "output_layer"]}, ["model.kd_config.logit_layers=[a,", "output_layer]"]),
+    ({"model.kd_config.logit_kl_topk": 8, "model.kd_config.logits_form": "fused"},
+     ["logit_kl_topk=8", "logits_form=auto"]),
+    ({"model.kd_config.logit_kl_topk": 8, "model.kd_config.logits_loss_kind": "jsd"},
+     ["logit_kl_topk=8", "logits_loss_kind=jsd", "forward_kl"]),
     ({PAIRS: [["decoder.final_layernorm"]]}, [PAIRS, "[decoder.final_layernorm]", "pair"]),
     ({PAIRS: [["decoder.final_layernorm"] * 2] * 2}, [PAIRS, "twice"]),
     (pair("decoder.norm"), [PAIRS, "decoder.norm", "decoder.layers.N"]),

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from tests.ranks import run_ranks
-from tests.tiny import tiny_config, train_and_read
+from tests.tiny import VOCAB, tiny_config, train_and_read
 
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP2": (2, {"tp": 2}),
@@ -24,6 +24,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 LOSSES: dict[str, dict[str, Any]] = {
     "global": {"loss_balancer": "global"},
     "materialised": {"logits_form": "materialised"},
+    "top-k": {"logit_kl_topk": 5},
     "global with the LM loss": {"loss_balancer": "global", "skip_lm_loss": False, "logit_kl_temperature": 2.0},
     "static with the LM loss": {
         "loss_balancer": "static",
@@ -32,7 +33,15 @@ LOSSES: dict[str, dict[str, Any]] = {
         "intermediate_loss_weight": 2.0,
     },
 }
-COMPARED = ("loss", "lm_loss", "logits_loss", "intermediate_loss", "teacher_top1_agreement", "grad_norm")
+COMPARED = (
+    "loss",
+    "lm_loss",
+    "logits_loss",
+    "intermediate_loss",
+    "teacher_top1_agreement",
+    "teacher_topk_mass",
+    "grad_norm",
+)
 
 
 @cache
@@ -66,5 +75,18 @@ def test_the_runs_learn(folder: Path) -> None:
 
 def test_both_forms_of_the_logit_loss_give_one_run(folder: Path) -> None:
     for fused, materialised in zip(undivided("global", folder), undivided("materialised", folder), strict=True):
-        for name in ("logits_loss", "intermediate_loss", "teacher_top1_agreement"):
-            assert fused[name] == pytest.approx(materialised[name], rel=1e-5), (fused["step"], name)
+        assert fused.keys() == materialised.keys()
+        for name in ("logits_loss", "intermediate_loss", "grad_norm", "teacher_top1_agreement"):
+            assert name not in fused or fused[name] == pytest.approx(materialised[name], rel=1e-5), (
+                fused["step"],
+                name,
+            )
+
+
+def test_top_k_of_the_whole_vocabulary_is_the_full_divergence(folder: Path, tmp_path: Path) -> None:
+    every = run_ranks(1, train_and_read, tiny_config(tmp_path, kd={"logit_kl_topk": VOCAB}))[0]
+    for ours, theirs in zip(every, undivided("global", folder), strict=True):
+        assert ours["logits_loss"] == pytest.approx(theirs["logits_loss"], rel=1e-4)
+        assert ours["teacher_topk_mass"] == pytest.approx(1.0, abs=1e-5)
+    fewer = undivided("top-k", folder)
+    assert 0.05 < fewer[0]["teacher_topk_mass"] < 0.95

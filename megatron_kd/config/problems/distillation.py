@@ -54,7 +54,7 @@ def kd_config_problems(kd: ModelOptDistillConfig) -> list[str]:
     ranges = [
         f"model.kd_config.{name}={show(getattr(kd, name))}: {rule.words}"
         for name, rule in KD_RULES.items()
-        if not rule.holds(getattr(kd, name))
+        if getattr(kd, name) is not None and not rule.holds(getattr(kd, name))
     ]
     return [*ranges, *_layer_names(kd), *_logits_form(kd)]
 
@@ -68,6 +68,14 @@ def _shared_settings(cfg: ConfigContainer, model: GPTDistillationProvider) -> It
 
 
 def _logits_form(kd: ModelOptDistillConfig) -> Iterator[str]:
+    topk = f"model.kd_config.logit_kl_topk={show(kd.logit_kl_topk)}"
+    if kd.logit_kl_topk is not None and kd.logits_form == "fused":
+        yield f"{topk}, model.kd_config.logits_form=fused: the top k are picked among logits; set logits_form=auto"
+    if kd.logit_kl_topk is not None and kd.logits_loss_kind != "forward_kl":
+        yield (
+            f"{topk}, model.kd_config.logits_loss_kind={kd.logits_loss_kind}: the top-k loss is a forward KL; "
+            "set model.kd_config.logits_loss_kind=forward_kl"
+        )
     if kd.logits_form == "fused" and kd.loss_balancer == "modelopt":
         yield (
             "model.kd_config.logits_form=fused, model.kd_config.loss_balancer=modelopt: the fused loss must know its "

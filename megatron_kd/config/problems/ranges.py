@@ -54,6 +54,7 @@ MODEL_RULES: dict[str, Rule] = {
 KD_RULES: dict[str, Rule] = {
     "kd_loss_scale": POSITIVE,
     "logit_kl_temperature": POSITIVE,
+    "logit_kl_topk": POSITIVE,
     "logits_loss_beta": SHARE,
     "logits_loss_alpha": FRACTION,
     "logits_loss_weight": NOT_NEGATIVE,
