@@ -6,6 +6,7 @@ import contextlib
 import os
 import sys
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -51,6 +52,7 @@ def _refuse(error: ConfigError, rank: int, run_dir: Path | None) -> int:
 
 
 def _run(cfg: ConfigContainer, rank: int) -> int:
+    _quieten_libraries()
     from megatron_kd.training.train import train
 
     run_dir = Path(cfg.logger.run_dir)
@@ -69,6 +71,15 @@ def _run(cfg: ConfigContainer, rank: int) -> int:
     finally:
         record_exit_code(run_dir, code)
     return code
+
+
+def _quieten_libraries() -> None:
+    """Leave out what the libraries say about missing kernels and about themselves; `python -W` brings it back.
+
+    Said once a rank while importing, it would bury the one line that the user needs.
+    """
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=r"(megatron\.core|modelopt|torch|transformers)(\.|$)")
 
 
 def _tell(error: MegatronKDError) -> None:

@@ -72,13 +72,12 @@ def resume(run: Run) -> Path | None:
         InputError: `checkpoint.resume` is a step that was never saved, or the checkpoint is of another model.
     """
     wanted = run.cfg.checkpoint.resume
-    if wanted == "never":
-        return None
     found = complete_checkpoints(run.derived.checkpoints_dir)
     if wanted == "auto":
-        if not found:
-            return None
-        wanted = max(found)
+        wanted = max(found, default="never")
+    _refuse_lost_saves(run, wanted, found)
+    if wanted == "never":
+        return None
     if wanted not in found:
         raise InputError(
             f"checkpoint.resume={wanted}: no such checkpoint in {run.derived.checkpoints_dir}; "
@@ -86,6 +85,16 @@ def resume(run: Run) -> Path | None:
         )
     load_checkpoint(run, found[int(wanted)])
     return found[int(wanted)]
+
+
+def _refuse_lost_saves(run: Run, wanted: int | str, found: dict[int, Path]) -> None:
+    """A checkpoint is never overwritten, so a run that would reach steps saved by another could not save its own."""
+    later = [step for step in found if wanted == "never" or step > int(wanted)]
+    if later and run.cfg.checkpoint.save:
+        raise InputError(
+            f"checkpoint.resume={run.cfg.checkpoint.resume}: {run.derived.checkpoints_dir} already has checkpoints of "
+            f"later steps, {later}, which are never overwritten; move them away, or choose another logger.run_dir"
+        )
 
 
 def load_checkpoint(run: Run, path: Path) -> None:

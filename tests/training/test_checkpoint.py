@@ -156,6 +156,15 @@ def test_a_step_that_was_never_saved_cannot_be_resumed(tmp_path: Path) -> None:
         run_ranks(1, train_and_read, tiny_config(tmp_path, iters=4, save=True, resume=7))
 
 
+@pytest.mark.parametrize("resume", ["never", 1])
+def test_a_run_that_could_not_save_its_steps_is_refused(resume: str | int, tmp_path: Path) -> None:
+    run_ranks(1, train_and_read, tiny_config(tmp_path, iters=2, save=True, save_interval=1))
+    with pytest.raises(RankFailed, match=rf"checkpoint.resume={resume}.*later steps.*never overwritten"):
+        run_ranks(1, train_and_read, tiny_config(tmp_path, iters=4, save=True, resume=resume))
+    unsaved = run_ranks(1, train_and_read, tiny_config(tmp_path, iters=2, resume=resume))[0]
+    assert unsaved[-1]["step"] == 2
+
+
 def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path) -> None:
     run_ranks(1, train_and_read, tiny_config(tmp_path / "a", iters=1, distilled=False, save=True))
     other = tiny_config(
