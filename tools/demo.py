@@ -132,7 +132,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
             output=args.output or Path("runs/tiny-smoke"),
             corpus=args.corpus,
             teacher_lr=4e-3,
-            student_lrs=(8e-3,),
+            student_lrs=(1e-2,),
             teacher_overrides=("train.train_iters=20", *_SHORT),
             student_overrides=("train.train_iters=20", *_SHORT),
         )
@@ -142,7 +142,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
             output=args.output or Path("runs/tiny"),
             corpus=args.corpus,
             teacher_lr=4e-3,
-            student_lrs=(4e-3, 8e-3, 16e-3),
+            student_lrs=(5e-3, 1e-2, 2e-2),
             teacher_overrides=_QUIET,
             student_overrides=_QUIET,
         )

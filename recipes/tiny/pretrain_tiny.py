@@ -13,7 +13,7 @@ def recipe() -> ConfigContainer:
     return ConfigContainer(
         model=replace(TEACHER, init="random"),
         train=TrainConfig(train_iters=600, global_batch_size=16, micro_batch_size=8),
-        validation=VALIDATION,
+        validation=replace(VALIDATION, eval_interval=200),
         optimizer=OptimizerConfig(lr=4e-3),
         scheduler=SchedulerConfig(lr_warmup_fraction=0.25),
         dataset=TEXT,

@@ -27,11 +27,11 @@ STUDENT = GPTModelProvider(
 
 TEXT = DatasetConfig(train_data_path=["data/stdlib/train"], valid_data_path=["data/stdlib/valid"])
 TOKENIZER = TokenizerConfig(tokenizer_model="data/stdlib/tokenizer")
-VALIDATION = ValidationConfig(eval_interval=100, eval_iters=16)
+VALIDATION = ValidationConfig(eval_interval=50, eval_iters=16)
 SEED = RNGConfig(seed=1)
 
 # Distilled or on labels alone, the student is trained in the same way.
-STUDENT_TRAIN = TrainConfig(train_iters=300, global_batch_size=16, micro_batch_size=8)
-STUDENT_OPTIMIZER = OptimizerConfig(lr=8e-3)
+STUDENT_TRAIN = TrainConfig(train_iters=250, global_batch_size=16, micro_batch_size=8)
+STUDENT_OPTIMIZER = OptimizerConfig(lr=1e-2)
 STUDENT_SCHEDULE = SchedulerConfig(lr_warmup_fraction=0.3)
-STUDENT_CHECKPOINT = CheckpointConfig(save_interval=100, most_recent_k=2)
+STUDENT_CHECKPOINT = CheckpointConfig(save_interval=125, most_recent_k=2)
