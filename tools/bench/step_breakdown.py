@@ -183,8 +183,9 @@ def _instrumented(clock: Clock, logged: _Logged) -> Iterator[None]:
         return train_step(run, _TimedIterator(clock, "reading the batch", batches))
 
     def keep(metrics: Any, step: int, split: str, values: dict[str, float]) -> None:
-        logged.tokens_per_second.append(values["tokens_per_second"])
-        logged.tokens = int(values["tokens"])
+        if split == "train":
+            logged.tokens_per_second.append(values["tokens_per_second"])
+            logged.tokens = int(values["tokens"])
         write(metrics, step, split, values)
 
     original_loop = train_module._loop
