@@ -47,6 +47,7 @@ def tiny_config(
     distilled: bool = True,
     precision: str = "fp32",
     distributed_optimizer: bool = True,
+    overlap: bool = False,
     **checkpoint: Any,
 ) -> ConfigContainer:
     """A run on mock data with a global batch of 8 sequences; a distillation unless `distilled` is false."""
@@ -70,7 +71,9 @@ def tiny_config(
         # weights, and layouts that agree to 1e-8 in every gradient part at the second step.
         optimizer=OptimizerConfig(lr=1e-2, adam_eps=1e-5),
         scheduler=SchedulerConfig(lr_decay_style="constant"),
-        ddp=DDPConfig(use_distributed_optimizer=distributed_optimizer),
+        ddp=DDPConfig(
+            use_distributed_optimizer=distributed_optimizer, overlap_grad_reduce=overlap, overlap_param_gather=overlap
+        ),
         dataset=DatasetConfig(mock=True),
         tokenizer=TokenizerConfig(tokenizer_type="null", vocab_size=VOCAB),
         checkpoint=CheckpointConfig(**{"save": False, **checkpoint}),

@@ -17,6 +17,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "PP2": (2, {"pp": 2, "micro_batch_size": 4}),
     "TP2 x PP2": (4, {"tp": 2, "pp": 2, "micro_batch_size": 2}),
     "DP2": (2, {"micro_batch_size": 4}),
+    "DP2 with overlapped communication": (2, {"micro_batch_size": 2, "overlap": True}),
+    "DP2 x PP2 with overlapped communication": (4, {"pp": 2, "micro_batch_size": 2, "overlap": True}),
     "DP2 with a plain optimizer": (2, {"micro_batch_size": 2, "distributed_optimizer": False}),
     "2 micro-batches": (1, {"micro_batch_size": 4}),
     "4 micro-batches": (1, {"micro_batch_size": 2}),
