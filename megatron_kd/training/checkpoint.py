@@ -50,6 +50,9 @@ def save_checkpoint(run: Run) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
     torch.distributed.barrier()
+    if run.cfg.ddp.overlap_param_gather:
+        # The last update is gathered when the next forward needs it, and until then the weights here are old ones.
+        run.model.start_param_sync(force_sync=True)
     # A save in the foreground needs no queue of another process; megatron-core would start one (6 s of imports).
     filesystem_async._results_queue = queue.Queue()
     state = _sharded_state(run, is_loading=False)

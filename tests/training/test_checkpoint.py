@@ -49,7 +49,7 @@ def stop_after(cfg: ConfigContainer, step: int) -> list[dict[str, Any]]:
     ("world_size", "layout"),
     [(1, {}), (2, {"tp": 2, "sequence_parallel": True}), (2, {"pp": 2, "micro_batch_size": 4}),
      (2, {"micro_batch_size": 4}), (2, {"micro_batch_size": 4, "precision": "bf16"}),
-     (2, {"micro_batch_size": 4, "distributed_optimizer": False})],
+     (2, {"micro_batch_size": 4, "distributed_optimizer": False}), (2, {"micro_batch_size": 4, "overlap": True})],
 )  # fmt: skip
 def test_a_resumed_run_is_bitwise_the_unbroken_one(world_size: int, layout: dict[str, Any], tmp_path: Path) -> None:
     unbroken = run_ranks(world_size, train_and_read, tiny_config(tmp_path / "a", iters=6, **SAVED, **layout))[0]
@@ -59,6 +59,13 @@ def test_a_resumed_run_is_bitwise_the_unbroken_one(world_size: int, layout: dict
     resumed = run_ranks(world_size, train_and_read, broken)[0]
     assert losses(resumed) == losses(unbroken)
     assert weights_of(tmp_path / "a", 6) == weights_of(tmp_path / "b", 6)
+
+
+def test_overlapped_gathering_saves_the_weights_of_this_step(tmp_path: Path) -> None:
+    for name, overlap in (("plain", False), ("overlapped", True)):
+        cfg = tiny_config(tmp_path / name, iters=4, save=True, save_interval=2, micro_batch_size=4, overlap=overlap)
+        run_ranks(2, train_and_read, cfg)
+    assert weights_of(tmp_path / "plain", 2) == weights_of(tmp_path / "overlapped", 2)
 
 
 @pytest.mark.parametrize(
