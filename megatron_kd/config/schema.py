@@ -18,6 +18,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.models.provider import GPTModelProvider
 
 Path = tuple[str, ...]
 
@@ -193,6 +195,9 @@ def _fits_unquoted(members: tuple[Any, ...], value: str) -> bool:
     return bool({int, float} & set(members)) and re.fullmatch(pattern, value.lower()) is not None
 
 
+_OF_DISTILLATION = {f.name for f in fields(GPTDistillationProvider)} - {f.name for f in fields(GPTModelProvider)}
+
+
 def unknown_key(path: Path, schema: Schema) -> str:
     """What to say about a key that is no field: the nearest right one, or why there is none."""
     name = dotted(path)
@@ -201,7 +206,7 @@ def unknown_key(path: Path, schema: Schema) -> str:
             f"{name}: Mamba and hybrid models are not supported: only GPT models are built here, since the layer "
             "specs have no state-space layer; leave this key out and use a GPT model"
         )
-    if path[:2] in (("model", "teacher"), ("model", "kd_config"), ("model", "teacher_dtype")):
+    if path[:1] == ("model",) and path[1:2] and path[1] in _OF_DISTILLATION:
         inside_model = any(known[:2] == path[:2] for known in schema.sections)
         if not inside_model:
             return (

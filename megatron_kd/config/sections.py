@@ -126,6 +126,7 @@ class DistConfig:
     startup_timeout_s: int = 1800
     step_timeout_s: int = 600
     checkpoint_timeout_s: int = 1800
+    device_memory_gb: float | None = None  # of a rank's device, for `auto` and `plan`; None: as measured
     num_threads: int | None = None  # CPU threads a rank; None: cores divided by the ranks of this machine
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, fields
-from typing import Literal
+from typing import Any, Literal
 
 from megatron_kd.distillation.config import ModelOptDistillConfig
 from megatron_kd.models.provider import GPTModelProvider
@@ -11,14 +11,31 @@ from megatron_kd.models.provider import GPTModelProvider
 
 @dataclass(kw_only=True)
 class GPTDistillationProvider(GPTModelProvider):
-    """The student's fields, its `teacher`, and `kd_config`.
+    """The student's fields, its `teacher`, `kd_config`, and where the teacher lives.
 
-    `teacher_dtype` is the teacher's own precision (None: the student's compute precision).
+    Attributes:
+        teacher: the frozen model that is learnt from.
+        kd_config: losses, their layers and their balance.
+        teacher_device_strategy: `colocated` shards the teacher like the student, in the student's own pipeline;
+            `balanced` spreads it over all ranks in a layout of its own; `gpu0` keeps it on `teacher_rank` alone;
+            `cpu` keeps it in host memory; `auto` takes the fastest of these that fits.
+        teacher_rank: the rank that holds the teacher under `gpu0`.
+        share_teacher: under `cpu`, one copy a machine, shared by its ranks; otherwise one copy a rank.
+        teacher_dtype: the teacher's own precision (None: the student's compute precision).
+        teacher_quantization: `int8` keeps the teacher's matrices as int8 with a scale a row; computation is in
+            `teacher_dtype`.
+        teacher_micro_batch_size: sequences of one teacher forward, outside `colocated` (None: the student's). The
+            teacher keeps no activations, so it may be larger.
     """
 
     teacher: GPTModelProvider = field(default_factory=GPTModelProvider)
     kd_config: ModelOptDistillConfig = field(default_factory=ModelOptDistillConfig)
+    teacher_device_strategy: Literal["auto", "colocated", "balanced", "gpu0", "cpu"] = "auto"
+    teacher_rank: int = 0
+    share_teacher: bool = True
     teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    teacher_quantization: Literal["int8"] | None = None
+    teacher_micro_batch_size: int | None = None
 
     @classmethod
     def from_student(
@@ -27,13 +44,8 @@ class GPTDistillationProvider(GPTModelProvider):
         *,
         teacher: GPTModelProvider,
         kd_config: ModelOptDistillConfig | None = None,
-        teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None,
+        **placement: Any,
     ) -> GPTDistillationProvider:
-        """Make a distillation out of two plain models."""
+        """Make a distillation out of two plain models; `placement` are this class's own fields, `teacher_*`."""
         values = {f.name: getattr(student, f.name) for f in fields(GPTModelProvider)}
-        return cls(
-            **values,
-            teacher=teacher,
-            kd_config=kd_config or ModelOptDistillConfig(),
-            teacher_dtype=teacher_dtype,
-        )
+        return cls(**values, teacher=teacher, kd_config=kd_config or ModelOptDistillConfig(), **placement)

@@ -23,6 +23,7 @@ from megatron_kd.config.problems.ranges import (
     SECTION_RULES,
     SEED,
     SHARE,
+    TEACHER_RULES,
     TWO_OR_MORE,
 )
 from megatron_kd.config.schema import schema_of
@@ -231,6 +232,7 @@ RULES = {
     **{f"model.{name}": rule for name, rule in MODEL_RULES.items()},
     **{f"model.teacher.{name}": rule for name, rule in MODEL_RULES.items()},
     **{f"model.kd_config.{name}": rule for name, rule in KD_RULES.items()},
+    **{f"model.{name}": rule for name, rule in TEACHER_RULES.items()},
 }
 
 

@@ -61,6 +61,11 @@ KD_RULES: dict[str, Rule] = {
     "intermediate_loss_weight": NOT_NEGATIVE,
 }
 
+TEACHER_RULES: dict[str, Rule] = {
+    "teacher_rank": NOT_NEGATIVE,
+    "teacher_micro_batch_size": POSITIVE,
+}
+
 SECTION_RULES: dict[str, Rule] = {
     "train.train_iters": POSITIVE,
     "train.global_batch_size": POSITIVE,
@@ -93,6 +98,7 @@ SECTION_RULES: dict[str, Rule] = {
     "dist.startup_timeout_s": POSITIVE,
     "dist.step_timeout_s": POSITIVE,
     "dist.checkpoint_timeout_s": POSITIVE,
+    "dist.device_memory_gb": POSITIVE,
     "dist.num_threads": POSITIVE,
     "rng.seed": SEED,
 }
@@ -103,6 +109,7 @@ def range_problems(cfg: ConfigContainer) -> Iterator[str]:
     rules = {f"{name}.{key}": rule for name, _ in models(cfg) for key, rule in MODEL_RULES.items()}
     if isinstance(cfg.model, GPTDistillationProvider):
         rules |= {f"model.kd_config.{key}": rule for key, rule in KD_RULES.items()}
+        rules |= {f"model.{key}": rule for key, rule in TEACHER_RULES.items()}
     for name, rule in (rules | SECTION_RULES).items():
         value = value_of(cfg, name)
         if isinstance(value, int | float) and not rule.holds(value):
