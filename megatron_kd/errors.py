@@ -41,6 +41,21 @@ class NumericalFault(MegatronKDError, ArithmeticError):
     exit_code = 17
 
 
+class LostRank(MegatronKDError, ConnectionError):
+    """Another rank died or does not answer.
+
+    Args:
+        rank: which one, where it is known.
+        phase: what was going on.
+        detail: what the communication library says.
+    """
+
+    def __init__(self, rank: int | None, phase: str, detail: str):
+        who = "a rank" if rank is None else f"rank {rank}"
+        self.rank, self.phase = rank, phase
+        super().__init__(f"{phase}: {who} died or does not answer ({detail.partition(chr(10))[0]})")
+
+
 class CheckpointCorrupt(MegatronKDError, OSError):
     """A checkpoint that is incomplete or does not hold what it claims."""
 

@@ -53,7 +53,6 @@ def test_validate_lists_all_problems_at_once_and_fast() -> None:
         "model.hiden_size: unknown key; did you mean model.hidden_size?",
         "train.global_batch_size=7",
         "model.num_attention_heads=8, model.tensor_model_parallel_size=3",
-        "model.teacher.tensor_model_parallel_size=1",
         "--bad: unknown option",
         "+a=(1: cannot be read",
     ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,49 +18,56 @@ from megatron_kd.distillation.config import ModelOptDistillConfig
 from megatron_kd.distillation.criteria import HiddenLoss, LogitsDivergence
 from megatron_kd.distillation.logits import FusedLogits, MaterialisedLogits
 from megatron_kd.distillation.objective import Distillation, ModelOptDistillation
-from megatron_kd.distillation.pairs import InjectedPairs, LayerPair, pairs_of_stage
+from megatron_kd.distillation.pairs import InjectedPairs, LayerPair, pairs_of_rank
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.teachers.placement import Teacher
 
 
 @dataclass(frozen=True)
 class BuiltDistillation:
-    """A distillation model, whose forward runs the teacher and then the student, and its objective."""
+    """This rank's chunks of the student, those that losses read from as distillation models, and the objective.
 
-    model: mtd.DistillationModel
+    The forward of a distillation model runs what it has of the teacher, and then the student.
+    """
+
+    models: list[DistillableGPTModel]
     objective: Distillation | ModelOptDistillation
 
 
 def build_distillation(
-    student: DistillableGPTModel,
-    teacher: DistillableGPTModel,
+    students: list[DistillableGPTModel],
+    teacher: Teacher,
     kd_config: ModelOptDistillConfig,
     layout: Layout,
     *,
     seed: int,
 ) -> BuiltDistillation:
-    """Turn `student` into a distillation model that holds `teacher`, frozen.
+    """Make `students` learn from `teacher`.
 
     Args:
-        student: this rank's part; changed in place, as ModelOpt does.
-        teacher: this rank's part, in the same parallel layout.
+        students: this rank's chunks, one without a virtual pipeline; changed in place, as ModelOpt does.
+        teacher: wherever it lives.
         kd_config: losses and layer pairs.
-        layout: this rank's place.
+        layout: this rank's place in the student's layout.
         seed: of the projections between hidden sizes that differ.
 
     Raises:
         InputError: a layer pair that this layout cannot serve.
     """
-    pairs = pairs_of_stage(student, teacher, kd_config, layout, seed)
-    model = _convert(student, teacher, _criteria(student, pairs, kd_config, layout), kd_config)
-    # Set by us in the order of the pairs: ModelOpt collects them in a set, whose order differs between ranks.
-    model._loss_modules = nn.ModuleDict({str(p.index): p.projection for p in pairs if p.projection is not None})
-    balancer = Balancer(kd_config)
+    pairs = pairs_of_rank(students, teacher, kd_config, layout, seed)
+    models = [
+        _convert(student, chunk, teacher, [p for p in pairs if p.chunk == chunk], kd_config, layout)
+        for chunk, student in enumerate(students)
+    ]
+    balancer, head = Balancer(kd_config), models[-1] if models[-1].post_process else None
     if kd_config.loss_balancer == "modelopt":
-        return BuiltDistillation(model, ModelOptDistillation(model, balancer, layout))
-    logits = (FusedLogits if uses_fused_logits(kd_config) else MaterialisedLogits)(model, balancer, layout)
-    injected = InjectedPairs(model, teacher, pairs, max(len(kd_config.intermediate_layer_pairs), 1), layout)
-    return BuiltDistillation(model, Distillation(logits, injected, balancer, layout))
+        return BuiltDistillation(models, ModelOptDistillation(head, teacher, balancer, layout))
+    logits = None
+    if head is not None:
+        logits = (FusedLogits if uses_fused_logits(kd_config) else MaterialisedLogits)(head, balancer, layout)
+    injected = InjectedPairs(models, teacher, pairs, max(len(kd_config.intermediate_layer_pairs), 1), layout)
+    return BuiltDistillation(models, Distillation(logits, teacher, injected, balancer, layout))
 
 
 def uses_fused_logits(kd_config: ModelOptDistillConfig) -> bool:
@@ -77,31 +86,68 @@ def why_materialised(kd_config: ModelOptDistillConfig) -> str | None:
     return None
 
 
-def projection_sharded_state(model: mtd.DistillationModel, layout: Layout) -> dict[str, ShardedTensor]:
+def projection_sharded_state(models: list[DistillableGPTModel], layout: Layout) -> dict[str, ShardedTensor]:
     """The projections' tensors under keys of their own, apart from the student's; empty where there are none."""
     replica = (0, layout.tp.rank, layout.dp.rank)
     return {
         name: ShardedTensor.from_rank_offsets(f"kd.projections.{name}", parameter, replica_id=replica)
+        for model in distillation_models(models)
         for name, parameter in model.loss_modules.named_parameters()
     }
 
 
-def load_projections(model: mtd.DistillationModel, state: dict[str, torch.Tensor]) -> None:
+def load_projections(models: list[DistillableGPTModel], state: dict[str, torch.Tensor]) -> None:
     """Put back what `projection_sharded_state` named."""
-    model.loss_modules.load_state_dict(state)
+    for model in distillation_models(models):
+        model.loss_modules.load_state_dict({name: state[name] for name, _ in model.loss_modules.named_parameters()})
+
+
+def distillation_models(models: Sequence[nn.Module]) -> list[mtd.DistillationModel]:
+    """Those of a rank's chunks that losses read from."""
+    return [model for model in models if isinstance(model, mtd.DistillationModel)]
+
+
+@contextmanager
+def plain_students(models: Sequence[nn.Module]) -> Iterator[None]:
+    """A context in which no chunk shows a teacher or a projection among its submodules."""
+    with ExitStack() as stack:
+        for model in distillation_models(models):
+            stack.enter_context(model.hide_teacher_model())
+            stack.enter_context(model.hide_loss_modules())
+        yield
+
+
+@contextmanager
+def hidden_teachers(models: Sequence[nn.Module]) -> Iterator[None]:
+    """A context in which no chunk shows a teacher among its submodules."""
+    with ExitStack() as stack:
+        for model in distillation_models(models):
+            stack.enter_context(model.hide_teacher_model())
+        yield
 
 
 def _convert(
     student: DistillableGPTModel,
-    teacher: DistillableGPTModel,
-    criterion: dict[tuple[str, str], nn.Module],
+    chunk: int,
+    teacher: Teacher,
+    pairs: list[LayerPair],
     kd_config: ModelOptDistillConfig,
-) -> mtd.DistillationModel:
-    settings = {"teacher_model": teacher, "criterion": criterion, "loss_balancer": _NoBalancer()}
+    layout: Layout,
+) -> DistillableGPTModel:
+    module = teacher.module(chunk)
+    student.skip_lm_loss = kd_config.skip_lm_loss
+    if module is None:
+        return student
+    criterion = _criteria(student, pairs, kd_config, layout)
+    settings = {"teacher_model": module, "criterion": criterion, "loss_balancer": _NoBalancer()}
     model = mtd.convert(student, mode=[("kd_loss", settings)])
-    mtd_megatron.adjust_distillation_model_for_mcore(
-        model, mtd_megatron.DistillationConfig(skip_lm_loss=kd_config.skip_lm_loss)
-    )
+    # Set by us in the order of the pairs: ModelOpt collects them in a set, whose order differs between ranks.
+    model._loss_modules = nn.ModuleDict({str(p.index): p.projection for p in pairs if p.projection is not None})
+    if teacher.strategy == "colocated":
+        # Two models in one pipeline: hidden states travel concatenated, and no language-modelling loss of the teacher.
+        mtd_megatron.adjust_distillation_model_for_mcore(
+            model, mtd_megatron.DistillationConfig(skip_lm_loss=kd_config.skip_lm_loss)
+        )
     return model
 
 
@@ -110,7 +156,7 @@ def _criteria(
 ) -> dict[tuple[str, str], nn.Module]:
     """What ModelOpt is to capture and compare: materialised logits, and pairs under its own balancer."""
     criteria: dict[tuple[str, str], nn.Module] = {}
-    if layout.is_last_stage and not uses_fused_logits(kd_config):
+    if student.post_process and not uses_fused_logits(kd_config):
         logits = LogitsDivergence(kd_config, student.true_vocab_size, layout.tp.group)
         criteria[(kd_config.logit_layers[0], kd_config.logit_layers[1])] = logits
     if kd_config.loss_balancer == "modelopt":

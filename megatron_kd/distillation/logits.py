@@ -11,7 +11,7 @@ from torch import Tensor
 from megatron_kd.distillation.balance import Balancer, Losses
 from megatron_kd.distillation.criteria import LogitsDivergence, logits_options
 from megatron_kd.losses.fused_linear import fused_linear_divergence, fused_linear_evaluation
-from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.models.gpt import Headed
 from megatron_kd.runtime.layout import Layout
 
 
@@ -59,7 +59,7 @@ class FusedLogits:
         self._balancer, self._layout = balancer, layout
         self._sequence_parallel = model.config.sequence_parallel
         self._options = logits_options(balancer.config, model.true_vocab_size)
-        self._teacher: tuple[DistillableGPTModel, Tensor] | None = None
+        self._teacher: tuple[Headed, Tensor] | None = None
         self._result: LogitsResult | None = None
         model.teacher_model.head_function = self._keep_teacher
         model.head_function = self._student_total
@@ -71,13 +71,13 @@ class FusedLogits:
         return result._replace(total=output)  # what came through the wrappers, for the backward to start from
 
     def _keep_teacher(
-        self, model: DistillableGPTModel, hidden_SBG: Tensor, labels_BS: Tensor | None, loss_mask_BS: Tensor | None
+        self, model: Headed, hidden_SBG: Tensor, labels_BS: Tensor | None, loss_mask_BS: Tensor | None
     ) -> Tensor:
         self._teacher = (model, hidden_SBG)
         return hidden_SBG
 
     def _student_total(
-        self, model: DistillableGPTModel, hidden_SBH: Tensor, labels_BS: Tensor | None, loss_mask_BS: Tensor | None
+        self, model: Headed, hidden_SBH: Tensor, labels_BS: Tensor | None, loss_mask_BS: Tensor | None
     ) -> Tensor:
         assert self._teacher is not None and labels_BS is not None and loss_mask_BS is not None
         (teacher, hidden_SBG), self._teacher = self._teacher, None

@@ -13,6 +13,7 @@ from megatron_kd.distillation.criteria import LogitsDivergence
 from megatron_kd.distillation.logits import UNKNOWN, FusedLogits, MaterialisedLogits
 from megatron_kd.distillation.pairs import InjectedPairs
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.teachers.placement import Teacher
 
 # The sums over unmasked tokens that make up a step's report, in this order.
 REPORTED = (
@@ -34,8 +35,8 @@ LossResult = tuple[Tensor, Tensor, Tensor]  # total [], num_tokens [] int, repor
 class Objective(Protocol):
     """What the loop needs of a training objective."""
 
-    def begin(self, loss_mask_BS: Tensor) -> None:
-        """Called on every stage before the forward of a micro-batch."""
+    def begin(self, index: int, loss_mask_BS: Tensor) -> None:
+        """Called on every stage before the forward of micro-batch `index` of a step."""
 
     def __call__(self, output: Tensor, loss_mask_BS: Tensor) -> LossResult:
         """Called on the last stage with what the model's forward returned for the micro-batch."""
@@ -50,7 +51,7 @@ class Objective(Protocol):
 class LanguageModelling:
     """Plain next-token cross entropy. The model's output is its loss per token, [B, S]."""
 
-    def begin(self, loss_mask_BS: Tensor) -> None:
+    def begin(self, index: int, loss_mask_BS: Tensor) -> None:
         """Nothing to prepare."""
 
     def __call__(self, output: Tensor, loss_mask_BS: Tensor) -> LossResult:
@@ -70,17 +71,24 @@ class Distillation:
     """Logit divergence, intermediate losses and, where wanted, cross entropy, with weights known before a step."""
 
     def __init__(
-        self, logits: FusedLogits | MaterialisedLogits, pairs: InjectedPairs, balancer: Balancer, layout: Layout
+        self,
+        logits: FusedLogits | MaterialisedLogits | None,
+        teacher: Teacher,
+        pairs: InjectedPairs,
+        balancer: Balancer,
+        layout: Layout,
     ) -> None:
         self.balancer = balancer
-        self._logits, self._pairs, self._layout = logits, pairs, layout
+        self._logits, self._teacher, self._pairs, self._layout = logits, teacher, pairs, layout
 
-    def begin(self, loss_mask_BS: Tensor) -> None:
-        """Tell the layer pairs the micro-batch's mask and weight."""
+    def begin(self, index: int, loss_mask_BS: Tensor) -> None:
+        """Tell the teacher which micro-batch comes, and the layer pairs its mask and weight."""
+        self._teacher.select(index)
         self._pairs.begin(loss_mask_BS, self.balancer.weights(UNKNOWN).intermediate)
 
     def __call__(self, output: Tensor, loss_mask_BS: Tensor) -> LossResult:
         """See `Objective`. The intermediate losses are not in the total: their gradient enters at their layers."""
+        assert self._logits is not None, "logits are on the last stage only"
         result = self._logits.result(output, loss_mask_BS)
         losses = Losses(result.lm, result.logits, 0.0)
         seen = (result.agreement, result.teacher_mass)
@@ -107,18 +115,21 @@ class ModelOptDistillation:
     The model's output is its LM loss per token, [B, S].
     """
 
-    def __init__(self, model: mtd.DistillationModel, balancer: Balancer, layout: Layout) -> None:
+    def __init__(
+        self, model: mtd.DistillationModel | None, teacher: Teacher, balancer: Balancer, layout: Layout
+    ) -> None:
         self.balancer = balancer
-        self._model, self._layout = model, layout
-        criteria = model._layers_to_loss.values()
+        self._model, self._teacher, self._layout = model, teacher, layout
+        criteria = model._layers_to_loss.values() if model is not None else ()
         self._criterion = next((c for c in criteria if isinstance(c, LogitsDivergence)), None)
 
-    def begin(self, loss_mask_BS: Tensor) -> None:
-        """Nothing to prepare."""
+    def begin(self, index: int, loss_mask_BS: Tensor) -> None:
+        """Tell the teacher which micro-batch comes."""
+        self._teacher.select(index)
 
     def __call__(self, output: Tensor, loss_mask_BS: Tensor) -> LossResult:
         """See `Objective`."""
-        assert self._criterion is not None, "logits are on the last stage only"
+        assert self._model is not None and self._criterion is not None, "logits are on the last stage only"
         mask_SB = loss_mask_BS.transpose(0, 1)
         per_token = self._model.compute_kd_loss(student_loss=None, skip_balancer=True)
         logits, *pairs = (self._masked_sum(losses_SB, mask_SB) for losses_SB in per_token.values())
@@ -144,6 +155,7 @@ class ModelOptDistillation:
 
     def _over_sequence(self, partial: Tensor) -> Tensor:
         partial = partial.detach().clone()
+        assert self._model is not None
         if self._model.config.sequence_parallel:
             torch.distributed.all_reduce(partial, group=self._layout.tp.group)
         return partial

@@ -10,31 +10,29 @@ S sequence, B micro-batch, H student hidden, G teacher hidden. Under sequence pa
 
 from __future__ import annotations
 
-import re
 from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
-from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 from torch import Tensor, nn
 
 from megatron_kd.distillation.config import ModelOptDistillConfig
 from megatron_kd.errors import InputError
 from megatron_kd.losses.hidden import HIDDEN_LOSSES
-from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.models.gpt import DistillableGPTModel, find_layer
+from megatron_kd.models.stages import place_of
 from megatron_kd.runtime.layout import Layout
-
-FINAL_NORM = "decoder.final_layernorm"
-_LAYER = re.compile(r"(?<=\.layers\.)\d+(?=\.|$)")
+from megatron_kd.teachers.placement import Teacher
 
 
 @dataclass(frozen=True)
 class LayerPair:
-    """Two layers that this stage holds, by their names in this stage's part of the models."""
+    """Two layers, the student's in chunk `chunk` of this rank, by their names in what this rank has of both models."""
 
     index: int
+    chunk: int
     student: str
     teacher: str
     loss: str
@@ -46,48 +44,38 @@ class LayerPair:
         return HIDDEN_LOSSES[self.loss]
 
 
-def pairs_of_stage(
-    student: DistillableGPTModel,
-    teacher: DistillableGPTModel,
+def pairs_of_rank(
+    students: list[DistillableGPTModel],
+    teacher: Teacher,
     kd_config: ModelOptDistillConfig,
     layout: Layout,
     seed: int,
 ) -> list[LayerPair]:
-    """The pairs of `kd_config` whose layers are on this rank's stage, each with a projection of its own if needed.
+    """The pairs of `kd_config` whose student layer is on this rank, each with a projection of its own if needed.
 
     Raises:
-        InputError: a name that no layer has, or a pair whose two layers lie on different stages.
+        InputError: a name that no layer has, or a pair whose two layers lie on different stages of one pipeline.
     """
     found = []
     for index, (student_layer, teacher_layer, *loss) in enumerate(kd_config.intermediate_layer_pairs):
-        here = _local_name(student_layer, student, layout), _local_name(teacher_layer, teacher, layout)
-        if here == (None, None):
-            continue
-        if None in here:
+        here = _chunk_and_name(student_layer, students, layout)
+        name = teacher.name_in_module(teacher_layer)
+        if teacher.in_student_pipeline and (here is None) != (name is None):
             raise InputError(
                 f"model.kd_config.intermediate_layer_pairs: {student_layer} and {teacher_layer} lie on different "
-                "pipeline stages; pair layers at the same depth of both models"
+                "pipeline stages; pair layers at the same depth of both models, or set "
+                "model.teacher_device_strategy=balanced"
             )
-        local_student, local_teacher = str(here[0]), str(here[1])
-        find_layer(student, local_student, student_layer, "model")
-        find_layer(teacher, local_teacher, teacher_layer, "model.teacher")
-        projection = _projection(student, teacher, layout, seed + index)
-        found.append(LayerPair(index, local_student, local_teacher, loss[0] if loss else "cosine", projection))
+        if here is None:
+            continue
+        chunk, local_name = here
+        find_layer(students[chunk], local_name, student_layer, "model")
+        module = teacher.module(chunk)
+        assert module is not None and name is not None, "the teacher serves each chunk that has a paired layer"
+        find_layer(module, name, teacher_layer, "model.teacher")
+        projection = _projection(students[0], teacher.hidden_size, layout, seed + index)
+        found.append(LayerPair(index, chunk, local_name, name, loss[0] if loss else "cosine", projection))
     return found
-
-
-def find_layer(model: nn.Module, local_name: str, name: str, field: str) -> nn.Module:
-    """The submodule `local_name`; if there is none, an InputError that lists its nearest ancestor's children."""
-    module = model
-    for part in local_name.split("."):
-        children = dict(module.named_children())
-        if part not in children:
-            raise InputError(
-                f"model.kd_config.intermediate_layer_pairs: {field} has no layer {name}; "
-                f"{part!r} is not one of {', '.join(children)}"
-            )
-        module = children[part]
-    return module
 
 
 class PairSums(NamedTuple):
@@ -101,14 +89,21 @@ class InjectedPairs:
     """Adds the losses of `pairs` to the student's gradient, by hooks on the layers."""
 
     def __init__(
-        self, student: nn.Module, teacher: nn.Module, pairs: list[LayerPair], num_pairs: int, layout: Layout
+        self,
+        students: list[DistillableGPTModel],
+        teacher: Teacher,
+        pairs: list[LayerPair],
+        num_pairs: int,
+        layout: Layout,
     ) -> None:
         self._layout = layout
-        self.sequence_parallel = student.config.sequence_parallel
+        self.sequence_parallel = students[0].config.sequence_parallel
         self._pairs = [_InjectedPair(pair, 1.0 / num_pairs) for pair in pairs]
         for injected in self._pairs:
-            teacher.get_submodule(injected.pair.teacher).register_forward_hook(injected.after_teacher)
-            student.get_submodule(injected.pair.student).register_forward_hook(injected.after_student)
+            pair, module = injected.pair, teacher.module(injected.pair.chunk)
+            assert module is not None
+            module.get_submodule(pair.teacher).register_forward_hook(injected.after_teacher)
+            students[pair.chunk].get_submodule(pair.student).register_forward_hook(injected.after_student)
 
     def begin(self, loss_mask_BS: Tensor, weight: float) -> None:
         """Announce a micro-batch: its mask, and the weight of the intermediate loss in the total."""
@@ -207,21 +202,14 @@ def _hidden(output: Any) -> Tensor:
     return output[0] if isinstance(output, tuple) else output
 
 
-def _local_name(name: str, model: DistillableGPTModel, layout: Layout) -> str | None:
-    """`name` as this stage's part of the model calls it: stages count their layers from 0; None on other stages."""
-    match = _LAYER.search(name)
-    if match is None:
-        return name if layout.is_last_stage or name != FINAL_NORM else None
-    index = int(match.group()) - get_transformer_layer_offset(model.config, pp_rank=layout.pp.rank)
-    if not 0 <= index < len(model.decoder.layers):
-        return None
-    return _LAYER.sub(str(index), name)
+def _chunk_and_name(layer: str, students: list[DistillableGPTModel], layout: Layout) -> tuple[int, str] | None:
+    """The chunk of this rank that holds the student's `layer`, and its name there; None on other stages."""
+    place = place_of(layer, num_layers=students[0].config.num_layers, stages=layout.pp.size, chunks=layout.chunks)
+    return (place.chunk, place.local_name) if place is not None and place.stage == layout.pp.rank else None
 
 
-def _projection(
-    student: DistillableGPTModel, teacher: DistillableGPTModel, layout: Layout, seed: int
-) -> nn.Linear | None:
-    here, there = student.config.hidden_size, teacher.config.hidden_size
+def _projection(student: DistillableGPTModel, there: int, layout: Layout, seed: int) -> nn.Linear | None:
+    here = student.config.hidden_size
     if here == there:
         return None
     linear = nn.Linear(here, there, dtype=torch.float32)

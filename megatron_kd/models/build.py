@@ -16,7 +16,7 @@ from megatron.core.tensor_parallel.layers import (
 )
 from megatron.core.transformer.transformer_block import get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
-from torch import Tensor
+from torch import Tensor, nn
 
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.provider import GPTModelProvider
@@ -34,8 +34,10 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def transformer_config(provider: GPTModelProvider, layout: Layout, dtype: torch.dtype) -> TransformerConfig:
-    """megatron-core's configuration of `provider` at parameters of `dtype`."""
+def transformer_config(
+    provider: GPTModelProvider, layout: Layout, dtype: torch.dtype, *, on_host: bool = False
+) -> TransformerConfig:
+    """megatron-core's configuration of `provider` at parameters of `dtype`; `on_host`: made in host memory first."""
     has_te = has_transformer_engine()
     return TransformerConfig(
         num_layers=provider.num_layers,
@@ -56,6 +58,7 @@ def transformer_config(provider: GPTModelProvider, layout: Layout, dtype: torch.
         init_method_std=provider.init_method_std,
         tensor_model_parallel_size=layout.tp.size,
         pipeline_model_parallel_size=layout.pp.size,
+        virtual_pipeline_model_parallel_size=layout.chunks if layout.chunks > 1 else None,
         sequence_parallel=provider.sequence_parallel,
         recompute_granularity=provider.recompute_granularity,
         recompute_method=provider.recompute_method,
@@ -68,7 +71,7 @@ def transformer_config(provider: GPTModelProvider, layout: Layout, dtype: torch.
         calculate_per_token_loss=True,
         # Weights are drawn by `randomise` or loaded, both after building.
         perform_initialization=False,
-        use_cpu_initialization=layout.device.type == "cpu",
+        use_cpu_initialization=on_host or layout.device.type == "cpu",
         # Fused kernels that come with apex or TransformerEngine.
         gradient_accumulation_fusion=importlib.util.find_spec("fused_weight_gradient_mlp_cuda") is not None,
         bias_dropout_fusion=has_te,
@@ -87,25 +90,17 @@ def build_gpt(
     vocab_size: int,
     dtype: str,
     seed: int | None,
+    chunk: int = 0,
 ) -> DistillableGPTModel:
     """See `GPTModelProvider.provide`."""
     config = transformer_config(provider, layout, DTYPES[dtype])
-    layers_here = get_num_layers_to_build(config, pp_rank=layout.pp.rank)
-    model = DistillableGPTModel(
+    model = _construct(
+        provider,
         config,
-        block_spec(config, layers_here),
-        vocab_size=padded_vocab_size,
-        max_sequence_length=provider.seq_length,
-        pre_process=layout.is_first_stage,
-        post_process=layout.is_last_stage,
-        parallel_output=True,
-        share_embeddings_and_output_weights=provider.share_embeddings_and_output_weights,
-        position_embedding_type=provider.position_embedding_type,
-        rotary_base=provider.rotary_base,
-        rotary_percent=provider.rotary_percent,
-        rope_scaling=provider.rope_scaling,
-        rope_scaling_factor=provider.rope_scaling_factor,
-        pg_collection=layout.groups,
+        layout,
+        padded_vocab_size,
+        tied=provider.share_embeddings_and_output_weights,
+        chunk=chunk,
     )
     model.true_vocab_size = vocab_size
     _mark_tensor_parallel(model)
@@ -113,6 +108,62 @@ def build_gpt(
     if seed is not None:
         randomise(model, seed=seed, std=provider.init_method_std, num_layers=provider.num_layers)
     return model
+
+
+def build_body(
+    provider: GPTModelProvider,
+    layout: Layout,
+    *,
+    padded_vocab_size: int,
+    vocab_size: int,
+    dtype: str,
+    allocate: Callable[[list[Tensor]], list[Tensor]],
+) -> DistillableGPTModel:
+    """A frozen model whose parameters are yet to be filled, and whose output layer has none: its weight is on "meta".
+
+    Nothing is allocated but what `allocate` returns for the parameters, which it is given without storage.
+    """
+    config = transformer_config(provider, layout, DTYPES[dtype], on_host=True)
+    with torch.device("meta"):
+        model = _construct(provider, config, layout, padded_vocab_size, tied=False, chunk=0)
+    model.true_vocab_size = vocab_size
+    # megatron-core's sharded_state_dict wants an output layer to be there.
+    named = [(name, value) for name, value in model.named_parameters() if not name.startswith("output_layer.")]
+    tensors = allocate([parameter for _, parameter in named])
+    for (name, _), tensor in zip(named, tensors, strict=True):
+        module, _, last = name.rpartition(".")
+        model.get_submodule(module)._parameters[last] = nn.Parameter(tensor, requires_grad=False)
+    return model.requires_grad_(False).eval()
+
+
+def _construct(
+    provider: GPTModelProvider,
+    config: TransformerConfig,
+    layout: Layout,
+    padded_vocab_size: int,
+    *,
+    tied: bool,
+    chunk: int,
+) -> DistillableGPTModel:
+    vp_stage = chunk if layout.chunks > 1 else None
+    layers_here = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=layout.pp.rank)
+    return DistillableGPTModel(
+        config,
+        block_spec(config, layers_here),
+        vocab_size=padded_vocab_size,
+        max_sequence_length=provider.seq_length,
+        pre_process=layout.is_first_stage and chunk == 0,
+        post_process=layout.is_last_stage and chunk == layout.chunks - 1,
+        parallel_output=True,
+        share_embeddings_and_output_weights=tied,
+        position_embedding_type=provider.position_embedding_type,
+        rotary_base=provider.rotary_base,
+        rotary_percent=provider.rotary_percent,
+        rope_scaling=provider.rope_scaling,
+        rope_scaling_factor=provider.rope_scaling_factor,
+        pg_collection=layout.groups,
+        vp_stage=vp_stage,
+    )
 
 
 def _mark_tensor_parallel(model: DistillableGPTModel) -> None:

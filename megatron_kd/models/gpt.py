@@ -4,17 +4,26 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import torch
 from megatron.core.models.gpt import GPTModel
-from torch import Tensor
+from torch import Tensor, nn
 
+from megatron_kd.errors import InputError
 from megatron_kd.losses.cross_entropy import vocab_parallel_cross_entropy
+
+
+class Headed(Protocol):
+    """What has an output head: a model's last stage, or what stands in for a teacher's."""
+
+    def head_weight(self) -> Tensor:
+        """This rank's rows of the head, [V, H] sharded over V."""
 
 
 class HeadFunction(Protocol):
     """What the last stage does with its final hidden states instead of computing logits."""
 
     def __call__(
-        self, model: DistillableGPTModel, hidden_SBH: Tensor, labels_BS: Tensor | None, loss_mask_BS: Tensor | None
+        self, model: Headed, hidden_SBH: Tensor, labels_BS: Tensor | None, loss_mask_BS: Tensor | None, /
     ) -> Tensor:
         """Return what the model's forward is to return."""
 
@@ -25,12 +34,14 @@ class DistillableGPTModel(GPTModel):
     Attributes:
         true_vocab_size: number of token ids in use; the slots above are padding and take no part in any loss.
         head_function: called in place of the output layer, where set; then logits come to be only if it makes them.
+        skip_lm_loss: whether the language-modelling loss is left out, as zeros, in training.
 
     `forward` stays inherited: ModelOpt recognises a model class by it.
     """
 
     true_vocab_size: int | None = None
     head_function: HeadFunction | None = None
+    skip_lm_loss: bool = False
 
     def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         if self.head_function is None or not self.post_process:
@@ -57,7 +68,23 @@ class DistillableGPTModel(GPTModel):
         Returns:
             [B, S] losses in fp32.
         """
+        if self.skip_lm_loss and self.training:
+            return torch.zeros_like(labels, dtype=torch.float32)
         losses_SB = vocab_parallel_cross_entropy(
             logits, labels.transpose(0, 1), group=self.pg_collection.tp, vocab_size=self.true_vocab_size
         )
         return losses_SB.transpose(0, 1).contiguous()
+
+
+def find_layer(model: nn.Module, local_name: str, name: str, field: str) -> nn.Module:
+    """The submodule `local_name`; if there is none, an InputError that lists its nearest ancestor's children."""
+    module = model
+    for part in local_name.split("."):
+        children = dict(module.named_children())
+        if part not in children:
+            raise InputError(
+                f"model.kd_config.intermediate_layer_pairs: {field} has no layer {name}; "
+                f"{part!r} is not one of {', '.join(children)}"
+            )
+        module = children[part]
+    return module

@@ -73,6 +73,7 @@ class GPTModelProvider:
         vocab_size: int | None = None,
         dtype: str = "float32",
         seed: int | None = None,
+        chunk: int = 0,
     ) -> DistillableGPTModel:
         """Build this model's part on this rank.
 
@@ -82,6 +83,7 @@ class GPTModelProvider:
             vocab_size: the true number of tokens; None: this provider's `vocab_size`, else the padded one.
             dtype: of the parameters: "float32", "bfloat16" or "float16".
             seed: of the random weights, equal at every layout; None leaves them unset, to be loaded.
+            chunk: which of this stage's parts, with a virtual pipeline.
 
         Returns:
             The megatron-core GPT model on this rank's device.
@@ -90,5 +92,5 @@ class GPTModelProvider:
 
         true_size = vocab_size or self.vocab_size or padded_vocab_size
         return build_gpt(
-            self, layout, padded_vocab_size=padded_vocab_size, vocab_size=true_size, dtype=dtype, seed=seed
+            self, layout, padded_vocab_size=padded_vocab_size, vocab_size=true_size, dtype=dtype, seed=seed, chunk=chunk
         )

@@ -24,7 +24,7 @@ _VOCABULARY = ("word_embeddings.weight", "output_layer.weight")
 def randomise(model: DistillableGPTModel, *, seed: int, std: float, num_layers: int) -> None:
     """Draw every matrix of `model` from N(0, std), those that feed the residual stream from N(0, std / sqrt(2 L)).
 
-    Biases and the rows of the padded vocabulary are 0, norms keep their 1.
+    Biases and the rows of the padded vocabulary are 0, norms are 1.
 
     Args:
         model: this rank's part of the model, on any device and in any dtype.
@@ -35,15 +35,22 @@ def randomise(model: DistillableGPTModel, *, seed: int, std: float, num_layers: 
     state = model.sharded_state_dict()
     apply_factories(state)
     for shard in nested_values(state):
-        if not isinstance(shard, ShardedTensor) or shard.data is None:
-            continue
-        if shard.key.endswith("bias"):  # megatron-core leaves memory as it finds it when told not to initialise
-            shard.data.zero_()
-        elif len(shard.local_shape) > 1:
-            residual = shard.key.endswith(_RESIDUAL_PROJECTIONS)
-            scale = std / math.sqrt(2 * num_layers) if residual else std
-            vocab = model.true_vocab_size if shard.key.endswith(_VOCABULARY) else None
-            shard.data.copy_(_slice_of_global(shard, seed, scale, vocab))
+        if isinstance(shard, ShardedTensor) and shard.data is not None:
+            draw(shard, seed=seed, std=std, num_layers=num_layers, vocab_size=model.true_vocab_size)
+
+
+def draw(shard: ShardedTensor, *, seed: int, std: float, num_layers: int, vocab_size: int | None) -> None:
+    """Fill one tensor by the rules of `randomise`."""
+    assert shard.data is not None
+    if shard.key.endswith("bias"):  # megatron-core leaves memory as it finds it when told not to initialise
+        shard.data.zero_()
+    elif len(shard.local_shape) == 1:
+        shard.data.fill_(1.0)
+    else:
+        residual = shard.key.endswith(_RESIDUAL_PROJECTIONS)
+        scale = std / math.sqrt(2 * num_layers) if residual else std
+        vocab = vocab_size if shard.key.endswith(_VOCABULARY) else None
+        shard.data.copy_(_slice_of_global(shard, seed, scale, vocab))
 
 
 def _slice_of_global(shard: ShardedTensor, seed: int, std: float, vocab_size: int | None) -> Tensor:

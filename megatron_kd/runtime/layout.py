@@ -31,13 +31,18 @@ class Axis:
 
 @dataclass(frozen=True)
 class Layout:
-    """Process groups by dimension (tensor, pipeline, data) and the device of this rank."""
+    """Process groups by dimension (tensor, pipeline, data) and the device of this rank.
+
+    `chunks` is the number of parts that each pipeline stage's layers are cut into: more than 1 with a virtual pipeline,
+    in which chunk c of every stage comes before chunk c + 1 of the first.
+    """
 
     tp: Axis
     pp: Axis
     dp: Axis
     groups: ProcessGroupCollection
     device: torch.device
+    chunks: int = 1
 
     @property
     def is_first_stage(self) -> bool:
@@ -61,23 +66,36 @@ class Layout:
 
 
 def create_layout(
-    *, tensor_model_parallel_size: int = 1, pipeline_model_parallel_size: int = 1, device: torch.device
+    *,
+    tensor_model_parallel_size: int = 1,
+    pipeline_model_parallel_size: int = 1,
+    virtual_pipeline_model_parallel_size: int | None = None,
+    device: torch.device,
 ) -> Layout:
     """Set up megatron-core's process groups over the initialised world and describe this rank's place.
 
     Args:
         tensor_model_parallel_size: ranks that share each layer.
         pipeline_model_parallel_size: stages the layers are divided into. What is left is data parallel.
+        virtual_pipeline_model_parallel_size: parts that each stage's layers are cut into; None for one.
         device: the device this rank computes on.
     """
     cpu_backend.install()
     parallel_state.initialize_model_parallel(
         tensor_model_parallel_size=tensor_model_parallel_size,
         pipeline_model_parallel_size=pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=virtual_pipeline_model_parallel_size,
         create_gloo_process_groups=device.type != "cpu",
     )
     groups = ProcessGroupCollection.use_mpu_process_groups()
-    return Layout(tp=Axis.of(groups.tp), pp=Axis.of(groups.pp), dp=Axis.of(groups.dp_cp), groups=groups, device=device)
+    return Layout(
+        tp=Axis.of(groups.tp),
+        pp=Axis.of(groups.pp),
+        dp=Axis.of(groups.dp_cp),
+        groups=groups,
+        device=device,
+        chunks=virtual_pipeline_model_parallel_size or 1,
+    )
 
 
 def destroy_layout() -> None:

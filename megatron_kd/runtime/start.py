@@ -51,6 +51,7 @@ def running_ranks(
     *,
     tensor_model_parallel_size: int,
     pipeline_model_parallel_size: int,
+    virtual_pipeline_model_parallel_size: int | None = None,
     seed: int,
     backend: str | None = None,
     timeout_s: int = 1800,
@@ -63,6 +64,7 @@ def running_ranks(
 
     Args:
         tensor_model_parallel_size, pipeline_model_parallel_size: the layout; what is left is data parallel.
+        virtual_pipeline_model_parallel_size: parts that each stage's layers are cut into; None for one.
         seed: of python, numpy, torch and megatron-core's generators.
         backend: "nccl", "gloo" or None for what the machine has.
         timeout_s: how long ranks wait for each other while starting.
@@ -76,6 +78,7 @@ def running_ranks(
     layout = create_layout(
         tensor_model_parallel_size=tensor_model_parallel_size,
         pipeline_model_parallel_size=pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=virtual_pipeline_model_parallel_size,
         device=hardware.device,
     )
     set_group_timeouts(timeout_s)  # megatron-core gives the groups it makes a timeout of its own

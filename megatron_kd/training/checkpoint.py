@@ -12,14 +12,13 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import modelopt.torch.distill as mtd
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from megatron_kd.config.yaml_io import dump_config
-from megatron_kd.distillation.convert import load_projections, projection_sharded_state
+from megatron_kd.distillation.convert import load_projections, plain_students, projection_sharded_state
 from megatron_kd.errors import InputError
 from megatron_kd.runtime.seeds import random_state, set_random_state
 from megatron_kd.training.optimizer_state import create_state, load_state
@@ -52,7 +51,8 @@ def save_checkpoint(run: Run) -> Path:
     torch.distributed.barrier()
     if run.cfg.ddp.overlap_param_gather:
         # The last update is gathered when the next forward needs it, and until then the weights here are old ones.
-        run.model.start_param_sync(force_sync=True)
+        for chunk in run.chunks:
+            chunk.start_param_sync(force_sync=True)
     # A save in the foreground needs no queue of another process; megatron-core would start one (6 s of imports).
     filesystem_async._results_queue = queue.Queue()
     state = _sharded_state(run, is_loading=False)
@@ -108,10 +108,11 @@ def load_checkpoint(run: Run, path: Path) -> None:
     if common["world_size"] == run.layout.world_size and common["layout"] == _layout(run):
         state["random"] = _random_object(run, None)
     loaded = dist_checkpointing.load(state, str(path))
-    with run.hidden_teacher():
-        _load_student(run, loaded["model"])
+    with plain_students(run.students):
+        for index, student in enumerate(run.students):
+            student.load_state_dict(loaded[_part(index)])
     if "kd" in loaded:
-        load_projections(run.student, loaded["kd"])
+        load_projections(run.students, loaded["kd"])
     load_state(run.optimizer, loaded["optimizer"])
     run.scheduler.load_state_dict(common["scheduler"])
     if run.balancer is not None and common["balancer"]:
@@ -122,33 +123,20 @@ def load_checkpoint(run: Run, path: Path) -> None:
 
 
 def _sharded_state(run: Run, *, is_loading: bool) -> dict[str, Any]:
-    with run.hidden_teacher():
-        state: dict[str, Any] = {"model": _student_state(run)}
-    if isinstance(run.student, mtd.DistillationModel):
-        projections = projection_sharded_state(run.student, run.layout)
-        if projections:
-            state["kd"] = projections
+    with plain_students(run.students):
+        state: dict[str, Any] = {_part(i): student.sharded_state_dict() for i, student in enumerate(run.students)}
+    projections = projection_sharded_state(run.students, run.layout)
+    if projections:
+        state["kd"] = projections
     # The optimizer finds its parameters among these by identity: projections included.
-    parameters = {**state["model"], **state.get("kd", {})}
-    state["optimizer"] = run.optimizer.sharded_state_dict(parameters, is_loading=is_loading, metadata=_SHARDING)
+    state["optimizer"] = run.optimizer.sharded_state_dict(dict(state), is_loading=is_loading, metadata=_SHARDING)
     if not is_loading:
         state["random"] = _random_object(run, random_state())
     return state
 
 
-def _student_state(run: Run) -> dict[str, Any]:
-    if isinstance(run.student, mtd.DistillationModel):
-        with run.student.hide_loss_modules():
-            return run.student.sharded_state_dict()
-    return run.student.sharded_state_dict()
-
-
-def _load_student(run: Run, state: dict[str, Any]) -> None:
-    if isinstance(run.student, mtd.DistillationModel):
-        with run.student.hide_loss_modules():
-            run.student.load_state_dict(state)
-    else:
-        run.student.load_state_dict(state)
+def _part(chunk: int) -> str:
+    return f"model{chunk}"  # of no consequence to the file, whose keys count layers over the whole model
 
 
 def _random_object(run: Run, state: dict[str, Any] | None) -> ShardedObject:

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
+from megatron_kd.distillation.objective import REPORTED
 from megatron_kd.training.run import Run
-from megatron_kd.training.step import Batch, forward_backward
+from megatron_kd.training.step import Batch, forward_backward, means_of
 
 
 @torch.no_grad()
@@ -22,8 +23,11 @@ def evaluate(run: Run, micro_batches: Iterator[Batch]) -> dict[str, float]:
     Returns:
         The reported means, `perplexity`, and `tokens` (unmasked tokens evaluated).
     """
-    run.model.eval()
-    count = run.cfg.validation.eval_iters * run.derived.num_microbatches
-    means, tokens = forward_backward(run, micro_batches, count, forward_only=True)
-    run.model.train()
+    for chunk in run.chunks:
+        chunk.eval()
+    # One global batch at a time: a teacher elsewhere hands over what it has of one.
+    batches = [forward_backward(run, micro_batches, forward_only=True) for _ in range(run.cfg.validation.eval_iters)]
+    for chunk in run.chunks:
+        chunk.train()
+    means, tokens = means_of({name: sum(batch[name] for batch in batches) for name in REPORTED})
     return {**means, "perplexity": math.exp(min(means["lm_loss"], 700.0)), "tokens": tokens}

@@ -2,25 +2,44 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
 from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
-from torch import nn
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
+from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
 
 
-def wrap_for_training(student: nn.Module, cfg: ConfigContainer, layout: Layout) -> DistributedDataParallel:
-    """Wrap the student in its precision and in data parallelism. A teacher must be hidden from both."""
+def wrap_for_training(
+    students: list[DistillableGPTModel], cfg: ConfigContainer, layout: Layout
+) -> list[DistributedDataParallel]:
+    """Wrap this rank's chunks of the student in their precision and in data parallelism.
+
+    A teacher must be hidden from both.
+    """
+    chunks = [_wrap(student, cfg, layout, first=index == 0) for index, student in enumerate(students)]
+    for config in (student.config for student in students):
+        config.finalize_model_grads_func = finalize_model_grads
+        if cfg.ddp.overlap_grad_reduce:
+            config.no_sync_func = _one_or_list([chunk.no_sync for chunk in chunks])
+            if layout.pp.size > 1:
+                config.grad_sync_func = _one_or_list([chunk.start_grad_sync for chunk in chunks])
+    return chunks
+
+
+def _wrap(
+    student: DistillableGPTModel, cfg: ConfigContainer, layout: Layout, *, first: bool
+) -> DistributedDataParallel:
     config = student.config
-    module = student
-    if config.bf16 or config.fp16:
-        module = Float16Module(config, student)
+    module = Float16Module(config, student) if config.bf16 or config.fp16 else student
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=cfg.ddp.use_distributed_optimizer,
         grad_reduce_in_fp32=cfg.ddp.grad_reduce_in_fp32,
@@ -28,16 +47,19 @@ def wrap_for_training(student: nn.Module, cfg: ConfigContainer, layout: Layout) 
         overlap_param_gather=cfg.ddp.overlap_param_gather,
         bucket_size=cfg.ddp.bucket_size if cfg.ddp.overlap_grad_reduce else None,
     )
-    ddp = DistributedDataParallel(config, ddp_config, module, pg_collection=layout.groups)
-    config.finalize_model_grads_func = finalize_model_grads
-    if cfg.ddp.overlap_grad_reduce:
-        config.no_sync_func = ddp.no_sync
-        config.grad_sync_func = ddp.start_grad_sync if layout.pp.size > 1 else None
-    return ddp
+    # Only the first chunk's backward comes last, with nothing to hide one large bucket behind.
+    return DistributedDataParallel(config, ddp_config, module, disable_bucketing=not first, pg_collection=layout.groups)
 
 
-def build_optimizer(model: DistributedDataParallel, cfg: ConfigContainer, dtype: torch.dtype) -> MegatronOptimizer:
-    """The optimizer over the parameters of `model` that need a gradient."""
+def _one_or_list(functions: list[Callable[..., Any]]) -> Any:
+    """megatron-core's schedules take one function, the interleaved one a list."""
+    return functions if len(functions) > 1 else functions[0]
+
+
+def build_optimizer(
+    chunks: list[DistributedDataParallel], cfg: ConfigContainer, dtype: torch.dtype
+) -> MegatronOptimizer:
+    """The optimizer over the parameters of `chunks` that need a gradient."""
     settings = MegatronOptimizerConfig(
         optimizer=cfg.optimizer.optimizer,
         lr=cfg.optimizer.lr,
@@ -53,7 +75,7 @@ def build_optimizer(model: DistributedDataParallel, cfg: ConfigContainer, dtype:
         use_distributed_optimizer=cfg.ddp.use_distributed_optimizer,
         overlap_param_gather=cfg.ddp.overlap_param_gather,
     )
-    return get_megatron_optimizer(settings, [model], use_gloo_process_groups=False)
+    return get_megatron_optimizer(settings, chunks, use_gloo_process_groups=False)
 
 
 def build_scheduler(optimizer: MegatronOptimizer, cfg: ConfigContainer, derived: Derived) -> OptimizerParamScheduler:

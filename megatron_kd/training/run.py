@@ -2,58 +2,53 @@
 
 from __future__ import annotations
 
-import contextlib
 from dataclasses import dataclass
-from typing import Any
 
-import modelopt.torch.distill as mtd
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
-from torch import nn
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
 from megatron_kd.distillation.balance import Balancer
-from megatron_kd.distillation.convert import build_distillation
+from megatron_kd.distillation.convert import build_distillation, hidden_teachers
 from megatron_kd.distillation.objective import LanguageModelling, Objective
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.models.build import DTYPES
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.teachers.auto import resolve_strategy
+from megatron_kd.teachers.build import build_teacher
+from megatron_kd.teachers.placement import Teacher
 from megatron_kd.training.optimizer import build_optimizer, build_scheduler, wrap_for_training
 from megatron_kd.training.weights import load_weights
 
 
 @dataclass
 class Run:
-    """One rank's part of a run. `student` is the model inside `model`'s wrappers; `step` counts finished steps."""
+    """One rank's part of a run. `step` counts finished steps.
+
+    Attributes:
+        students: this rank's chunks of the student, one without a virtual pipeline; inside the wrappers of `chunks`.
+        chunks: the same, wrapped in their precision and in data parallelism.
+        teacher: None where the run has none.
+    """
 
     cfg: ConfigContainer
     derived: Derived
     layout: Layout
-    model: DistributedDataParallel
-    student: DistillableGPTModel
+    students: list[DistillableGPTModel]
+    chunks: list[DistributedDataParallel]
+    teacher: Teacher | None
     objective: Objective
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
     step: int = 0
 
     @property
-    def teacher(self) -> nn.Module | None:
-        """The frozen teacher, where this run has one."""
-        return self.student.teacher_model if isinstance(self.student, mtd.DistillationModel) else None
-
-    @property
     def balancer(self) -> Balancer | None:
         """The loss balancer, where this run has one."""
         return getattr(self.objective, "balancer", None)
-
-    def hidden_teacher(self) -> Any:
-        """A context in which the student shows no teacher among its submodules."""
-        if isinstance(self.student, mtd.DistillationModel):
-            return self.student.hide_teacher_model()
-        return contextlib.nullcontext()
 
 
 def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
@@ -62,48 +57,30 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
     Raises:
         InputError: a checkpoint that does not fit the model it is loaded into.
     """
-    student = _build_student(cfg, derived, layout)
+    students = [_build_student(cfg, derived, layout, chunk) for chunk in range(layout.chunks)]
+    if cfg.checkpoint.pretrained_checkpoint:
+        load_weights(students, cfg.checkpoint.pretrained_checkpoint, "checkpoint.pretrained_checkpoint")
+    teacher: Teacher | None = None
     objective: Objective = LanguageModelling()
-    hidden: Any = contextlib.nullcontext()
     if isinstance(cfg.model, GPTDistillationProvider):
-        teacher = _build_teacher(cfg, cfg.model, derived, layout)
-        built = build_distillation(student, teacher, cfg.model.kd_config, layout, seed=cfg.rng.seed)
-        student, objective = built.model, built.objective
-        hidden = student.hide_teacher_model()
-    with hidden:
+        strategy = resolve_strategy(cfg, cfg.model, layout.world_size)
+        teacher = build_teacher(cfg, cfg.model, derived, layout, strategy)
+        built = build_distillation(students, teacher, cfg.model.kd_config, layout, seed=cfg.rng.seed)
+        students, objective = built.models, built.objective
+    with hidden_teachers(students):
         # Both walk over every registered submodule; the teacher keeps its own precision and has no gradients.
-        model = wrap_for_training(student, cfg, layout)
-        optimizer = build_optimizer(model, cfg, DTYPES[derived.student_dtype])
+        chunks = wrap_for_training(students, cfg, layout)
+        optimizer = build_optimizer(chunks, cfg, DTYPES[derived.student_dtype])
     scheduler = build_scheduler(optimizer, cfg, derived)
-    return Run(cfg, derived, layout, model, student, objective, optimizer, scheduler)
+    return Run(cfg, derived, layout, students, chunks, teacher, objective, optimizer, scheduler)
 
 
-def _build_student(cfg: ConfigContainer, derived: Derived, layout: Layout) -> DistillableGPTModel:
-    random = cfg.model.init == "random"
-    student = cfg.model.provide(
+def _build_student(cfg: ConfigContainer, derived: Derived, layout: Layout, chunk: int) -> DistillableGPTModel:
+    return cfg.model.provide(
         layout,
         padded_vocab_size=derived.padded_vocab_size,
         vocab_size=derived.true_vocab_size,
         dtype=derived.student_dtype,
-        seed=cfg.rng.seed if random else None,
+        seed=cfg.rng.seed if cfg.model.init == "random" else None,
+        chunk=chunk,
     )
-    if cfg.checkpoint.pretrained_checkpoint:
-        load_weights(student, cfg.checkpoint.pretrained_checkpoint, "checkpoint.pretrained_checkpoint")
-    return student
-
-
-def _build_teacher(
-    cfg: ConfigContainer, model: GPTDistillationProvider, derived: Derived, layout: Layout
-) -> DistillableGPTModel:
-    provider = model.teacher
-    teacher = provider.provide(
-        layout,
-        padded_vocab_size=derived.padded_vocab_size,
-        vocab_size=derived.true_vocab_size,
-        dtype=derived.teacher_dtype or derived.student_dtype,
-        # Not the student's seed: a teacher of the student's shape would be the student.
-        seed=cfg.rng.seed + 1 if provider.init == "random" else None,
-    )
-    if provider.checkpoint:
-        load_weights(teacher, provider.checkpoint, "model.teacher.checkpoint")
-    return teacher.requires_grad_(False).eval()

@@ -6,9 +6,9 @@ import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from itertools import islice
 from typing import Any
 
-import modelopt.torch.distill as mtd
 import modelopt.torch.distill.plugins.megatron as mtd_megatron
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -41,9 +41,10 @@ def train_step(run: Run, micro_batches: Iterator[Batch]) -> StepReport:
     Raises:
         NumericalFault: loss or gradient norm is not finite.
     """
-    run.model.zero_grad_buffer()
+    for chunk in run.chunks:
+        chunk.zero_grad_buffer()
     run.optimizer.zero_grad()
-    means, tokens = forward_backward(run, micro_batches, run.derived.num_microbatches, forward_only=False)
+    means, tokens = means_of(forward_backward(run, micro_batches, forward_only=False))
     if not math.isfinite(means["loss"]):
         raise NumericalFault(f"step {run.step + 1}: the loss is {means['loss']}; the weights were not updated")
     lr = run.optimizer.param_groups[0]["lr"]
@@ -57,34 +58,48 @@ def train_step(run: Run, micro_batches: Iterator[Batch]) -> StepReport:
     return report
 
 
-def forward_backward(
-    run: Run, micro_batches: Iterator[Batch], num_microbatches: int, *, forward_only: bool
-) -> tuple[dict[str, float], int]:
-    """Run megatron-core's schedule over the micro-batches.
+def forward_backward(run: Run, micro_batches: Iterator[Batch], *, forward_only: bool) -> dict[str, float]:
+    """Run megatron-core's schedule over one global batch.
 
     Returns:
-        The means of `REPORTED` over all unmasked tokens of the global batch, and the number of those tokens.
+        The sums of `REPORTED` over all unmasked tokens of the global batch, equal on every rank.
     """
     shape = {"seq_length": run.cfg.model.seq_length, "micro_batch_size": run.cfg.train.micro_batch_size}
-    results = get_forward_backward_func(pp_size=run.layout.pp.size)(
+    batches = [_to_device(batch, run) for batch in islice(micro_batches, run.derived.num_microbatches)]
+    if run.teacher is not None:
+        run.teacher.deliver(batches)
+    interleaved = run.layout.chunks > 1
+    # Each chunk reads the step's micro-batches from the first.
+    iterators = [iter(enumerate(batches)) for _ in run.chunks]
+    results = get_forward_backward_func(run.layout.pp.size, run.layout.chunks if interleaved else None)(
         forward_step_func=partial(_forward_step, run),
-        data_iterator=micro_batches,
-        model=[run.model],
-        num_microbatches=num_microbatches,
+        data_iterator=iterators if interleaved else iterators[0],
+        model=run.chunks,
+        num_microbatches=len(batches),
         forward_only=forward_only,
         adjust_tensor_shapes_fn=_joint_shapes(run, shape),
         **shape,
     )
-    return _means(results, run)
+    return _sums(results, run)
+
+
+def means_of(sums: dict[str, float]) -> tuple[dict[str, float], int]:
+    """From sums over unmasked tokens to means over them, and their number."""
+    tokens = int(sums["tokens"])
+    return {name: value / max(tokens, 1) for name, value in sums.items() if name != "tokens"}, tokens
 
 
 def _forward_step(
-    run: Run, micro_batches: Iterator[Batch], model: Any
+    run: Run, micro_batches: Iterator[tuple[int, Batch]], model: Any
 ) -> tuple[Tensor, Callable[[Tensor], LossResult]]:
-    batch = {name: value.to(run.layout.device, non_blocking=True) for name, value in next(micro_batches).items()}
-    run.objective.begin(batch["loss_mask"])
+    index, batch = next(micro_batches)
+    run.objective.begin(index, batch["loss_mask"])
     output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"])
     return output, partial(_loss, run, batch["loss_mask"])
+
+
+def _to_device(batch: Batch, run: Run) -> Batch:
+    return {name: value.to(run.layout.device, non_blocking=True) for name, value in batch.items()}
 
 
 def _loss(run: Run, loss_mask_BS: Tensor, output: Tensor) -> LossResult:
@@ -93,19 +108,17 @@ def _loss(run: Run, loss_mask_BS: Tensor, output: Tensor) -> LossResult:
 
 def _joint_shapes(run: Run, shape: dict[str, int]) -> Any:
     # Under pipeline parallelism, ModelOpt sends the hidden states of student and teacher concatenated.
-    if run.layout.pp.size == 1 or not isinstance(run.student, mtd.DistillationModel):
+    if run.teacher is None or not run.teacher.in_student_pipeline:
         return None
     return mtd_megatron.get_tensor_shapes_adjust_fn_for_distillation(
-        [run.model], decoder_seq_length=shape["seq_length"], **shape
+        run.chunks, decoder_seq_length=shape["seq_length"], **shape
     )
 
 
-def _means(results: list[Tensor], run: Run) -> tuple[dict[str, float], int]:
+def _sums(results: list[Tensor], run: Run) -> dict[str, float]:
     """Add up the micro-batches of every data-parallel rank; only one rank of each last stage contributes."""
     sums = run.objective.take_stage_sums().to(run.layout.device)
     if run.layout.is_last_stage and run.layout.tp.rank == 0:
         sums += torch.stack(results).sum(0)
     torch.distributed.all_reduce(sums)
-    values = dict(zip(REPORTED, sums.tolist(), strict=True))
-    tokens = int(values.pop("tokens"))
-    return {name: value / max(tokens, 1) for name, value in values.items()}, tokens
+    return dict(zip(REPORTED, sums.tolist(), strict=True))

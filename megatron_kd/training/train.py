@@ -66,6 +66,7 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
     with running_ranks(
         tensor_model_parallel_size=cfg.model.tensor_model_parallel_size,
         pipeline_model_parallel_size=cfg.model.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=cfg.model.virtual_pipeline_model_parallel_size,
         seed=cfg.rng.seed,
         backend=cfg.dist.distributed_backend,
         timeout_s=cfg.dist.startup_timeout_s,

@@ -8,9 +8,10 @@ from pathlib import Path
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
-from torch import nn
 
 from megatron_kd.errors import InputError
+from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.runtime.agreement import raised_together
 
 _ITERATION = re.compile(r"iter_(\d{7,})$")
 
@@ -46,20 +47,34 @@ def find_checkpoint(path: str | Path, field: str) -> Path:
     )
 
 
-def load_weights(model: nn.Module, path: str | Path, field: str) -> None:
-    """Load the model part of a checkpoint into `model`, each rank its own shards.
+def load_weights(chunks: list[DistillableGPTModel], path: str | Path, field: str) -> None:
+    """Load the model part of a checkpoint into this rank's chunks of a model, each rank its own shards.
 
     Raises:
         InputError: no checkpoint there, or one of another architecture; the message lists what differs.
     """
     folder = find_checkpoint(path, field)
-    state = {"model": model.sharded_state_dict()}
+    state = {f"model{index}": chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}
     _refuse_mismatch(state, folder, field)
     try:
         loaded = dist_checkpointing.load(state, str(folder))
     except CheckpointingException as error:
         raise InputError(f"{field}={folder}: {error}") from error
-    model.load_state_dict(loaded["model"])
+    for index, chunk in enumerate(chunks):
+        chunk.load_state_dict(loaded[f"model{index}"])
+
+
+def load_in_place(shards: list[ShardedTensor], path: str | Path, field: str) -> None:
+    """Read tensors of a checkpoint into the memory that `shards` have. Every rank must call this, with any shards.
+
+    Raises:
+        InputError: no checkpoint there, or one of another architecture; on every rank.
+    """
+    state = {str(index): shard for index, shard in enumerate(shards)}
+    with raised_together():
+        folder = find_checkpoint(path, field)
+        _refuse_mismatch(state, folder, field)
+    dist_checkpointing.load(state, str(folder), validate_access_integrity=False)
 
 
 def _refuse_mismatch(state: dict, folder: Path, field: str) -> None:
@@ -69,7 +84,7 @@ def _refuse_mismatch(state: dict, folder: Path, field: str) -> None:
     for wanted in _sharded_tensors(state):
         if wanted.key not in saved:
             problems.append(f"{wanted.key} is missing")
-        elif tuple(saved[wanted.key].global_shape) != tuple(wanted.global_shape):
+        elif not wanted.allow_shape_mismatch and tuple(saved[wanted.key].global_shape) != tuple(wanted.global_shape):
             shapes = f"{tuple(saved[wanted.key].global_shape)}, the model wants {tuple(wanted.global_shape)}"
             problems.append(f"{wanted.key} has shape {shapes}")
     if problems:

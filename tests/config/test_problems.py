@@ -55,6 +55,7 @@ BY_MODELOPT = {"model.kd_config.loss_balancer": "modelopt"}
 FULL = {"model.recompute_granularity": "full", "model.recompute_method": "uniform", "model.recompute_num_layers": 1}
 
 # (edits, what the one line must contain: the fields and a word of the cure)
+COLOCATED = {"model.teacher_device_strategy": "colocated"}
 CASES: list[tuple[dict[str, Any], list[str]]] = [
     # architecture
     ({"model.num_query_groups": 3}, ["model.num_attention_heads=8", "model.num_query_groups=3", "divisor"]),
@@ -99,18 +100,19 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({"model.ffn_hidden_size": 99, **tp(2)}, ["model.ffn_hidden_size=99", BOTH_TP[0] + "=2", "divisor"]),
     ({"model.hidden_size": 63, "model.num_attention_heads": 8, "model.kv_channels": 8, **tp(8)},
      ["model.hidden_size=63", "252", "divisor"]),
-    ({"model.tensor_model_parallel_size": 2}, [BOTH_TP[0] + "=2", BOTH_TP[1] + "=1", "shares the student's layout"]),
+    ({"model.tensor_model_parallel_size": 2} | COLOCATED,
+     [BOTH_TP[0] + "=2", BOTH_TP[1] + "=1", "shares the student's layout", "strategy=balanced or gpu0 or cpu"]),
     (both("sequence_parallel", True) | {"model.teacher.num_layers": 8},
      ["model.sequence_parallel=true", BOTH_TP[0] + "=1", "sequence_parallel=false"]),
-    ({"model.sequence_parallel": True, **tp(2)},
+    ({"model.sequence_parallel": True, **tp(2)} | COLOCATED,
      ["model.sequence_parallel=true", "model.teacher.sequence_parallel=false", "set model.teacher"]),
     (both("sequence_parallel", True) | both("seq_length", 1023) | tp(2), ["model.seq_length=1023", "multiple"]),
     (both("context_parallel_size", 2), ["model.context_parallel_size=2", "TransformerEngine"]),
     # pipeline parallelism
     ({"model.num_layers": 5, **pp(2)}, ["model.num_layers=5", BOTH_PP[0] + "=2", "same number of layers"]),
     ({"model.teacher.num_layers": 5, **pp(2)}, ["model.teacher.num_layers=5", BOTH_PP[1] + "=2"]),
-    ({"model.pipeline_model_parallel_size": 2}, [BOTH_PP[0] + "=2", BOTH_PP[1] + "=1", "layout"]),
-    ({"model.virtual_pipeline_model_parallel_size": 2, **pp(2)},
+    ({"model.pipeline_model_parallel_size": 2} | COLOCATED, [BOTH_PP[0] + "=2", BOTH_PP[1] + "=1", "layout"]),
+    ({"model.virtual_pipeline_model_parallel_size": 2, **pp(2)} | COLOCATED,
      ["model.virtual_pipeline_model_parallel_size=2", "ModelOpt's pipeline mechanism cannot serve"]),
     # batch
     ({"train.global_batch_size": 7}, ["train.global_batch_size=7", "micro_batch_size=2", "6 or 8"]),
@@ -127,8 +129,9 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     (pair("decoder.norm"), [PAIRS, "decoder.norm", "decoder.layers.N"]),
     (pair("decoder.layers.4.mlp"), [PAIRS, "decoder.layers.4.mlp", "layers 0 to 3"]),
     (pair("decoder.final_layernorm", "decoder.layers.8.mlp"), [PAIRS, "model.teacher has layers 0 to 7"]),
-    (pair("decoder.layers.1.mlp") | pp(2), [PAIRS, "the student's layer is on pipeline stage 0", "pair layers"]),
-    (pair("decoder.final_layernorm", "decoder.layers.3.mlp") | pp(2), [PAIRS, "the teacher's on 0"]),
+    (pair("decoder.layers.1.mlp") | pp(2) | COLOCATED,
+     [PAIRS, "the student's layer is on pipeline stage 0", "or set model.teacher_device_strategy=balanced"]),
+    (pair("decoder.final_layernorm", "decoder.layers.3.mlp") | pp(2) | COLOCATED, [PAIRS, "the teacher's on 0"]),
     (pair("decoder.layers.1.mlp", "decoder.layers.1.mlp") | pp(2) | BY_MODELOPT,
      [PAIRS, "last pipeline", "=global"]),
     (pair("decoder.layers.1.mlp") | FULL | BY_MODELOPT, [PAIRS, "recomputed", "loss_balancer=global"]),
@@ -137,7 +140,17 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({PAIRS: [["decoder.final_layernorm", "decoder.final_layernorm", "l2"]]}, [PAIRS, "l2", "cosine, mse, smooth_l1"]),
     (pair("decoder.layers.1.mlp.linear_fc1") | tp(2), [PAIRS, "split over", "norm"]),
     (pair("decoder.layers.1.self_attention.linear_qkv"), [PAIRS, "model.hidden_size", "norm"]),
-    ({"model.teacher_dtype": "bfloat16", **pp(2)}, ["model.teacher_dtype=bfloat16", "precision=fp32", "concatenated"]),
+    ({"model.teacher_dtype": "bfloat16", **pp(2)} | COLOCATED,
+     ["model.teacher_dtype=bfloat16", "precision=fp32", "concatenated", "balanced"]),
+    ({"model.teacher_micro_batch_size": 8} | COLOCATED, ["model.teacher_micro_batch_size=8", "=null"]),
+    ({"model.teacher_device_strategy": "gpu0", "model.teacher.tensor_model_parallel_size": 2},
+     ["model.teacher.tensor_model_parallel_size=2", "gpu0", "strategy=balanced"]),
+    ({"model.teacher_device_strategy": "cpu", "model.teacher.pipeline_model_parallel_size": 2},
+     ["model.teacher.pipeline_model_parallel_size=2", "cpu", "strategy=balanced"]),
+    ({"model.teacher_device_strategy": "balanced", "model.teacher.virtual_pipeline_model_parallel_size": 2}
+     | {"model.teacher.pipeline_model_parallel_size": 2}, ["model.teacher.virtual_pipeline", "forward only"]),
+    (pair("decoder.layers.1.mlp", "decoder.layers.1.mlp.linear_fc1") | {"model.teacher_device_strategy": "gpu0"},
+     [PAIRS, "no hidden state", "strategy=colocated"]),
     ({"model.kd_config.logits_form": "fused", "model.kd_config.loss_balancer": "modelopt"},
      ["model.kd_config.logits_form=fused", "loss_balancer=modelopt", "logits_form=auto"]),
     # weights
@@ -195,6 +208,30 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
 def test_each_problem_is_one_line_with_field_value_and_cure(edits: dict[str, Any], expected: list[str]) -> None:
     found = [line for line in problems(edited(distillation(), edits)) if all(word in line for word in expected)]
     assert len(found) == 1, problems(edited(distillation(), edits))
+
+
+@pytest.mark.parametrize(
+    ("edits", "expected"),
+    [
+        ({"model.teacher_device_strategy": "gpu0", "model.teacher_rank": 2}, ["model.teacher_rank=2", "0 to 1"]),
+        (
+            {"model.teacher_device_strategy": "balanced", "model.teacher.pipeline_model_parallel_size": 4},
+            ["model.teacher.pipeline_model_parallel_size=4", "takes 4 ranks", "2 are not"],
+        ),
+    ],
+)
+def test_a_placement_that_two_ranks_cannot_serve(edits: dict[str, Any], expected: list[str]) -> None:
+    (found,) = problems(edited(distillation(), edits), world_size=2)
+    assert all(word in found for word in expected), found
+
+
+def test_auto_is_refused_only_where_no_strategy_serves() -> None:
+    layout = {"model.tensor_model_parallel_size": 2}
+    assert problems(edited(distillation(), layout), world_size=2) == []
+    nowhere = layout | {"model.teacher.pipeline_model_parallel_size": 4}
+    found = problems(edited(distillation(), nowhere), world_size=2)
+    assert all(line.startswith("model.teacher_device_strategy=auto: ") for line in found)
+    assert {"shares the student's layout" in line for line in found} == {True, False}
 
 
 @pytest.mark.parametrize(("edits", "expected"), CASES, ids=lambda case: str(case)[:60])

@@ -182,7 +182,6 @@ def test_problems_of_the_whole_are_found_beside_bad_edits() -> None:
         "train.global_batch_size=7: must be a multiple of 2",
         "model.num_attention_heads=8, model.tensor_model_parallel_size=3",
         "model.hidden_size=64, model.tensor_model_parallel_size=3",
-        "model.teacher.tensor_model_parallel_size=1",
     ):
         assert words in text
     assert len(set(caught.value.problems)) == len(caught.value.problems)

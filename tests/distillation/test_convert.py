@@ -33,7 +33,7 @@ def train_and_watch_the_teacher(cfg: ConfigContainer) -> dict[str, Any]:
 
     def build_and_keep(*args: Any) -> Any:
         run = original(*args)
-        seen.update(run=run, teacher=fingerprint(run.teacher), student=fingerprint(student_only(run)))
+        seen.update(run=run, teacher=fingerprint(run.teacher.model), student=fingerprint(student_only(run)))
         return run
 
     loop.build_run = build_and_keep
@@ -43,23 +43,22 @@ def train_and_watch_the_teacher(cfg: ConfigContainer) -> dict[str, Any]:
         loop.build_run = original
     run = seen["run"]
     optimised = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
-    teacher = list(run.teacher.parameters())
+    teacher = list(run.teacher.model.parameters())
     return {
         "before": seen["teacher"],
-        "after": fingerprint(run.teacher),
+        "after": fingerprint(run.teacher.model),
         "student_changed": seen["student"] != fingerprint(student_only(run)),
         "teacher_grads": sum(p.grad is not None or hasattr(p, "main_grad") for p in teacher),
         "teacher_needs_grad": sum(p.requires_grad for p in teacher),
         "teacher_in_optimizer": sum(id(p) in optimised for p in teacher),
-        "teacher_in_ddp": sum(p in run.model.param_to_bucket_group for p in teacher),
-        "teacher_training": run.teacher.training and run.model.training is False,
-        "student_dtypes": {str(p.dtype) for p in run.student.decoder.parameters()},
+        "teacher_in_ddp": sum(p in run.chunks[0].param_to_bucket_group for p in teacher),
+        "teacher_training": run.teacher.model.training and run.chunks[0].training is False,
+        "student_dtypes": {str(p.dtype) for p in run.students[0].decoder.parameters()},
     }
 
 
 def student_only(run: Any) -> torch.nn.Module:
-    with run.hidden_teacher():
-        return torch.nn.ModuleList([run.student.decoder])
+    return torch.nn.ModuleList([run.students[0].decoder])
 
 
 @pytest.mark.parametrize("form", ["fused", "materialised"])

@@ -26,7 +26,7 @@ def one_step(cfg: ConfigContainer, *, masked: int = 0) -> dict[str, Any]:
     from megatron_kd.data.tokenizer import load_tokenizer
     from megatron_kd.runtime.start import running_ranks
     from megatron_kd.training.run import build_run
-    from megatron_kd.training.step import forward_backward
+    from megatron_kd.training.step import forward_backward, means_of
     from megatron_kd.training.train import _Data
 
     model = cfg.model
@@ -41,10 +41,10 @@ def one_step(cfg: ConfigContainer, *, masked: int = 0) -> dict[str, Any]:
         for batch in batches:
             batch["loss_mask"][:, :masked] = 0.0
         hidden = _hidden_states(run, batches)
-        run.model.zero_grad_buffer()
-        means, tokens = forward_backward(run, iter(batches), len(batches), forward_only=False)
-        gradients = {n: p.main_grad.clone() for n, p in run.student.named_parameters() if p.requires_grad}
-        shards = {"student": _head(run.student), "teacher": _head(run.teacher)}
+        run.chunks[0].zero_grad_buffer()
+        means, tokens = means_of(forward_backward(run, iter(batches), forward_only=False))
+        gradients = {n: p.main_grad.clone() for n, p in run.students[0].named_parameters() if p.requires_grad}
+        shards = {"student": _head(run.students[0]), "teacher": _head(run.teacher.model)}
         return {"means": means, "tokens": tokens, "grads": gradients, "heads": shards, "hidden": hidden,
                 "mask": torch.cat([b["loss_mask"] for b in batches]),
                 "labels": torch.cat([b["labels"] for b in batches])}  # fmt: skip
@@ -65,18 +65,18 @@ def _hidden_states(run: Any, batches: list[dict[str, Tensor]]) -> dict[str, Tens
         model.decoder.final_layernorm.register_forward_hook(
             lambda m, i, out, name=name: seen[name].append(out.detach())
         )
-        for name, model in (("student", run.student), ("teacher", run.teacher))
+        for name, model in (("student", run.students[0]), ("teacher", run.teacher.model))
     ]
     with torch.no_grad():
-        run.model.eval()
+        run.chunks[0].eval()
         for batch in batches:
-            run.objective.begin(batch["loss_mask"])
-            output = run.model(
+            run.objective.begin(0, batch["loss_mask"])
+            output = run.chunks[0](
                 batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"]
             )
             run.objective(output, batch["loss_mask"])
             run.objective.take_stage_sums()
-        run.model.train()
+        run.chunks[0].train()
     for hook in hooks:
         hook.remove()
     return {name: torch.cat(outputs, dim=1) for name, outputs in seen.items()}
@@ -147,7 +147,8 @@ def modelopts_own_step(cfg: ConfigContainer, masked: int) -> dict[str, Any]:
     from megatron_kd.config.derived import derived
     from megatron_kd.data.tokenizer import load_tokenizer
     from megatron_kd.runtime.start import running_ranks
-    from megatron_kd.training.run import _build_student, _build_teacher
+    from megatron_kd.teachers.build import build_teacher
+    from megatron_kd.training.run import _build_student
     from megatron_kd.training.train import _Data
 
     kd = cfg.model.kd_config
@@ -155,7 +156,8 @@ def modelopts_own_step(cfg: ConfigContainer, masked: int) -> dict[str, Any]:
         tensor_model_parallel_size=cfg.model.tensor_model_parallel_size, pipeline_model_parallel_size=1, seed=1
     ) as layout:
         values = derived(cfg, layout.world_size)
-        student, teacher = _build_student(cfg, values, layout), _build_teacher(cfg, cfg.model, values, layout)
+        student = _build_student(cfg, values, layout, chunk=0)
+        teacher = build_teacher(cfg, cfg.model, values, layout, "colocated").model
         settings = plugin.setup_distillation_config(
             plugin.DistillationConfig(
                 intermediate_layer_pairs=[tuple(pair) for pair in kd.intermediate_layer_pairs],

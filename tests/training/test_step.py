@@ -24,17 +24,17 @@ def poison(cfg: ConfigContainer, model: str, step: int) -> dict[str, Any]:
     def poisoned(run: Any, batches: Any) -> Any:
         seen["run"] = run
         if run.step == step:
-            layer = (run.student if model == "student" else run.teacher).decoder.layers[0]
+            layer = (run.students[0] if model == "student" else run.teacher.model).decoder.layers[0]
             with torch.no_grad():
                 layer.mlp.linear_fc2.weight[0, 0] = float("nan")
-            seen["before"] = run.student.decoder.final_layernorm.weight.clone()
+            seen["before"] = run.students[0].decoder.final_layernorm.weight.clone()
         return original(run, batches)
 
     loop.train_step = poisoned
     try:
         loop.train(cfg)
     except NumericalFault as fault:
-        unchanged = torch.equal(seen["before"], seen["run"].student.decoder.final_layernorm.weight)
+        unchanged = torch.equal(seen["before"], seen["run"].students[0].decoder.final_layernorm.weight)
         return {"fault": str(fault), "unchanged": unchanged, "step": seen["run"].step}
     finally:
         loop.train_step = original

@@ -204,16 +204,16 @@ def _instrumented(clock: Clock, logged: _Logged) -> Iterator[None]:
 
 def _instrument(run: Run, clock: Clock) -> None:
     """Time the parts of a step that belong to this run's own objects."""
-    for part, module in (("student forward", run.student), ("teacher forward", run.teacher)):
+    for part, module in (("student forward", run.students[0]), ("teacher forward", run.teacher.model)):
         if module is not None:
             module.register_forward_pre_hook(lambda *_, part=part: clock.enter(part))
             module.register_forward_hook(lambda *_: clock.leave())
-    if run.student.head_function is not None:
-        run.student.head_function = clock.timed("fused head and loss", run.student.head_function)
-    finalize = run.student.config.finalize_model_grads_func
-    run.student.config.finalize_model_grads_func = clock.timed("reducing gradients", finalize)
+    if run.students[0].head_function is not None:
+        run.students[0].head_function = clock.timed("fused head and loss", run.students[0].head_function)
+    finalize = run.students[0].config.finalize_model_grads_func
+    run.students[0].config.finalize_model_grads_func = clock.timed("reducing gradients", finalize)
     run.optimizer.step = clock.timed("optimizer step", run.optimizer.step)
-    run.model.zero_grad_buffer = clock.timed("zeroing gradients", run.model.zero_grad_buffer)
+    run.chunks[0].zero_grad_buffer = clock.timed("zeroing gradients", run.chunks[0].zero_grad_buffer)
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ from megatron_kd.config.problems.batch import batch_problems
 from megatron_kd.config.problems.data import data_problems
 from megatron_kd.config.problems.distillation import distillation_problems
 from megatron_kd.config.problems.layout import layout_problems
+from megatron_kd.config.problems.placement import placement_problems
 from megatron_kd.config.problems.ranges import range_problems
 from megatron_kd.config.problems.training import optimizer_problems, output_problems, scheduler_problems
 from megatron_kd.config.problems.weights import weight_problems
@@ -39,6 +40,7 @@ def problems(cfg: ConfigContainer, world_size: int | None = None, tokenizer_voca
         layout_problems(cfg),
         batch_problems(cfg, world_size),
         distillation_problems(cfg),
+        placement_problems(cfg, world_size),
         weight_problems(cfg),
         data_problems(cfg),
         optimizer_problems(cfg),

@@ -2,51 +2,34 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.derived import student_dtype
 from megatron_kd.config.problems.lines import line
 from megatron_kd.config.problems.ranges import KD_RULES
 from megatron_kd.config.schema import show
 from megatron_kd.distillation.config import ModelOptDistillConfig
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.models.provider import GPTModelProvider
+from megatron_kd.models.stages import FINAL_NORM, LAYER_NAME, place_of
 
 _PAIRS = "model.kd_config.intermediate_layer_pairs"
-_FINAL_NORM = "decoder.final_layernorm"
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.(\w[\w.]*)")
 _LOSSES = ("cosine", "mse", "smooth_l1")
 _BY_MODELOPT = "with loss_balancer=modelopt, ModelOpt captures {}; set model.kd_config.loss_balancer=global or static"
 # Outputs that are no hidden states: split over tensor-parallel ranks, and of another width.
-_NOT_HIDDEN = ("linear_qkv", "linear_fc1", "core_attention", "q_layernorm", "k_layernorm")
-
-# Settings in which teacher and student must agree, and why.
-_SHARED = {
-    "tensor_model_parallel_size": "for now the teacher shares the student's layout",
-    "pipeline_model_parallel_size": "for now the teacher shares the student's layout",
-    "context_parallel_size": "for now the teacher shares the student's layout",
-    "sequence_parallel": "their hidden states are compared shard by shard",
-    "seq_length": "both models read the same tokens",
-}
+NOT_HIDDEN = ("linear_qkv", "linear_fc1", "core_attention", "q_layernorm", "k_layernorm")
 
 
 def distillation_problems(cfg: ConfigContainer) -> Iterator[str]:
     """Problems between student and teacher; none when there is no teacher."""
     if not isinstance(cfg.model, GPTDistillationProvider):
         return
-    yield from _shared_settings(cfg, cfg.model)
+    if cfg.model.seq_length != cfg.model.teacher.seq_length:
+        cure = f"set model.teacher.seq_length={cfg.model.seq_length}"
+        yield line(cfg, "model.seq_length model.teacher.seq_length", f"both models read the same tokens; {cure}")
     yield from _layer_names(cfg.model.kd_config)
     yield from _logits_form(cfg.model.kd_config)
     yield from _layer_places(cfg.model)
-    if cfg.model.pipeline_model_parallel_size > 1 and cfg.model.teacher_dtype not in (None, student_dtype(cfg)):
-        yield line(
-            cfg,
-            "model.teacher_dtype mixed_precision.precision model.pipeline_model_parallel_size",
-            "with pipeline parallelism the hidden states of both models travel concatenated, so in one precision; set "
-            "model.teacher_dtype=null, or model.pipeline_model_parallel_size=1 for both models",
-        )
 
 
 def kd_config_problems(kd: ModelOptDistillConfig) -> list[str]:
@@ -57,14 +40,6 @@ def kd_config_problems(kd: ModelOptDistillConfig) -> list[str]:
         if getattr(kd, name) is not None and not rule.holds(getattr(kd, name))
     ]
     return [*ranges, *_layer_names(kd), *_logits_form(kd)]
-
-
-def _shared_settings(cfg: ConfigContainer, model: GPTDistillationProvider) -> Iterator[str]:
-    for name, why in _SHARED.items():
-        student, teacher = getattr(model, name), getattr(model.teacher, name)
-        if student != teacher:
-            cure = f"set model.teacher.{name}={show(student)}"
-            yield line(cfg, f"model.{name} model.teacher.{name}", f"must be equal: {why}; {cure}")
 
 
 def _logits_form(kd: ModelOptDistillConfig) -> Iterator[str]:
@@ -96,7 +71,7 @@ def _layer_names(kd: ModelOptDistillConfig) -> Iterator[str]:
         elif pair in kd.intermediate_layer_pairs[:index]:
             yield f"{_PAIRS}={show(pair)}: is listed twice; leave one out"
         else:
-            yield from (_bad_name(name) for name in pair[:2] if name != _FINAL_NORM and not _LAYER.fullmatch(name))
+            yield from (_bad_name(name) for name in pair[:2] if name != FINAL_NORM and not LAYER_NAME.fullmatch(name))
             yield from (
                 f"{_PAIRS}={show(pair)}: no loss is called {show(name)}; write one of {', '.join(_LOSSES)}"
                 for name in pair[2:]
@@ -105,47 +80,37 @@ def _layer_names(kd: ModelOptDistillConfig) -> Iterator[str]:
 
 
 def _bad_name(name: str) -> str:
-    return f"{_PAIRS}: no layer is called {show(name)}; write {_FINAL_NORM} or decoder.layers.N.NAME, N from 0"
+    return f"{_PAIRS}: no layer is called {show(name)}; write {FINAL_NORM} or decoder.layers.N.NAME, N from 0"
 
 
 def _layer_places(model: GPTDistillationProvider) -> Iterator[str]:
     same_width = model.hidden_size == model.teacher.hidden_size
-    same_layout = model.pipeline_model_parallel_size == model.teacher.pipeline_model_parallel_size
     by_modelopt = model.kd_config.loss_balancer == "modelopt"
     for pair in model.kd_config.intermediate_layer_pairs:
         if len(pair) not in (2, 3):
             continue
         yield from _layer_place("model", model, pair[0], same_width=same_width)
         yield from _layer_place("model.teacher", model.teacher, pair[1], same_width=True)
-        stages = _stage(model, pair[0]), _stage(model.teacher, pair[1])
-        if None not in stages and stages[0] != stages[1] and same_layout:
-            yield (
-                f"{_PAIRS}={show(pair)}: the student's layer is on pipeline stage {stages[0]} and the teacher's on "
-                f"{stages[1]}, and hidden states of a pair do not travel; pair layers of one stage"
-            )
-        if by_modelopt and stages[0] not in (None, model.pipeline_model_parallel_size - 1):
+        if by_modelopt and not _is_on_last_part(model, pair[0]):
             yield f"{_PAIRS}={show(pair)}: {_BY_MODELOPT.format('layers of the last pipeline stage only')}"
         if by_modelopt and model.recompute_granularity == "full" and _is_recomputed(model, pair[0]):
             yield f"{_PAIRS}={show(pair)}: {_BY_MODELOPT.format('no layer of a fully recomputed block')}"
 
 
-def _stage(model: GPTModelProvider, layer: str) -> int | None:
-    """The pipeline stage that holds `layer`; None for a layer that does not exist."""
-    if layer == _FINAL_NORM:
-        return model.pipeline_model_parallel_size - 1
-    match = _LAYER.fullmatch(layer)
-    if match is None or int(match[1]) >= model.num_layers:
-        return None
-    return int(match[1]) // max(model.num_layers // max(model.pipeline_model_parallel_size, 1), 1)
+def _is_on_last_part(model: GPTModelProvider, layer: str) -> bool:
+    """Whether `layer` is where the output layer is; true also of one that does not exist, which is said elsewhere."""
+    stages, chunks = max(model.pipeline_model_parallel_size, 1), model.virtual_pipeline_model_parallel_size or 1
+    place = place_of(layer, num_layers=model.num_layers, stages=stages, chunks=chunks)
+    return place is None or (place.stage, place.chunk) == (stages - 1, chunks - 1)
 
 
 def _layer_place(name: str, model: GPTModelProvider, layer: str, same_width: bool) -> Iterator[str]:
-    match = _LAYER.fullmatch(layer)
+    match = LAYER_NAME.fullmatch(layer)
     if match is None:
         return
     if int(match[1]) >= model.num_layers:
         yield f"{_PAIRS}: {layer} does not exist; {name} has layers 0 to {model.num_layers - 1}"
-    if match[2].split(".")[-1] in _NOT_HIDDEN and (model.tensor_model_parallel_size > 1 or not same_width):
+    if match[2].split(".")[-1] in NOT_HIDDEN and (model.tensor_model_parallel_size > 1 or not same_width):
         yield (
             f"{_PAIRS}: the output of {layer} is split over tensor-parallel ranks and is not {name}.hidden_size wide; "
             "pair a norm instead, such as decoder.layers.N.input_layernorm"
@@ -153,7 +118,7 @@ def _layer_place(name: str, model: GPTModelProvider, layer: str, same_width: boo
 
 
 def _is_recomputed(model: GPTModelProvider, layer: str) -> bool:
-    match = _LAYER.fullmatch(layer)
+    match = LAYER_NAME.fullmatch(layer)
     if match is None:
         return False
     if model.recompute_method != "block":

@@ -91,13 +91,6 @@ def _virtual_pipeline(cfg: ConfigContainer, name: str, model: GPTModelProvider) 
     chunks_name, stages_name = f"{name}.virtual_pipeline_model_parallel_size", f"{name}.pipeline_model_parallel_size"
     if chunks is None:
         return
-    if len(models(cfg)) > 1:
-        yield line(
-            cfg,
-            chunks_name,
-            "ModelOpt's pipeline mechanism cannot serve several model chunks a stage in a distillation; "
-            f"set {chunks_name}=null",
-        )
     if stages == 1:
         yield line(cfg, f"{chunks_name} {stages_name}", f"needs more than one stage; set {chunks_name}=null")
     elif divides(stages, model.num_layers) and not divides(stages * chunks, model.num_layers):

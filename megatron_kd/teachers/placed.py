@@ -1,0 +1,97 @@
+"""A teacher with a parallel layout of its own: what `balanced`, `gpu0` and `cpu` have in common.
+
+At the beginning of a step its copies run the whole global batch forward, each a share of the sequences, and the hidden
+states that the student's losses read go to the ranks that read them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from megatron_kd.runtime.layout import Layout
+from megatron_kd.teachers.body import Inputs, TeacherBody
+from megatron_kd.teachers.handover import Handover
+from megatron_kd.teachers.placement import Batch
+from megatron_kd.teachers.proxy import TeacherProxy
+
+_INPUTS = ("tokens", "position_ids")
+
+
+class PlacedTeacher:
+    """See `Teacher`.
+
+    Args:
+        strategy: its name.
+        body: this rank's part of the teacher; None on a rank without one.
+        proxies: one for each chunk of the student on this rank that a loss reads from.
+        handover: carries the hidden states.
+        layout: the student's.
+    """
+
+    in_student_pipeline = False
+
+    def __init__(
+        self,
+        strategy: str,
+        body: TeacherBody | None,
+        proxies: dict[int, TeacherProxy],
+        handover: Handover,
+        layout: Layout,
+    ) -> None:
+        self.strategy, self.hidden_size = strategy, handover.hidden_size
+        self.body, self.handover = body, handover
+        self._proxies, self._layout = proxies, layout
+
+    def module(self, chunk: int) -> nn.Module | None:
+        """See `Teacher`."""
+        return self._proxies.get(chunk)
+
+    def name_in_module(self, layer: str) -> str | None:
+        """Proxies go by the names of the whole teacher."""
+        return layer
+
+    def deliver(self, batches: Sequence[Batch]) -> None:
+        """See `Teacher`.
+
+        Raises:
+            LostRank: a rank does not answer.
+        """
+        sequences = {name: self._gathered([batch[name] for batch in batches]) for name in _INPUTS}
+        produced = self.body(self._share(sequences)) if self.body is not None else {}
+        states = self.handover(produced)
+        for proxy in self._proxies.values():
+            proxy.deliver(states)
+
+    def select(self, index: int) -> None:
+        """See `Teacher`."""
+        for proxy in self._proxies.values():
+            proxy.select(index)
+
+    def tensors(self) -> Iterator[tuple[str, Tensor]]:
+        """See `Teacher`."""
+        if self.body is not None:
+            yield from ((name, p) for name, p in self.body.model.named_parameters() if not p.is_meta)
+        for proxy in self._proxies.values():
+            if proxy.head is not None:
+                yield "output_layer.weight", proxy.head.weight
+
+    def _gathered(self, parts: list[Tensor]) -> Tensor:
+        """The sequences of the global batch, in the order in which `Exchange` numbers them."""
+        mine = torch.cat(parts)
+        everyones = [torch.empty_like(mine) for _ in range(self._layout.dp.size)]
+        dist.all_gather(everyones, mine, group=self._layout.dp.group)
+        return torch.cat(everyones)
+
+    def _share(self, sequences: Inputs) -> list[Inputs]:
+        """The micro-batches of this rank's copy of the teacher; the last one repeats its last sequence if short."""
+        exchange = self.handover.exchange
+        place = exchange.grid.coordinate(dist.get_rank())
+        assert place is not None
+        share, size = exchange.share(place.replica), exchange.teacher_micro_batch_size
+        rows = torch.arange(share.start, share.start + exchange.forwards(place.replica) * size)
+        rows = rows.clamp(max=max(share.stop - 1, 0)).to(sequences["tokens"].device)
+        return [{name: values[some] for name, values in sequences.items()} for some in rows.split(size)]
