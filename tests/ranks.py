@@ -6,6 +6,7 @@ process (multiprocessing's forkserver) that has done the imports (`tests.preload
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import pickle
@@ -53,8 +54,9 @@ def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout: floa
             return _collect(processes, pipes, timeout)
         finally:
             for process in processes:
-                if process.is_alive():
-                    os.kill(process.pid, signal.SIGKILL)
+                with contextlib.suppress(ProcessLookupError):  # gone in between
+                    if process.is_alive():
+                        os.kill(process.pid, signal.SIGKILL)
                 process.join()
 
 

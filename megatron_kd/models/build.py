@@ -59,6 +59,10 @@ def transformer_config(
         tensor_model_parallel_size=layout.tp.size,
         pipeline_model_parallel_size=layout.pp.size,
         virtual_pipeline_model_parallel_size=layout.chunks if layout.chunks > 1 else None,
+        # In an interleaved pipeline of two stages, the next stage is also the previous one: messages sent as a batch
+        # would be taken for each other.
+        overlap_p2p_comm=layout.chunks > 1,
+        batch_p2p_comm=layout.chunks == 1,
         sequence_parallel=provider.sequence_parallel,
         recompute_granularity=provider.recompute_granularity,
         recompute_method=provider.recompute_method,
