@@ -26,4 +26,4 @@ def raised_together() -> Iterator[None]:
     dist.all_gather_object(found, problem)
     first = next((text for text in found if text is not None), None)
     if first is not None:
-        raise InputError(first)
+        raise InputError(first) from None
