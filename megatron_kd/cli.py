@@ -1,6 +1,6 @@
 """The console command `megatron-kd`.
 
-    megatron-kd validate recipes/tiny/distill_tiny.py --world-size 2 model.tensor_model_parallel_size=2
+    megatron-kd validate recipes/tiny/distill_tiny.py --world-size 2 --batch_size 4 model.num_layers=1
     megatron-kd ls
     megatron-kd preprocess --input corpus.jsonl --output-prefix data/corpus --tokenizer data/tokenizer
 
@@ -14,6 +14,7 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from megatron_kd.config.flags import flags_help, joined
 from megatron_kd.config.recipe_files import list_recipes, load_recipe, recipes_folder
 from megatron_kd.config.resolve import load_config
 from megatron_kd.config.yaml_io import dump_config
@@ -32,6 +33,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or that of the error, which is told in plain lines on stderr.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
+    if argv[:1] == ["validate"]:
+        argv = joined(argv)  # or else argparse would take the value of a flag for the recipe
     parser = _parser(command=next((word for word in argv if not word.startswith("-")), None))
     args, rest = parser.parse_known_args(argv)
     if rest and args.command != "validate":
@@ -57,7 +60,9 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         "validate",
         allow_abbrev=False,
         help="check a recipe with its overrides and print the resolved configuration",
-        usage="megatron-kd validate RECIPE [--config-file FILE] [--world-size N] [section.field=value ...]",
+        usage="megatron-kd validate RECIPE [--config-file FILE] [--world-size N] [FLAG ...] [section.field=value ...]",
+        epilog=f"the flags of a recipe's command line:\n\n{flags_help()}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     validate.add_argument("recipe", metavar="RECIPE", help="path of a recipe script, such as `ls` lists")
     validate.add_argument("--config-file", action="append", default=[], metavar="FILE", help="YAML over the recipe")

@@ -11,16 +11,26 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.flags import HELP, flags_help
 from megatron_kd.config.resolve import check_config
 from megatron_kd.errors import ConfigError, MegatronKDError
 from megatron_kd.runtime.exit_code import clear_exit_code, record_exit_code
+
+_USAGE = """\
+{usage} [--config-file FILE] [FLAG ...] [section.field=value ...]
+
+Later arguments win over earlier ones, the command line over files, and files over the recipe. Flags set fields:
+
+{flags}
+`megatron-kd validate RECIPE` with the same arguments checks them and prints all fields with their values.
+"""
 
 # torchrun ends all ranks as soon as one has gone: the others leave rank 0 the time to say what is wrong.
 _SECONDS_FOR_RANK_0 = 10.0
 
 
 def main(recipe: Callable[[], ConfigContainer], argv: Sequence[str] | None = None) -> int:
-    """Run `recipe` with the overrides of `argv` (default: the command line).
+    """Run `recipe` with the flags and overrides of `argv` (default: the command line), or print the flags.
 
     Errors that the user can cure are told in plain lines, by rank 0 only where all ranks see them.
 
@@ -29,8 +39,13 @@ def main(recipe: Callable[[], ConfigContainer], argv: Sequence[str] | None = Non
     """
     rank = int(os.environ.get("RANK", "0"))
     world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    argv = sys.argv[1:] if argv is None else argv
+    if any(word in HELP for word in argv):
+        if rank == 0:
+            print(_USAGE.format(usage=f"usage: {sys.argv[0]}", flags=flags_help()), end="")
+        return 0
     try:
-        cfg, problems = check_config(recipe(), sys.argv[1:] if argv is None else argv, world_size)
+        cfg, problems = check_config(recipe(), argv, world_size)
     except ConfigError as error:
         return _refuse(error, rank, run_dir=None)
     if problems:

@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=2 -m megatron_kd.run runs/tiny/distilled/run_config.yaml logger.run_dir=runs/again
 
 It is the same run as the one that saved the file: in the same `logger.run_dir` it continues, in another it
-starts from the beginning. Overrides and further `--config-file FILE` win over the file.
+starts from the beginning. Flags, overrides and further `--config-file FILE` win over the file.
 """
 
 from __future__ import annotations

@@ -155,3 +155,29 @@ def test_preprocess_is_passed_on(capsys: pytest.CaptureFixture[str], tmp_path: P
     lines = errors_of(capsys, *argv, "--tokenizer", str(tmp_path))
     assert all(line.startswith("error: ") for line in lines)
     assert "no.txt" in lines[0]
+
+
+def test_validate_takes_the_flags_of_a_recipe(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a\n")
+    text = ["--data-path", str(tmp_path / "a.txt")]
+    tokenizer = "tokenizer.tokenizer_model=."
+    for words in (
+        [str(RECIPE), "--teacher_rank", "1", "--batch_size", "4", *text, tokenizer, "--num_epochs=2"],
+        ["--teacher-rank=1", "--num-epochs", "2", *text, "--batch_size", "4", str(RECIPE), "--world_size=2", tokenizer],
+    ):
+        assert main(["validate", *words]) == 0
+        printed = yaml.safe_load(capsys.readouterr().out)
+        assert printed["model"]["teacher_rank"] == 1
+        assert printed["train"] == {
+            "train_iters": None, "num_epochs": 2.0, "global_batch_size": None, "micro_batch_size": 4
+        }  # fmt: skip
+        assert printed["dataset"]["text_path"] == str(tmp_path / "a.txt")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]  # nothing is tokenised
+    assert main(["validate", str(RECIPE), "--teacher_on_cpu", "--balance_teacher", "--batchsize", "2"]) == 2
+    assert len(capsys.readouterr().err.splitlines()) == 2
+
+
+def test_the_help_of_validate_lists_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["validate", "--help"])
+    assert "--teacher_device_strategy NAME" in capsys.readouterr().out

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from megatron_kd.config.flags import FLAGS
 from megatron_kd.distillation.config import ModelOptDistillConfig
 from megatron_kd.errors import MegatronKDError
 
@@ -27,6 +28,10 @@ def test_every_distillation_setting_is_listed_with_its_default() -> None:
         for item in fields(ModelOptDistillConfig)
     }
     assert listed == defaults
+
+
+def test_every_flag_is_listed_as_its_help_has_it() -> None:
+    assert rows("flag") == [[f"`{flag.usage}`", flag.sets, flag.meaning] for flag in FLAGS]
 
 
 def test_every_exit_code_is_listed() -> None:

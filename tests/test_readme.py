@@ -28,12 +28,14 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs
 NOT_OURS = {"cd", "git", "hf", "ls", "pip", "pre-commit", "python3", "rm", "sbatch", "source", "tensorboard"}
 
 _FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
-_MADE_UP_DATA = ["dataset={train_data_path: null, valid_data_path: null, mock: true}", "tokenizer.tokenizer_model=null"]
+_NO_DATA = "text_path: null, data_path: null, train_data_path: null, valid_data_path: null"
+_MADE_UP_DATA = [f"dataset={{{_NO_DATA}, mock: true}}", "tokenizer.tokenizer_model=null"]
 _TINY = [
     *_MADE_UP_DATA,
     "model.init=random",
     "model.vocab_size=250",
     "train.train_iters=2",
+    "train.num_epochs=null",
     "validation.eval_iters=1",
 ]
 _RANDOM_TEACHER = ["model.teacher.vocab_size=250", "model.teacher.checkpoint=null", "model.teacher.init=random"]

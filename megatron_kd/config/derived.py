@@ -17,6 +17,8 @@ class Derived:
     """Quantities of a run that its configuration implies.
 
     Attributes:
+        train_iters: steps of the whole run.
+        global_batch_size: sequences of a step, over all ranks.
         num_microbatches: a data-parallel rank's share of a global batch, in micro-batches.
         true_vocab_size: number of token ids in use; ids at and above it are padding.
         padded_vocab_size: width of embeddings and heads, of student and teacher alike.
@@ -28,6 +30,8 @@ class Derived:
 
     world_size: int
     data_parallel_size: int
+    train_iters: int
+    global_batch_size: int
     num_microbatches: int
     true_vocab_size: int
     padded_vocab_size: int
@@ -55,23 +59,29 @@ def derived(cfg: ConfigContainer, world_size: int, tokenizer_vocab_size: int | N
         tokenizer_vocab_size: ids of the tokenizer, for a model that does not say its own vocabulary size.
 
     Raises:
-        ConfigError: no vocabulary size is known.
+        ConfigError: no vocabulary size is known, or no number of steps (`settled` makes one of epochs).
     """
     true_vocab, padded_vocab = true_vocab_size(cfg, tokenizer_vocab_size), vocab_width(cfg, tokenizer_vocab_size)
     if true_vocab is None or padded_vocab is None:
         raise ConfigError(["model.vocab_size=null: no tokenizer tells the vocabulary size; set model.vocab_size"])
+    warmup, decay = lr_warmup_iters(cfg), lr_decay_iters(cfg)
+    if cfg.train.train_iters is None or warmup is None or decay is None:
+        raise ConfigError(["train.train_iters=null: the length of the run is not known; set train.train_iters"])
     run_dir = Path(cfg.logger.run_dir)
-    data_parallel = world_size // model_parallel_size(cfg)
+    data_parallel = data_parallel_size(cfg, world_size)
+    batch = global_batch_size(cfg, data_parallel)
     start_decay, end_decay = weight_decay_range(cfg)
     return Derived(
         world_size=world_size,
         data_parallel_size=data_parallel,
-        num_microbatches=cfg.train.global_batch_size // (cfg.train.micro_batch_size * data_parallel),
+        train_iters=cfg.train.train_iters,
+        global_batch_size=batch,
+        num_microbatches=batch // (cfg.train.micro_batch_size * data_parallel),
         true_vocab_size=true_vocab,
         padded_vocab_size=padded_vocab,
-        tokens_per_step=cfg.train.global_batch_size * cfg.model.seq_length,
-        lr_warmup_iters=lr_warmup_iters(cfg),
-        lr_decay_iters=lr_decay_iters(cfg),
+        tokens_per_step=batch * cfg.model.seq_length,
+        lr_warmup_iters=warmup,
+        lr_decay_iters=decay,
         start_weight_decay=start_decay,
         end_weight_decay=end_decay,
         data_seed=cfg.rng.seed if cfg.dataset.random_seed is None else cfg.dataset.random_seed,
@@ -124,16 +134,41 @@ def model_parallel_size(cfg: ConfigContainer) -> int:
     return model.tensor_model_parallel_size * model.pipeline_model_parallel_size * model.context_parallel_size
 
 
-def lr_decay_iters(cfg: ConfigContainer) -> int:
-    """Steps until the learning rate is at its minimum."""
+def data_parallel_size(cfg: ConfigContainer, world_size: int) -> int:
+    """Ranks that work on different samples: those that are left when each has its part of the model."""
+    return world_size // model_parallel_size(cfg)
+
+
+def global_batch_size(cfg: ConfigContainer, data_parallel: int) -> int:
+    """Sequences of a step: as given, else one micro-batch on each data-parallel rank."""
+    given = cfg.train.global_batch_size
+    return cfg.train.micro_batch_size * data_parallel if given is None else given
+
+
+def iterations(num_epochs: float, train_tokens: int, seq_length: int, global_batch_size: int) -> int:
+    """Whole global batches in `num_epochs` times `train_tokens`.
+
+    Epochs follow on each other without a break, as megatron-core reads them, and a sample needs one token more than
+    its length, the label of its last: E epochs of T tokens have (E * T - 1) // S samples of S tokens. What does not
+    fill a last global batch is left out, so that no token is read more often than asked for.
+    """
+    return (int(num_epochs * train_tokens) - 1) // seq_length // global_batch_size
+
+
+def lr_decay_iters(cfg: ConfigContainer) -> int | None:
+    """Steps until the learning rate is at its minimum; None where the run's length is in epochs, not yet counted."""
     return cfg.train.train_iters if cfg.scheduler.lr_decay_iters is None else cfg.scheduler.lr_decay_iters
 
 
-def lr_warmup_iters(cfg: ConfigContainer) -> int:
-    """Steps until the learning rate is at its maximum: as given, else the given share of the schedule."""
-    if cfg.scheduler.lr_warmup_iters is not None:
+def lr_warmup_iters(cfg: ConfigContainer) -> int | None:
+    """Steps until the learning rate is at its maximum: as given, else the given share of the schedule.
+
+    None where that share is of a length that is not known yet.
+    """
+    decay = lr_decay_iters(cfg)
+    if cfg.scheduler.lr_warmup_iters is not None or decay is None:
         return cfg.scheduler.lr_warmup_iters
-    return int(cfg.scheduler.lr_warmup_fraction * lr_decay_iters(cfg))
+    return int(cfg.scheduler.lr_warmup_fraction * decay)
 
 
 def weight_decay_range(cfg: ConfigContainer) -> tuple[float, float]:

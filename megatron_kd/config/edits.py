@@ -69,13 +69,22 @@ def is_kd_file(document: Document) -> bool:
     return bool(keys & _names(ModelOptDistillConfig)) and not keys & _names(ConfigContainer)
 
 
-def apply_edits(flat: dict[Path, Any], edits: Iterable[Edit], schema: Schema) -> list[str]:
+def apply_edits(
+    flat: dict[Path, Any], edits: Iterable[Edit], schema: Schema, origins: dict[Path, Source] | None = None
+) -> list[str]:
     """Apply edits to `flat`, later ones over earlier ones; bad ones are left out.
+
+    Args:
+        flat: the values, which are changed.
+        edits: in the order they apply.
+        schema: of the values.
+        origins: is told where the value of each edited field came from.
 
     Returns:
         one line for each bad edit.
     """
     problems: list[str] = []
+    origins = {} if origins is None else origins
     for edit in edits:
         for leaf in _leaf_edits(edit, schema, problems):
             value, problem = check_value(leaf.path, schema.leaves[leaf.path], leaf.value)
@@ -85,6 +94,7 @@ def apply_edits(flat: dict[Path, Any], edits: Iterable[Edit], schema: Schema) ->
                 problems.append(problem + leaf.source.at(leaf.path))
             else:
                 flat[leaf.path] = value
+                origins[leaf.path] = leaf.source
     return problems
 
 

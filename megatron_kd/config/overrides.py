@@ -1,11 +1,12 @@
-"""The command line of a run: `--config-file FILE` and Hydra-style overrides, turned into edits.
+"""The command line of a run: `--config-file FILE`, flags and Hydra-style overrides, turned into edits.
 
     a.b=1          set; +a.b=1 and ++a.b=1 mean the same, since all keys are known
     ~a.b           back to the default of the field's class (of every field, if a.b is a section)
     a.b=[1,x,null] lists; {k: v} mappings, merged into a section; 'a b' quoted text
     model.kd_config=FILE.yaml   the settings of the distillation losses from a file
+    --batch_size 2 the flags of `flags.FLAGS`
 
-Files are applied in the order given, then the overrides in theirs, so the command line wins over files.
+Files are applied in the order given, then flags and overrides in theirs, so the command line wins over files.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from hydra.errors import HydraException
 
 from megatron_kd.config.document import Document, read_document
 from megatron_kd.config.edits import RESET, Edit, Source, file_edits
+from megatron_kd.config.flags import CONFIG_FILE, contradictions, flag_edits, is_flag, joined, unknown_flag
 from megatron_kd.errors import ConfigError
 
 COMMAND_LINE = Source("command line")
@@ -42,7 +44,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     Returns:
         the edits in the order they apply, and one line for each argument or file that could not be read.
     """
-    files, overrides, problems = split_arguments(argv)
+    files, words, problems = split_arguments(argv)
     result = Arguments(problems=problems)
     for name in files:
         document = _read(name, result.problems)
@@ -50,33 +52,44 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
             edits, wrong = file_edits(document)
             result.edits += edits
             result.problems += wrong
-    for text in overrides:
-        edit, problem = parse_override(text)
-        if edit is not None:
-            result.edits.append(edit)
+    by_flags: list[Edit] = []
+    for word in words:
+        if is_flag(word):
+            edits, problem = flag_edits(word)
+            by_flags += edits
+        else:
+            edit, problem = parse_override(word)
+            edits = [] if edit is None else [edit]
+        result.edits += edits
         if problem is not None:
             result.problems.append(problem)
+    result.problems += contradictions(by_flags)
     return result
 
 
 def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Part `argv` into config files, overrides, and one line for each argument that is neither."""
-    files, overrides, problems = [], [], []
-    remaining = iter(argv)
-    for argument in remaining:
-        if argument == "--config-file":
-            name = next(remaining, None)
-            if name is None:
-                problems.append("--config-file: names no file; write --config-file FILE.yaml [command line]")
-            else:
-                files.append(name)
-        elif argument.startswith("--config-file="):
-            files.append(argument.removeprefix("--config-file="))
-        elif argument.startswith("-"):
-            problems.append(f"{argument}: unknown option; values are set as section.field=value [command line]")
+    """Part `argv` into config files, flags and overrides, and one line for each argument that is none of these.
+
+    A flag and its value are one word, as `flags.joined` makes it.
+    """
+    files, words, problems = [], [], []
+    after_unknown = False
+    for word in joined(argv):
+        name, _, value = word.partition("=")
+        value_of_unknown = after_unknown and "=" not in word and not word.startswith(("-", "~", "+"))
+        after_unknown = False
+        if value_of_unknown:
+            continue  # told with its flag
+        if name == CONFIG_FILE and value:
+            files.append(value)
+        elif name == CONFIG_FILE:
+            problems.append(f"{CONFIG_FILE}: names no file; write {CONFIG_FILE} FILE.yaml [command line]")
+        elif word.startswith("-") and not is_flag(word):
+            problems.append(unknown_flag(word))
+            after_unknown = "=" not in word
         else:
-            overrides.append(argument)
-    return files, overrides, problems
+            words.append(word)
+    return files, words, problems
 
 
 def parse_override(text: str) -> tuple[Edit | None, str | None]:

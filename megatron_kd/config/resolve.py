@@ -1,20 +1,22 @@
 """From a recipe, files and a command line to one checked configuration.
 
-Precedence: recipe < `--config-file` < command line. Nothing given is changed; every problem is reported at once.
+Precedence: recipe < `--config-file` < command line, flags and overrides alike. Nothing given is changed; every problem
+is reported at once.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Sequence
-from pathlib import Path
+import pathlib
+import re
+from collections.abc import Callable, Mapping, Sequence
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.document import read_document
-from megatron_kd.config.edits import apply_edits, is_kd_file
+from megatron_kd.config.edits import Source, apply_edits, is_kd_file
 from megatron_kd.config.overrides import parse_arguments
 from megatron_kd.config.problems import problems
-from megatron_kd.config.schema import build, check_value, dotted, flatten, schema_of, wrong_sections
+from megatron_kd.config.schema import Path, build, check_value, dotted, flatten, schema_of, wrong_sections
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import ConfigError
 
@@ -24,12 +26,12 @@ def resolve(recipe_config: ConfigContainer, argv: Sequence[str] = ()) -> ConfigC
 
     Args:
         recipe_config: what the recipe returned; it is not changed. Its class of `model` stays.
-        argv: `--config-file FILE` and overrides.
+        argv: `--config-file FILE`, flags and overrides.
 
     Raises:
         ConfigError: with one line for each unknown key, wrong type and unreadable argument of all sources.
     """
-    config, wrong = merge(recipe_config, argv)
+    config, wrong, _ = merge(recipe_config, argv)
     if wrong:
         raise ConfigError(wrong)
     return config
@@ -42,7 +44,7 @@ def load_config(
 
     Args:
         recipe: returns the recipe's values.
-        argv: `--config-file FILE` and overrides.
+        argv: `--config-file FILE`, flags and overrides.
         world_size: number of ranks; None reads WORLD_SIZE, which torchrun sets, and checks less if it is unset.
 
     Raises:
@@ -62,18 +64,29 @@ def check_config(
     Returns:
         the configuration with bad edits left out, and the lines of `resolve` and of `problems`, none twice.
     """
-    config, wrong = merge(recipe_config, argv)
+    config, wrong, origins = merge(recipe_config, argv)
     if world_size is None and os.environ.get("WORLD_SIZE", "").isdigit():
         world_size = int(os.environ["WORLD_SIZE"])
-    return config, list(dict.fromkeys([*wrong, *problems(config, world_size)]))
+    found = (naming_flags(problem, origins) for problem in problems(config, world_size))
+    return config, list(dict.fromkeys([*wrong, *found]))
 
 
-def config_from_file(path: str | Path, argv: Sequence[str] = ()) -> ConfigContainer:
+def naming_flags(problem: str, origins: Mapping[Path, Source]) -> str:
+    """A line of `problems` that ends in the flags, if any, that set the fields it begins with: ` [--batch_size 0]`."""
+    flags = [
+        source.name
+        for path, source in origins.items()
+        if source.name.startswith("--") and re.search(rf"(^|, ){re.escape(dotted(path))}(=|:)", problem)
+    ]
+    return f"{problem} [{', '.join(dict.fromkeys(flags))}]" if flags else problem
+
+
+def config_from_file(path: str | pathlib.Path, argv: Sequence[str] = ()) -> ConfigContainer:
     """A run from a file alone, such as a saved `run_config.yaml`; what it leaves out has its class default.
 
     Args:
         path: the YAML file.
-        argv: `--config-file FILE` and overrides, which win over the file.
+        argv: `--config-file FILE`, flags and overrides, which win over the file.
 
     Raises:
         ConfigError: as `resolve`.
@@ -81,7 +94,7 @@ def config_from_file(path: str | Path, argv: Sequence[str] = ()) -> ConfigContai
     return resolve(defaults_for(path), ["--config-file", str(path), *argv])
 
 
-def defaults_for(path: str | Path) -> ConfigContainer:
+def defaults_for(path: str | pathlib.Path) -> ConfigContainer:
     """The class defaults that a file is laid over.
 
     `model` is a `GPTDistillationProvider` if the file has `model.teacher` or `model.kd_config`, else a plain
@@ -96,11 +109,12 @@ def defaults_for(path: str | Path) -> ConfigContainer:
     return ConfigContainer(model=GPTDistillationProvider()) if distils else ConfigContainer()
 
 
-def merge(recipe_config: ConfigContainer, argv: Sequence[str]) -> tuple[ConfigContainer, list[str]]:
+def merge(recipe_config: ConfigContainer, argv: Sequence[str]) -> tuple[ConfigContainer, list[str], dict[Path, Source]]:
     """Apply `argv` to a recipe's values, leaving out what is bad.
 
     Returns:
-        a new configuration with right types throughout, and one line for each thing left out.
+        a new configuration with right types throughout, one line for each thing left out, and where the values
+        that are not the recipe's came from.
     """
     schema = schema_of(recipe_config)
     flat, wrong = flatten(recipe_config, schema), []
@@ -114,5 +128,6 @@ def merge(recipe_config: ConfigContainer, argv: Sequence[str]) -> tuple[ConfigCo
             flat[path] = schema.defaults[path]
     arguments = parse_arguments(argv)
     wrong += arguments.problems
-    wrong += apply_edits(flat, arguments.edits, schema)
-    return build(flat, schema), wrong
+    origins: dict[Path, Source] = {}
+    wrong += apply_edits(flat, arguments.edits, schema, origins)
+    return build(flat, schema), wrong, origins

@@ -11,10 +11,14 @@ from typing import Literal
 
 @dataclass(kw_only=True)
 class TrainConfig:
-    """How long and in what portions. Batch sizes are in sequences, not tokens."""
+    """How long and in what portions. Batch sizes are in sequences, not tokens.
 
-    train_iters: int = 1000
-    global_batch_size: int = 8
+    The length is given once: as `train_iters`, or as `num_epochs` with `train_iters` null.
+    """
+
+    train_iters: int | None = 1000
+    num_epochs: float | None = None  # times that the training split is read
+    global_batch_size: int | None = 8  # None: micro_batch_size x data-parallel ranks
     micro_batch_size: int = 1
 
 
@@ -70,12 +74,15 @@ class DDPConfig:
 
 @dataclass(kw_only=True)
 class DatasetConfig:
-    """Tokenised text in megatron's `.bin/.idx` format.
+    """Tokenised text in megatron's `.bin/.idx` format, or a text file that becomes that when the run starts.
 
     `data_path` lists path prefixes, or alternates weights and prefixes; it is cut by `split`. Or give each
-    split its own list. `mock` is made-up data, and must be asked for by name.
+    split its own list. `text_path` is a `.txt` file, each line a document, or a `.jsonl` file with one at each line's
+    `text`; it is tokenised into `logger.run_dir`/data and cut by `split` too. `mock` is made-up data, and must be
+    asked for by name.
     """
 
+    text_path: str | None = None
     data_path: list[str | float] | None = None
     split: str = "949,50,1"
     train_data_path: list[str | float] | None = None

@@ -75,17 +75,22 @@ def check_tokens(blend: Blend, parts: SplitMatrix, samples: Sequence[int], seq_l
     problems = []
     for name, part, wanted in zip(SPLITS, parts, samples, strict=True):
         for prefix in blend.prefixes if wanted else ():
-            lengths, _ = read_lengths(prefix)
-            first, last = (round(edge * len(lengths)) for edge in part or (0.0, 0.0))
-            tokens = int(lengths[first:last].sum(dtype=np.int64))
+            tokens, documents = count_tokens(prefix, part or (0.0, 0.0))
             if tokens < seq_length + 1:
                 problems.append(
-                    f"{blend.field}: {prefix!r} has {tokens} tokens in {last - first} documents for the {name} split, "
+                    f"{blend.field}: {prefix!r} has {tokens} tokens in {documents} documents for the {name} split, "
                     f"and one sample of model.seq_length={seq_length} needs {seq_length + 1}: give more data, "
                     f"shorter sequences or another dataset.split"
                 )
     if problems:
         raise ConfigError(problems)
+
+
+def count_tokens(prefix: str, part: tuple[float, float]) -> tuple[int, int]:
+    """The tokens, and the documents, between two fractions of a `.bin/.idx` pair's documents."""
+    lengths, _ = read_lengths(prefix)
+    first, last = (round(edge * len(lengths)) for edge in part)
+    return int(lengths[first:last].sum(dtype=np.int64)), last - first
 
 
 def weights_by_tokens(blend: Blend) -> list[float] | None:

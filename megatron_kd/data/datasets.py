@@ -20,6 +20,7 @@ from megatron_kd.data.blend import (
     SPLITS,
     Blend,
     check_tokens,
+    count_tokens,
     parse_blend,
     split_matrix,
     weights_by_tokens,
@@ -70,6 +71,19 @@ def build_datasets(
     config = _one_source(cfg, samples, tokenizer, common) or _source_per_split(cfg, samples, tokenizer, common)
     built = DatasetBuilder(CachedGPTDataset, list(samples), _on_every_rank, config).build()
     return _three(None if data is None else TokenSamples(data, tokenizer.vocab_size) for data in built)
+
+
+def training_tokens(cfg: DatasetConfig) -> int:
+    """The tokens of the training split, ends of documents included; of a blend all its files', whatever the weights.
+
+    Raises:
+        ConfigError: files that are missing or damaged.
+    """
+    if cfg.data_path is not None:
+        blend, part = parse_blend("dataset.data_path", cfg.data_path), split_matrix(cfg.split)[0]
+    else:
+        blend, part = parse_blend("dataset.train_data_path", cfg.train_data_path or []), (0.0, 1.0)
+    return sum(count_tokens(prefix, part or (0.0, 0.0))[0] for prefix in blend.prefixes)
 
 
 class TokenSamples(Dataset):

@@ -6,6 +6,7 @@ when a `huggingface` tokenizer is loaded, not before.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -37,6 +38,10 @@ class Tokenizer(Protocol):
     def eos_id(self) -> int:
         """The id that ends a document."""
 
+    @property
+    def fingerprint(self) -> str:
+        """A text that is another where the ids of some text are others, wherever the tokenizer was read from."""
+
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without begin or end tokens."""
 
@@ -57,6 +62,11 @@ class NullTokenizer:
     def eos_id(self) -> int:
         """The id that ends a document."""
         return self.vocab_size - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Its size, which is all there is to it."""
+        return f"null {self.vocab_size}"
 
     def encode(self, text: str) -> list[int]:
         """Always an InputError: this tokenizer knows ids only."""
@@ -83,6 +93,11 @@ class HuggingFaceTokenizer:
         # A tokenizer.json may carry the truncation of the model it was made for; a corpus is never truncated.
         self._backend.no_truncation()
         self._backend.no_padding()
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the whole tokenizer and of the id that ends a document."""
+        return hashlib.sha256(f"{self._backend.to_str()} {self.eos_id}".encode()).hexdigest()
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without begin or end tokens."""

@@ -91,7 +91,7 @@ def build_scheduler(optimizer: MegatronOptimizer, cfg: ConfigContainer, derived:
         lr_decay_style=s.lr_decay_style,
         start_wd=weight_decay if s.start_weight_decay is None else s.start_weight_decay,
         end_wd=weight_decay if s.end_weight_decay is None else s.end_weight_decay,
-        wd_incr_steps=cfg.train.train_iters,
+        wd_incr_steps=derived.train_iters,
         wd_incr_style=s.weight_decay_incr_style,
         wsd_decay_steps=s.lr_wsd_decay_iters,
         lr_wsd_decay_style=s.lr_wsd_decay_style,

@@ -21,6 +21,7 @@ from megatron_kd.runtime.timeouts import group_timeouts, set_group_timeouts
 from megatron_kd.training.checkpoint import resume, save_checkpoint
 from megatron_kd.training.evaluate import evaluate
 from megatron_kd.training.metrics import MetricsWriter
+from megatron_kd.training.prepare import prepare
 from megatron_kd.training.progress import Progress
 from megatron_kd.training.run import Run, build_run
 from megatron_kd.training.step import Batch, StepReport, train_step
@@ -73,6 +74,7 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
         num_threads=cfg.dist.num_threads,
     ) as layout:
         tokenizer = _tokenizer(cfg)
+        cfg = prepare(cfg, layout, tokenizer)
         values = derived(cfg, layout.world_size, tokenizer.vocab_size)
         if layout.rank == 0:
             save_run_config(cfg, values.run_config_file)
@@ -83,7 +85,7 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
         main_rank = layout.rank == 0
         board = values.tensorboard_dir if cfg.logger.tensorboard else None
         with (
-            Progress(cfg.logger.progress if main_rank else "off", cfg.train.train_iters, run.step) as progress,
+            Progress(cfg.logger.progress if main_rank else "off", values.train_iters, run.step) as progress,
             MetricsWriter(values.metrics_file, board, run.step, enabled=main_rank) as metrics,
         ):
             for line in _opening(run, resumed_from):
@@ -92,7 +94,7 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
 
 
 def _loop(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress) -> dict[str, float]:
-    cfg, last_step = run.cfg, run.cfg.train.train_iters
+    cfg, last_step = run.cfg, run.derived.train_iters
     batches = data.training(run.step)
     result: dict[str, float] = {}
     while run.step < last_step:
@@ -117,11 +119,11 @@ class _Data:
     """The data of a run as functions of the step."""
 
     def __init__(self, cfg: ConfigContainer, values: Derived, layout: Layout, tokenizer: Tokenizer) -> None:
-        batch = cfg.train.global_batch_size
+        batch = values.global_batch_size
         self._train, self._valid, _ = build_datasets(
             cfg.dataset,
             seq_length=cfg.model.seq_length,
-            train_samples=cfg.train.train_iters * batch,
+            train_samples=values.train_iters * batch,
             valid_samples=cfg.validation.eval_iters * batch,
             test_samples=0,
             seed=values.data_seed,
@@ -185,7 +187,7 @@ def _opening(run: Run, resumed_from: object) -> list[str]:
     where = f"TP {layout.tp.size} x PP {layout.pp.size} x DP {layout.dp.size} on {layout.device.type}"
     begin = f"continues from {resumed_from}" if resumed_from else "starts"
     task = "training" if run.teacher is None else "distillation"
-    lines = [f"{task} {begin} at step {run.step} of {run.cfg.train.train_iters}, {where}"]
+    lines = [f"{task} {begin} at step {run.step} of {run.derived.train_iters}, {where}"]
     if isinstance(run.cfg.model, GPTDistillationProvider):
         kd = run.cfg.model.kd_config
         reason = why_materialised(kd)

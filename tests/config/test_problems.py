@@ -115,6 +115,8 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({"model.virtual_pipeline_model_parallel_size": 2, **pp(2)} | COLOCATED,
      ["model.virtual_pipeline_model_parallel_size=2", "ModelOpt's pipeline mechanism cannot serve"]),
     # batch
+    ({"train.train_iters": None}, ["train.train_iters=null", "train.num_epochs=null", "set one"]),
+    ({"train.num_epochs": 2.0}, ["train.num_epochs=2.0, dataset.mock=true", "no epochs"]),
     ({"train.global_batch_size": 7}, ["train.global_batch_size=7", "micro_batch_size=2", "6 or 8"]),
     ({"train.global_batch_size": 1}, ["train.global_batch_size=1", "train.global_batch_size=2"]),
     # distillation
@@ -162,6 +164,8 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({"model.checkpoint": ".", "model.init": None}, ["model.checkpoint='.'", "checkpoint.pretrained_checkpoint=DIR"]),
     ({"checkpoint.pretrained_checkpoint": "no/such", "model.init": None},
      ["checkpoint.pretrained_checkpoint=no/such", "no such folder", "make distill"]),
+    ({"checkpoint.pretrained_checkpoint": str(Path(__file__).parent), "model.init": None},
+     ["checkpoint.pretrained_checkpoint=", "no checkpoint in this folder", "iter_0001000"]),
     ({"model.teacher.checkpoint": "no/such", "model.teacher.init": None}, ["model.teacher.checkpoint=no/such"]),
     # data
     ({"dataset.mock": False, "tokenizer.tokenizer_model": "."},
@@ -176,6 +180,12 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
      ["dataset.data_path=[-1.0, a]", "greater than 0"]),
     ({"dataset.mock": False, "tokenizer.tokenizer_model": ".", "dataset.data_path": []},
      ["dataset.data_path=[]", "empty"]),
+    ({"dataset.mock": False, "tokenizer.tokenizer_model": ".", "dataset.data_path": ["a.jsonl"]},
+     ["dataset.data_path", "a.jsonl is text", "set dataset.text_path"]),
+    ({"dataset.mock": False, "tokenizer.tokenizer_model": ".", "dataset.text_path": "no.txt"},
+     ["dataset.text_path=no.txt", "no such file"]),
+    ({"dataset.mock": False, "tokenizer.tokenizer_model": ".", "dataset.text_path": "a.csv"},
+     ["dataset.text_path=a.csv", ".txt, .jsonl, .json", "dataset.data_path=[PREFIX]"]),
     ({"dataset.split": "1,2"}, ["dataset.split='1,2'", "949,50,1"]),
     ({"dataset.split": "0,0,0"}, ["dataset.split='0,0,0'", "three numbers"]),
     ({"dataset.split": "a,b,c"}, ["dataset.split=a,b,c", "three numbers"]),
@@ -242,7 +252,7 @@ def test_a_single_mistake_is_told_once(edits: dict[str, Any], expected: list[str
     assert len(lines) <= 1 + mistakes_in_both_models, lines
 
 
-def test_nothing_is_wrong_with_good_configurations() -> None:
+def test_nothing_is_wrong_with_good_configurations(tmp_path: Path) -> None:
     assert problems(distillation()) == []
     assert problems(distillation(), world_size=4) == []
     assert problems(edited(distillation(), tp(2) | pp(2)), world_size=4) == []
@@ -250,7 +260,15 @@ def test_nothing_is_wrong_with_good_configurations() -> None:
     assert problems(plain()) == []
     assert problems(edited(distillation(), FULL)) == []
     assert problems(edited(distillation(), pair("decoder.layers.3.input_layernorm") | pp(2))) == []
-    assert problems(edited(distillation(), {"checkpoint.pretrained_checkpoint": ".", "model.init": None})) == []
+    (tmp_path / "checkpoints" / "iter_0000007").mkdir(parents=True)
+    for folder in (tmp_path, tmp_path / "checkpoints"):
+        weights = {"checkpoint.pretrained_checkpoint": str(folder), "model.init": None}
+        assert problems(edited(distillation(), weights)) == []
+    assert problems(distillation(train__global_batch_size=None), world_size=3) == []
+    (tmp_path / "a.jsonl").write_text("{}\n")
+    text = {"dataset.text_path": str(tmp_path / "a.jsonl"), "dataset.mock": False, "tokenizer.tokenizer_model": "."}
+    epochs = {"train.train_iters": None, "train.num_epochs": 2.0, "scheduler.lr_warmup_iters": 5}
+    assert problems(edited(distillation(), text | epochs)) == []
     block = {"model.recompute_method": "block", "model.recompute_num_layers": 1}
     assert problems(edited(distillation(), pair("decoder.layers.1.mlp") | FULL | block | BY_MODELOPT)) == []
     assert problems(edited(distillation(), pair("decoder.layers.1.mlp") | FULL)) == []
@@ -424,3 +442,37 @@ def test_every_section_has_defaults() -> None:
         cls = getattr(sections, name)
         if isinstance(cls, type) and name.endswith("Config"):
             assert fields(cls())
+
+
+def test_text_needs_bytes_a_tokenizer_and_all_splits(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("")
+    text = {"dataset.mock": False, "dataset.text_path": str(tmp_path / "a.txt"), "tokenizer.tokenizer_model": "."}
+    (line,) = problems(edited(distillation(), text))
+    assert "is empty" in line
+    (tmp_path / "a.txt").write_text("a\n")
+    (line,) = problems(edited(distillation(), text | {"dataset.mock": True}))
+    assert "dataset.mock=true, dataset.text_path=" in line
+    assert "one place" in line
+    (line,) = problems(edited(distillation(), text | {"train.num_epochs": 2.0}))
+    assert "train.train_iters=1000, train.num_epochs=2.0: the length is given twice" in line
+    (line,) = problems(edited(distillation(), text | {"dataset.split": "1,0,0"}))
+    assert "leaves no data to validate on" in line
+    null = {"tokenizer.tokenizer_type": "null", "tokenizer.vocab_size": 1000}
+    (line,) = problems(edited(distillation(), text | null))
+    assert "dataset.text_path" in line
+    assert "tokenizer.tokenizer_type=huggingface" in line
+
+
+@pytest.mark.parametrize("name", ["config.json", "model_index.json", "model-00001-of-00002.safetensors"])
+def test_huggingface_weights_are_refused_by_name(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_text("{}")
+    (line,) = problems(edited(distillation(), {"model.teacher.checkpoint": str(tmp_path), "model.teacher.init": None}))
+    assert "Hugging Face weights" in line
+    assert "cannot be imported yet; give a checkpoint folder of a megatron_kd run" in line
+
+
+def test_an_interleaved_pipeline_wants_more_than_one_micro_batch_a_rank() -> None:
+    chunks = {"model.pipeline_model_parallel_size": 2, "model.virtual_pipeline_model_parallel_size": 2}
+    config = edited(plain(model__num_layers=4, train__global_batch_size=None), chunks)
+    (line,) = problems(config, world_size=2)
+    assert line.startswith("train.global_batch_size=null: must be a multiple of 2")

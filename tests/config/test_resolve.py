@@ -79,7 +79,7 @@ def test_keys_that_cannot_be_set(argument: str, words: list[str]) -> None:
         ("train.train_iters='7'", ["train.train_iters='7'", "a whole number", "leave out the quotes"]),
         ("train.train_iters=true", ["train.train_iters=true", "a whole number"]),
         ("train.train_iters=1e3", ["train.train_iters=1000.0", "write 1000"]),
-        ("train.train_iters=null", ["train.train_iters=null", "a whole number"]),
+        ("rng.seed=null", ["rng.seed=null", "a whole number"]),
         ("optimizer.lr=fast", ["optimizer.lr=fast", "a finite number"]),
         ("optimizer.lr='1e-3'", ["optimizer.lr='1e-3'", "leave out the quotes"]),
         ("optimizer.lr=inf", ["optimizer.lr=inf", "finite"]),

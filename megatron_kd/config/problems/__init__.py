@@ -16,7 +16,12 @@ from megatron_kd.config.problems.distillation import distillation_problems
 from megatron_kd.config.problems.layout import layout_problems
 from megatron_kd.config.problems.placement import placement_problems
 from megatron_kd.config.problems.ranges import range_problems
-from megatron_kd.config.problems.training import optimizer_problems, output_problems, scheduler_problems
+from megatron_kd.config.problems.training import (
+    length_problems,
+    optimizer_problems,
+    output_problems,
+    scheduler_problems,
+)
 from megatron_kd.config.problems.weights import weight_problems
 
 
@@ -38,6 +43,7 @@ def problems(cfg: ConfigContainer, world_size: int | None = None, tokenizer_voca
         range_problems(cfg),
         architecture_problems(cfg, tokenizer_vocab_size),
         layout_problems(cfg),
+        length_problems(cfg),
         batch_problems(cfg, world_size),
         distillation_problems(cfg),
         placement_problems(cfg, world_size),

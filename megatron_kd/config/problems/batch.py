@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.derived import model_parallel_size
+from megatron_kd.config.derived import data_parallel_size, global_batch_size, model_parallel_size
 from megatron_kd.config.problems.lines import line, models
 
 
 def batch_problems(cfg: ConfigContainer, world_size: int | None) -> Iterator[str]:
     """Problems of the batch sizes; with an unknown number of ranks, those that hold for every number."""
     model_parallel = model_parallel_size(cfg)
-    if min(model_parallel, cfg.train.global_batch_size, cfg.train.micro_batch_size) < 1:
+    if min(model_parallel, global_batch_size(cfg, 1), cfg.train.micro_batch_size) < 1:
         return  # `ranges` reports it
     if world_size is not None and world_size % model_parallel:
         nearest = max(model_parallel, world_size // model_parallel * model_parallel)
@@ -23,11 +23,12 @@ def batch_problems(cfg: ConfigContainer, world_size: int | None) -> Iterator[str
             f"{nearest} or {nearest + model_parallel} (torchrun --nproc_per_node), or change the layout",
         )
         return
-    yield from _global_batch(cfg, (world_size or model_parallel) // model_parallel, known=world_size is not None)
+    data_parallel = data_parallel_size(cfg, world_size or model_parallel)
+    yield from _global_batch(cfg, data_parallel, known=world_size is not None)
 
 
 def _global_batch(cfg: ConfigContainer, data_parallel: int, known: bool) -> Iterator[str]:
-    batch, micro = cfg.train.global_batch_size, cfg.train.micro_batch_size
+    batch, micro = global_batch_size(cfg, data_parallel), cfg.train.micro_batch_size
     unit, parts = micro * data_parallel, f"train.micro_batch_size={micro}"
     if known:
         parts += f" x {data_parallel} data-parallel ranks"

@@ -11,6 +11,7 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import true_vocab_size
 from megatron_kd.config.problems.lines import line, value_of
 from megatron_kd.config.schema import show
+from megatron_kd.config.text_files import TEXT_FILES, is_text_file
 from megatron_kd.errors import ConfigError
 
 _BLENDS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
@@ -21,6 +22,7 @@ def data_problems(cfg: ConfigContainer) -> Iterator[str]:
     yield from _one_origin(cfg)
     for name in _BLENDS:
         yield from _blend(cfg, f"dataset.{name}")
+    yield from _text(cfg)
     yield from _split(cfg)
     yield from _validation_data(cfg)
     yield from _tokenizer(cfg)
@@ -34,6 +36,7 @@ def _one_origin(cfg: ConfigContainer) -> Iterator[str]:
     per_split = [name for name in _BLENDS[1:] if getattr(data, name) is not None]
     given = [
         *(["dataset.mock"] if data.mock else []),
+        *(["dataset.text_path"] if data.text_path is not None else []),
         *(["dataset.data_path"] if data.data_path is not None else []),
         *(f"dataset.{name}" for name in per_split[:1]),
     ]
@@ -42,7 +45,8 @@ def _one_origin(cfg: ConfigContainer) -> Iterator[str]:
             cfg,
             "dataset.data_path dataset.train_data_path dataset.mock",
             "there is no data; set dataset.data_path=[PREFIX], made by `megatron-kd preprocess --input TEXT "
-            "--output-prefix PREFIX --tokenizer DIR`, or dataset.mock=true for made-up tokens",
+            "--output-prefix PREFIX --tokenizer DIR`, dataset.text_path=FILE.txt or .jsonl, or dataset.mock=true for "
+            "made-up tokens",
         )
     elif len(given) > 1:
         yield line(cfg, " ".join(given), "data comes from one place only; keep one of these and unset the others")
@@ -61,7 +65,9 @@ def _blend(cfg: ConfigContainer, name: str) -> Iterator[str]:
         return
     for prefix in blend.prefixes:
         missing = [prefix + ending for ending in (".bin", ".idx") if not os.path.isfile(prefix + ending)]
-        if missing and prefix.endswith((".bin", ".idx")):
+        if missing and is_text_file(prefix):
+            yield f"{name}: {show(prefix)} is text, not the prefix of tokenised files; set dataset.text_path to it"
+        elif missing and prefix.endswith((".bin", ".idx")):
             yield f"{name}: {show(prefix)} must be the prefix of both files; write {show(prefix[:-4])}"
         elif missing:
             absent = " and ".join(map(show, missing))
@@ -69,6 +75,29 @@ def _blend(cfg: ConfigContainer, name: str) -> Iterator[str]:
                 f"{name}: {absent} not found; make them with `megatron-kd preprocess --input TEXT "
                 f"--output-prefix {show(prefix)} --tokenizer DIR` (those of the tiny recipes with `make corpus`)"
             )
+
+
+def _text(cfg: ConfigContainer) -> Iterator[str]:
+    path = cfg.dataset.text_path
+    if path is None:
+        return
+    if not is_text_file(path):
+        kinds = ", ".join(TEXT_FILES)
+        why = f"must end in one of {kinds}; convert it, or set dataset.data_path=[PREFIX] if it is tokenised already"
+        yield line(cfg, "dataset.text_path", why)
+    elif not os.path.isfile(path):
+        yield line(cfg, "dataset.text_path", "there is no such file; give a text file with a document a line")
+    elif not os.access(path, os.R_OK):
+        yield line(cfg, "dataset.text_path", "cannot be read; change its permissions")
+    elif os.path.getsize(path) == 0:
+        yield line(cfg, "dataset.text_path", "is empty; give a text file with a document a line")
+    if cfg.tokenizer.tokenizer_type == "null":
+        why = "the null tokenizer has no text; set tokenizer.tokenizer_type=huggingface and tokenizer.tokenizer_model"
+        yield line(cfg, "dataset.text_path tokenizer.tokenizer_type", why)
+
+
+def _cut_by_split(cfg: ConfigContainer) -> bool:
+    return cfg.dataset.data_path is not None or cfg.dataset.text_path is not None
 
 
 def _split_shares(text: str) -> list[float] | None:
@@ -86,7 +115,7 @@ def _split(cfg: ConfigContainer) -> Iterator[str]:
     if shares is None:
         why = "must be three numbers, 0 or greater and not all 0, for train, validation and test, such as 949,50,1"
         yield line(cfg, "dataset.split", why)
-    elif cfg.dataset.data_path is not None and shares[0] == 0:
+    elif _cut_by_split(cfg) and shares[0] == 0:
         yield line(cfg, "dataset.split", "leaves nothing to train on; make the first number greater than 0")
 
 
@@ -96,7 +125,7 @@ def _validation_data(cfg: ConfigContainer) -> Iterator[str]:
         return
     cure = "or set validation.eval_iters=0 to do without validation"
     shares = _split_shares(data.split)
-    if data.data_path is not None and shares is not None and shares[1] == 0:
+    if _cut_by_split(cfg) and shares is not None and shares[1] == 0:
         why = f"leaves no data to validate on; make the second number greater than 0, {cure}"
         yield line(cfg, "dataset.split validation.eval_iters", why)
     if data.train_data_path is not None and data.valid_data_path is None:

@@ -68,6 +68,7 @@ TEACHER_RULES: dict[str, Rule] = {
 
 SECTION_RULES: dict[str, Rule] = {
     "train.train_iters": POSITIVE,
+    "train.num_epochs": POSITIVE,
     "train.global_batch_size": POSITIVE,
     "train.micro_batch_size": POSITIVE,
     "validation.eval_interval": NOT_NEGATIVE,

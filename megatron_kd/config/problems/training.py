@@ -26,9 +26,24 @@ def optimizer_problems(cfg: ConfigContainer) -> Iterator[str]:
         yield line(cfg, " ".join(["ddp.overlap_param_gather", *missing]), why)
 
 
+def length_problems(cfg: ConfigContainer) -> Iterator[str]:
+    """A run whose length is given twice or not at all, or in epochs of data that has none."""
+    names = "train.train_iters train.num_epochs"
+    if cfg.train.num_epochs is not None and cfg.dataset.mock:
+        why = "made-up data never ends, so it has no epochs; set train.num_epochs=null and train.train_iters"
+        yield line(cfg, "train.num_epochs dataset.mock", why)
+    elif cfg.train.train_iters is None and cfg.train.num_epochs is None:
+        yield line(cfg, names, "how long is the run? set one of the two")
+    elif cfg.train.train_iters is not None and cfg.train.num_epochs is not None:
+        yield line(cfg, names, "the length is given twice; set one of the two to null")
+
+
 def scheduler_problems(cfg: ConfigContainer) -> Iterator[str]:
-    """Phases of the schedule that do not fit into it, and weight-decay ramps that do not rise."""
-    scheduler, decay = cfg.scheduler, lr_decay_iters(cfg)
+    """Phases of the schedule that do not fit into it, and weight-decay ramps that do not rise.
+
+    How a schedule fits into a run given in epochs is known, and checked, when the run has counted its data.
+    """
+    scheduler, decay = cfg.scheduler, lr_decay_iters(cfg) or 0  # 0 fits everything
     decay_name = "train.train_iters" if scheduler.lr_decay_iters is None else "scheduler.lr_decay_iters"
     if scheduler.lr_warmup_iters is not None and scheduler.lr_warmup_iters >= decay > 0:
         why = (
@@ -50,7 +65,7 @@ def _wsd(cfg: ConfigContainer, decay: int, decay_name: str) -> Iterator[str]:
     if scheduler.lr_wsd_decay_iters is None:
         why = "WSD must know how many steps its last phase has; set scheduler.lr_wsd_decay_iters"
         yield line(cfg, "scheduler.lr_decay_style scheduler.lr_wsd_decay_iters", why)
-    elif lr_warmup_iters(cfg) + scheduler.lr_wsd_decay_iters > decay > 0:
+    elif (lr_warmup_iters(cfg) or 0) + scheduler.lr_wsd_decay_iters > decay > 0:
         why = "warm-up and last phase do not fit into the schedule; lower one of the first two"
         warmup_name = "scheduler.lr_warmup_" + ("fraction" if scheduler.lr_warmup_iters is None else "iters")
         yield line(cfg, f"{warmup_name} scheduler.lr_wsd_decay_iters {decay_name}", why)

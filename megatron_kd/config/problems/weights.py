@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
@@ -13,6 +14,8 @@ _MAKE = (
     "a checkpoint folder of a megatron_kd run, runs/NAME/checkpoints/iter_0001000 (for the tiny recipes made by "
     "`make distill` or `torchrun recipes/tiny/pretrain_tiny.py`)"
 )
+_ITERATION = re.compile(r"iter_\d{7,}")
+_HUGGINGFACE = re.compile(r"config\.json|model_index\.json|.*\.safetensors|pytorch_model.*")
 
 
 def weight_problems(cfg: ConfigContainer) -> Iterator[str]:
@@ -37,5 +40,18 @@ def _one_origin(cfg: ConfigContainer, who: str, folder_name: str, init_name: str
             )
     elif folder is not None and init is not None:
         yield line(cfg, both, f"{who} has weights from two places; leave one out")
-    if folder is not None and not os.path.isdir(folder):
-        yield line(cfg, folder_name, f"there is no such folder; give {_MAKE}, or set it to null and {init_name}=random")
+    elif folder is not None and (why := _no_checkpoint(folder)):
+        yield line(cfg, folder_name, f"{why}; give {_MAKE}, or set it to null and {init_name}=random")
+
+
+def _no_checkpoint(folder: str) -> str | None:
+    """Why there are no weights to read in `folder`, by the names in it; None where there are."""
+    if not os.path.isdir(folder):
+        return "there is no such folder"
+    names = os.listdir(folder)
+    inside = [*names, *(os.listdir(os.path.join(folder, "checkpoints")) if "checkpoints" in names else [])]
+    if "metadata.json" in inside or any(_ITERATION.fullmatch(name) for name in inside):
+        return None
+    if any(_HUGGINGFACE.fullmatch(name) for name in names):
+        return "Hugging Face weights, which this folder has, cannot be imported yet"
+    return "there is no checkpoint in this folder"

@@ -1,0 +1,111 @@
+"""The users' command lines on the tiny recipe, as they start it: with torchrun and without."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+import yaml
+
+from megatron_kd.data.byte_bpe import train_byte_bpe
+from tests.recipes.launch import checkout, run, torchrun
+from tests.tiny import read_metrics
+
+RECIPE = "recipes/tiny/distill_tiny.py"
+TOKENIZER = "tokenizer.tokenizer_model=tokenizer"
+SHORT = ["validation.eval_iters=1", "logger.tensorboard=false", "model.seq_length=32", "model.teacher.seq_length=32"]
+FLAGS = [
+    *("--teacher_path", "teacher"),
+    *("--student_config", "config/student_config.json"),
+    *("--data_path", "data/static_prompts.txt"),
+    *("--output_dir", "./outputs/t2i"),
+    *("--batch_size", "2"),
+    *("--num_epochs", "0.25"),
+]
+TIMES = ("seconds", "tokens_per_second")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout with prompts, a tokenizer, a teacher of two steps and a student's sizes."""
+    folder = checkout(tmp_path_factory.mktemp("user"))
+    prompts = [f"prompt {number}: {number % 9} cats on a mat of {number % 5} colours" for number in range(400)]
+    for name in ("data", "config"):
+        (folder / name).mkdir()
+    (folder / "data/static_prompts.txt").write_text("".join(f"{prompt}\n" for prompt in prompts))
+    train_byte_bpe(prompts, 300, folder / "tokenizer")
+    (folder / "config/student_config.json").write_text('{"num_layers": 1, "hidden_size": 32, "ffn_hidden_size": 64}')
+    words = ["--data-path", "data/static_prompts.txt", "--output-dir=teacher", "--gradient-checkpointing", *SHORT[:-1]]
+    result = run(["recipes/tiny/pretrain_tiny.py", *words, TOKENIZER, "train.train_iters=2"], folder)
+    assert result.returncode == 0, result.stderr
+    return folder
+
+
+def losses(run_dir: Path) -> list[dict]:
+    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(run_dir)]
+
+
+@pytest.mark.slow
+def test_the_documented_command_and_the_same_run_without_its_flags(folder: Path) -> None:
+    flags = [*FLAGS, "--teacher_device_strategy", "auto", "--distributed", TOKENIZER, *SHORT]
+    result = torchrun(2, RECIPE, *flags, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.count("tokenised data/static_prompts.txt") == 1  # by one rank
+    out = folder / "outputs/t2i"
+    config = yaml.safe_load((out / "run_config.yaml").read_text())
+    tokens = json.loads((out / "data/static_prompts.tokenised.json").read_text())["tokens"]
+    assert config["train"]["micro_batch_size"] == 2
+    assert config["train"]["global_batch_size"] == 4  # on two ranks
+    steps = config["train"]["train_iters"]
+    assert 0 < steps <= tokens * 0.25 / (4 * 32)
+    assert config["model"]["num_layers"] == 1
+    assert losses(out)[-1]["step"] == steps
+    assert (out / f"checkpoints/iter_{steps:07d}").is_dir()
+
+    # Its saved file is the same run: without the text, its folder's tokens unchanged.
+    made = (out / "data/static_prompts.bin").stat().st_ino
+    os.rename(folder / "data/static_prompts.txt", folder / "data/away.txt")
+    try:
+        again = torchrun(2, "-m megatron_kd.run", str(out / "run_config.yaml"), "--output_dir=again", cwd=folder)
+    finally:
+        os.rename(folder / "data/away.txt", folder / "data/static_prompts.txt")
+    assert again.returncode == 0, again.stderr
+    assert losses(folder / "again") == losses(out)
+
+    # The same command again continues, which here is to do nothing, and finds its tokens.
+    result = torchrun(2, RECIPE, *flags, cwd=folder)
+    assert result.returncode == 0, result.stderr
+    assert "tokenised" not in result.stdout
+    assert (out / "data/static_prompts.bin").stat().st_ino == made
+
+
+@pytest.mark.slow
+def test_plain_python_is_one_rank(folder: Path) -> None:
+    words = [*FLAGS, "--teacher_dtype", "float32", "--gradient_checkpointing", "--output_dir", "outputs/one"]
+    result = run([RECIPE, *words, "--teacher_device_strategy", "colocated", TOKENIZER, *SHORT], folder)
+    assert result.returncode == 0, result.stderr
+    config = yaml.safe_load((folder / "outputs/one/run_config.yaml").read_text())
+    assert config["train"]["global_batch_size"] == 2
+    assert config["model"]["recompute_granularity"] == "full"
+    assert "TP 1 x PP 1 x DP 1" in result.stdout + result.stderr
+
+
+@pytest.mark.slow
+def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:
+    words = ["--teacher_on_cpu", "--balance_teacher", "--batchsize", "2", "--student_config", "no.json"]
+    result = run([RECIPE, *words, "--output-dir", "out"], checkout(tmp_path))
+    assert result.returncode == 2
+    assert "Traceback" not in result.stderr
+    for line in ("--teacher_on_cpu, --balance_teacher: contradict", "did you mean --batch_size?", "no.json: cannot be"):
+        assert line in result.stderr
+    assert (tmp_path / "out/exit_code").read_text() == "2\n"
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["exit_code"]
+
+
+def test_help_lists_the_flags(tmp_path: Path) -> None:
+    result = run([RECIPE, "--help"], checkout(tmp_path))
+    assert result.returncode == 0
+    assert "--teacher_device_strategy NAME" in result.stdout
+    assert result.stderr == ""
