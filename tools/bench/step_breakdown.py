@@ -218,7 +218,8 @@ def _instrumented(clock: Clock, logged: _Logged) -> Iterator[None]:
 
 def _instrument(run: Run, clock: Clock) -> None:
     """Time the parts of a step that belong to this run's own objects."""
-    for part, module in (("student forward", run.students[0]), ("teacher forward", run.teacher.model)):
+    teacher = None if run.teacher is None else run.teacher.model
+    for part, module in (("student forward", run.students[0]), ("teacher forward", teacher)):
         if module is not None:
             module.register_forward_pre_hook(lambda *_, part=part: clock.enter(part))
             module.register_forward_hook(lambda *_: clock.leave())

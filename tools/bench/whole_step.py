@@ -18,6 +18,7 @@ All sides import the same modules. Ratios are medians over rounds, each of one r
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import math
 import os
@@ -250,9 +251,8 @@ def _say(value: Any) -> None:
 
 def _import_all() -> None:
     """What any side needs, in all of them: differences of memory are then those of the steps."""
-    import transformers.models.llama.modeling_llama
-
-    import megatron_kd.training.train  # noqa: F401
+    importlib.import_module("transformers.models.llama.modeling_llama")
+    importlib.import_module("megatron_kd.training.train")
 
 
 def peak_rss_mb() -> float:
@@ -280,7 +280,7 @@ def teacher_logits(side: str, sizes: Sizes) -> Iterator[Step]:
     import torch
 
     with _our_run(sizes, side) as (run, batches):
-        teacher = run.student.requires_grad_(False).eval()
+        teacher = run.students[0].requires_grad_(False).eval()
         teacher.head_function = lambda model, hidden_SBH, *_: model.output_layer(hidden_SBH)[0]
 
         @torch.no_grad()
