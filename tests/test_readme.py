@@ -41,7 +41,13 @@ _TINY = [
 _RANDOM_TEACHER = ["model.teacher.vocab_size=250", "model.teacher.checkpoint=null", "model.teacher.init=random"]
 # Arguments that make a tool of ours short; one that is not here is asked for its --help.
 _SHORT_TOOLS = {
+    "tools/bench/loss_memory_speed.py": [
+        *("--tokens", "32", "--vocab", "256", "--student-hidden", "16", "--teacher-hidden", "32", "--repeats", "1"),
+    ],
     "tools/bench/step_breakdown.py": ["--steps", "6", *_TINY[2:], "train.train_iters=6"],
+    "tools/bench/whole_step.py": [
+        *("--teacher", "2x64", "--student", "1x64", "--vocab", "256", "--batch", "2", "--seq", "16", "--rounds", "1"),
+    ],
     "tools/make_corpus.py": ["--source", str(Path(sysconfig.get_paths()["stdlib"]) / "json"), "--vocab-size", "300"],
 }
 

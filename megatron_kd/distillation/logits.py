@@ -11,6 +11,7 @@ from torch import Tensor
 from megatron_kd.distillation.balance import Balancer, Losses
 from megatron_kd.distillation.criteria import LogitsDivergence, logits_options
 from megatron_kd.losses.fused_linear import fused_linear_divergence, fused_linear_evaluation
+from megatron_kd.losses.shard import compute_dtype
 from megatron_kd.models.gpt import Headed
 from megatron_kd.runtime.layout import Layout
 
@@ -60,6 +61,9 @@ class FusedLogits:
         self._sequence_parallel = model.config.sequence_parallel
         self._options = logits_options(balancer.config, model.true_vocab_size)
         self._teacher: tuple[Headed, Tensor] | None = None
+        # Where the head's gradient is formed: those not in use. A schedule that runs a micro-batch's backward before
+        # the next forward needs one.
+        self._spare_gradients: list[Tensor] = []
         self._result: LogitsResult | None = None
         model.teacher_model.head_function = self._keep_teacher
         model.head_function = self._student_total
@@ -88,6 +92,7 @@ class FusedLogits:
 
     def _train(self, heads: tuple[Tensor, ...], labels_SB: Tensor, mask_SB: Tensor) -> LogitsResult:
         weights = self._balancer.weights(UNKNOWN)
+        buffer = self._gradient_buffer(heads[1])
         loss = fused_linear_divergence(
             *heads,
             token_weights=mask_SB,
@@ -96,12 +101,23 @@ class FusedLogits:
             lm_scale=weights.lm,
             group=self._layout.tp.group,
             sequence_parallel=self._sequence_parallel,
+            weight_grad_buffer=buffer,
             **self._options,
         )
+        if buffer is not None and loss.total.grad_fn is not None:
+            loss.total.grad_fn.register_hook(lambda *_: self._spare_gradients.append(buffer))
         zero = torch.zeros((), device=mask_SB.device)
         with torch.no_grad():
             lm = zero if loss.lm is None else (loss.lm * mask_SB).sum()
             return LogitsResult(loss.total, (loss.divergence * mask_SB).sum(), lm, zero, zero)
+
+    def _gradient_buffer(self, weight: Tensor) -> Tensor | None:
+        """Where the backward adds to a `main_grad`, and so is done with the buffer; elsewhere it is the gradient."""
+        if not hasattr(weight, "main_grad"):
+            return None
+        if self._spare_gradients:
+            return self._spare_gradients.pop()
+        return torch.empty_like(weight, dtype=compute_dtype(weight))
 
     def _evaluate(self, heads: tuple[Tensor, ...], labels_SB: Tensor, mask_SB: Tensor) -> LogitsResult:
         values = fused_linear_evaluation(

@@ -43,6 +43,7 @@ def install() -> None:
     _redirect_random_state()
     _redirect_type_strings()
     _redirect_missing_kernels()
+    _skip_collectives_of_one()
     torch.cuda._redirected_to_cpu = True
 
 
@@ -194,3 +195,25 @@ def _redirect_missing_kernels() -> None:
 
     if not hasattr(moe_utils, "te_general_gemm"):  # undefined without TransformerEngine in 0.16.1
         moe_utils.te_general_gemm = None
+
+
+def _skip_collectives_of_one() -> None:
+    # Alone in its group, a rank's shard is the whole buffer. NCCL then does nothing; gloo copies all gradients twice
+    # and all parameters once, every step.
+    from megatron.core.distributed import param_and_grad_buffer
+
+    for name in ("dist_all_gather_func", "dist_reduce_scatter_func"):
+        setattr(param_and_grad_buffer, name, _unless_alone(getattr(param_and_grad_buffer, name)))
+
+
+def _unless_alone(collective: Callable[..., Any]) -> Callable[..., Any]:
+    """`collective`, which fills `output` from `input`, without the work of copying a buffer onto itself."""
+
+    @functools.wraps(collective)
+    def wrapper(output: torch.Tensor, input: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+        in_place = output.data_ptr() == input.data_ptr() and output.numel() == input.numel()
+        if in_place and not kwargs.get("async_op") and kwargs["group"].size() == 1:
+            return None
+        return collective(output, input, *args, **kwargs)
+
+    return wrapper

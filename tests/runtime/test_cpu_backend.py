@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -96,3 +97,16 @@ def test_installing_twice_changes_nothing() -> None:
 
 def test_cuda_stays_unavailable() -> None:
     assert not torch.cuda.is_available()
+
+
+def test_a_rank_alone_in_its_group_does_not_copy_a_buffer_onto_itself() -> None:
+    calls: list[tuple[torch.Tensor, torch.Tensor]] = []
+    collective = cpu_backend._unless_alone(lambda output, input, group, async_op=False: calls.append((output, input)))
+    alone, two = SimpleNamespace(size=lambda: 1), SimpleNamespace(size=lambda: 2)
+    buffer = torch.arange(4.0)
+    assert collective(buffer[:], buffer, group=alone) is None
+    assert not calls
+    collective(buffer[:2], buffer, group=two)
+    collective(torch.empty(4), buffer, group=alone)
+    collective(buffer[:], buffer, group=alone, async_op=True)  # who asks for a handle gets one
+    assert len(calls) == 3

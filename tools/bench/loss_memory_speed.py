@@ -1,16 +1,21 @@
 """Memory and time of the distillation losses beside ModelOpt's LogitsKLLoss, as ratios within one run.
 
     python tools/bench/loss_memory_speed.py                             # CPU: V = 32768, TP1 and TP2, fp32 and bf16
-    python tools/bench/loss_memory_speed.py --tokens 512 --vocab 131072 --tp 1
+    python tools/bench/loss_memory_speed.py --tokens 512 --vocab 131072
     python tools/bench/loss_memory_speed.py --device cuda --tp 1 --tokens 8192 --vocab 128256 --student-hidden 4096
 
-Prints a markdown table. Memory is the peak of tensors allocated beyond the inputs of the step, by counting
-allocations; the head's gradient lies in buffers made before on all sides and is not counted. Time is the median of
-`--repeats` interleaved runs of forward and backward.
+Prints a markdown table with the goals in its head. Memory is the peak of tensors allocated beyond the inputs of the
+step, by counting allocations; the head's gradient lies in buffers made before on all sides and is not counted. Time is
+the median (range) over `--repeats` rounds, in which the sides take turns, of the ratio of one round's forward and
+backward.
 
 - materialised / ModelOpt: both get the same logits [N, V/tp].
 - fused / (logits + ModelOpt): both get the same hidden states and heads, and make the student's hidden gradient and
   add to the head's gradient.
+- fused extra MB, of N and of 2 N tokens: what is added is the hidden states' gradient, none of it logits.
+
+On a CPU the fused form's time in bfloat16 stands alone: a plain bfloat16 product takes minutes on one without such
+units, so the other side's memory is counted with its products left out, which allocate nothing but their results.
 """
 
 from __future__ import annotations
@@ -37,10 +42,11 @@ from megatron_kd.losses.divergence import vocab_parallel_divergence
 from megatron_kd.losses.fused_linear import fused_linear_divergence
 from tools.bench.allocations import AllocationCounter
 
-HEADER = (
-    "| TP | dtype | N | V | materialised / ModelOpt memory | time | fused / (logits + ModelOpt) memory | time "
-    "| fused extra MB | fused s | of which 4 matmuls |\n|---|---|---|---|---|---|---|---|---|---|---|"
-)
+HEADER = """\
+| TP | dtype | N | V | materialised / ModelOpt memory | time | fused / (logits + ModelOpt) memory | time \
+| fused extra MB, N | 2 N | fused s | of which 4 matmuls |
+|---|---|---|---|---|---|---|---|---|---|---|---|
+| goal | | | | fp32 <= 0.200, bf16 <= 0.167 | fp32 <= 0.95, bf16 <= 0.60 | <= 0.050 | - | - | no logits | - | - |"""
 
 
 class Step:
@@ -68,11 +74,16 @@ class Step:
         self.teacher_weight = randn(self.shape[1], args.teacher_hidden, scale=args.teacher_hidden**-0.5)
         self.weight.main_grad = torch.zeros(self.weight.shape, device=device)  # type: ignore[attr-defined]
         self.buffer = torch.empty_like(self.weight.main_grad)
+        self.without_products = False
+
+    def product(self, a: torch.Tensor, b: torch.Tensor) -> torch.Tensor:
+        """a @ b; of a step `without_products`, a tensor of its size."""
+        return a.new_empty(len(a), b.shape[1]) if self.without_products else torch.mm(a, b)
 
     def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad():
-            student = torch.mm(self.hidden, self.weight.T).view(-1, 1, self.shape[1])
-            teacher = torch.mm(self.teacher_hidden, self.teacher_weight.T).view(-1, 1, self.shape[1])
+            student = self.product(self.hidden, self.weight.T).view(-1, 1, self.shape[1])
+            teacher = self.product(self.teacher_hidden, self.teacher_weight.T).view(-1, 1, self.shape[1])
         return student.requires_grad_(), teacher
 
     def random_logits(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -90,7 +101,7 @@ class Step:
         student, teacher = self.logits()
         self.of_modelopt(student, teacher)
         gradient = student.grad.view(self.shape)  # type: ignore[union-attr]
-        hidden_gradient = gradient @ self.weight.detach()
+        hidden_gradient = self.product(gradient, self.weight.detach())
         if self.world > 1:
             dist.all_reduce(hidden_gradient, group=self.group)
         self._add_head_gradient(gradient)
@@ -100,12 +111,15 @@ class Step:
         if gradient.dtype == main_grad.dtype:
             main_grad.addmm_(gradient.T, self.hidden.detach())
         else:
-            main_grad.add_(gradient.T @ self.hidden.detach())
+            main_grad.add_(self.product(gradient.T, self.hidden.detach()))
 
     def fused(self) -> None:
-        self.hidden.grad = None
+        self.fused_of(self.hidden, self.teacher_hidden)
+
+    def fused_of(self, hidden: torch.Tensor, teacher_hidden: torch.Tensor) -> None:
+        hidden.grad = None
         fused_linear_divergence(
-            self.hidden, self.weight, self.teacher_hidden, self.teacher_weight,
+            hidden, self.weight, teacher_hidden, self.teacher_weight,
             temperature=self.temperature, group=self.group, weight_grad_buffer=self.buffer,
         ).total.backward()  # fmt: skip
         self.weight.grad = None
@@ -123,8 +137,14 @@ def peak_bytes(side: Callable[[], Any]) -> int:
     return counter.peak_bytes
 
 
-def median_seconds(sides: list[Callable[[], Any]], repeats: int) -> list[float]:
-    """Median seconds of each side; the sides take turns, so that a change of the machine's load hits all."""
+def fused_peak_of_twice_the_tokens(step: Step) -> int:
+    hidden = step.hidden.detach().repeat(2, 1).requires_grad_()
+    teacher_hidden = step.teacher_hidden.repeat(2, 1)
+    return peak_bytes(lambda: step.fused_of(hidden, teacher_hidden))
+
+
+def interleaved_seconds(sides: list[Callable[[], Any]], repeats: int) -> list[list[float]]:
+    """Seconds of each side, `repeats` of them; the sides take turns, so that a change of the load hits all."""
     seconds: list[list[float]] = [[] for _ in sides]
     for turn in range(repeats + 1):
         for side, times in zip(sides, seconds, strict=True):
@@ -134,7 +154,13 @@ def median_seconds(sides: list[Callable[[], Any]], repeats: int) -> list[float]:
                 torch.cuda.synchronize()
             if turn:  # the first warms up
                 times.append(time.perf_counter() - start)
-    return [statistics.median(times) for times in seconds]
+    return seconds
+
+
+def spread(over: list[float], under: list[float]) -> str:
+    """Median (range) of the ratio of each round."""
+    ratios = [a / b for a, b in zip(over, under, strict=True)]
+    return f"{statistics.median(ratios):.2f} ({min(ratios):.2f}-{max(ratios):.2f})"
 
 
 def measure(args: argparse.Namespace, dtype: torch.dtype, group: dist.ProcessGroup | None = None) -> str:
@@ -142,17 +168,19 @@ def measure(args: argparse.Namespace, dtype: torch.dtype, group: dist.ProcessGro
     step = Step(args, dtype, group)
     memory, seconds = _on_logits(step, args.repeats)
     line = f"| {step.world} | {str(dtype)[6:]} | {args.tokens} | {args.vocab} "
-    line += f"| {memory[1] / memory[0]:.3f} | {seconds[1] / seconds[0]:.2f} "
-    if dtype == torch.bfloat16 and args.device == "cpu":
-        # Plain bfloat16 products take minutes on a CPU without such units: no side to compare the fused form with.
-        return line + f"| - | - | {peak_bytes(step.fused) / 1e6:.0f} | {median_seconds([step.fused], 1)[0]:.2f} | - |"
-    sides = [step.logits_and_modelopt, step.fused, step.matmuls]
-    memory, seconds = [peak_bytes(side) for side in sides], median_seconds(sides, args.repeats)
-    line += f"| {memory[1] / memory[0]:.3f} | {seconds[1] / seconds[0]:.2f} "
-    return line + f"| {memory[1] / 1e6:.0f} | {seconds[1]:.2f} | {seconds[2] / seconds[1]:.2f} |"
+    line += f"| {memory[1] / memory[0]:.3f} | {spread(seconds[1], seconds[0])} "
+    step.without_products = dtype == torch.bfloat16 and args.device == "cpu"
+    memory = [peak_bytes(side) for side in (step.logits_and_modelopt, step.fused)]
+    line += f"| {memory[1] / memory[0]:.3f} "
+    end = f"| {memory[1] / 1e6:.0f} | {fused_peak_of_twice_the_tokens(step) / 1e6:.0f} "
+    if step.without_products:
+        (fused,) = interleaved_seconds([step.fused], 1)
+        return line + f"| - {end}| {fused[0]:.2f} | - |"
+    other, fused, matmuls = interleaved_seconds([step.logits_and_modelopt, step.fused, step.matmuls], args.repeats)
+    return line + f"| {spread(fused, other)} {end}| {statistics.median(fused):.2f} | {spread(matmuls, fused)} |"
 
 
-def _on_logits(step: Step, repeats: int) -> tuple[list[int], list[float]]:
+def _on_logits(step: Step, repeats: int) -> tuple[list[int], list[list[float]]]:
     """Peak bytes and seconds of ModelOpt's loss and of the materialised form, on the same logits."""
     student, teacher = step.random_logits()
 
@@ -164,7 +192,7 @@ def _on_logits(step: Step, repeats: int) -> tuple[list[int], list[float]]:
         return run
 
     sides = [given_logits(step.of_modelopt), given_logits(step.materialised)]
-    return [peak_bytes(side) for side in sides], median_seconds(sides, repeats)
+    return [peak_bytes(side) for side in sides], interleaved_seconds(sides, repeats)
 
 
 def on_rank(rank: int, world: int, folder: str, args: argparse.Namespace) -> None:

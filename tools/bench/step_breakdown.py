@@ -1,12 +1,14 @@
 """Where a training step's time goes: tokens/s from the first step to the last, and the share of each part.
 
     python tools/bench/step_breakdown.py
+    python tools/bench/step_breakdown.py --mid-size --steps 20
     torchrun --nproc_per_node=2 tools/bench/step_breakdown.py \
         model.tensor_model_parallel_size=2 model.teacher.tensor_model_parallel_size=2
 
 Runs a recipe (`--recipe`, the tiny distillation) with its overrides, random weights for the teacher, no checkpoints
 and no evaluation, and times it from outside: hooks on teacher and student, wrappers around the rest. A part's time
 is its own, without the parts inside it; on CUDA the device is waited for at every border, which costs some overlap.
+`--mid-size` makes it teacher 8 x 512, student 4 x 256, V = 32768 and 4 made-up sequences of 512 tokens a step.
 """
 
 from __future__ import annotations
@@ -39,6 +41,16 @@ _BENCH = (
     "logger.tensorboard=false",
     "logger.log_interval=1",
     "logger.run_dir=runs/bench/step_breakdown",
+)
+_MID_SIZE = (
+    "dataset={train_data_path: null, valid_data_path: null, mock: true}",
+    "tokenizer.tokenizer_model=null",
+    "train.global_batch_size=4",
+    "train.micro_batch_size=4",
+    *("model.num_layers=4", "model.hidden_size=256", "model.ffn_hidden_size=704"),
+    *("model.teacher.num_layers=8", "model.teacher.hidden_size=512", "model.teacher.ffn_hidden_size=1408"),
+    *(f"model{of}.{name}" for of in ("", ".teacher") for name in ("seq_length=512", "vocab_size=32768")),
+    *(f"model{of}.init_method_std=0.02" for of in ("", ".teacher")),
 )
 _RANDOM_TEACHER = ("model.teacher.checkpoint=null", "model.teacher.init=random")
 _MODELS = ("teacher forward", "student forward", "fused head and loss", "student backward", "optimizer step")
@@ -103,13 +115,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0], allow_abbrev=False)
     parser.add_argument("--recipe", default="recipes/tiny/distill_tiny.py")
     parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--mid-size", action="store_true", help="of the tiny distillation: see above")
     args, overrides = parser.parse_known_args(argv)
     if args.steps <= _WARM_UP:
         parser.error(f"--steps {args.steps}: must be more than the {_WARM_UP} steps of warming up")
     try:
         recipe = load_recipe(args.recipe)
         random_teacher = _RANDOM_TEACHER if hasattr(recipe().model, "teacher") else ()
-        bench = [*_BENCH, *random_teacher, f"train.train_iters={args.steps}"]
+        size = _MID_SIZE if args.mid_size else ()
+        bench = [*_BENCH, *random_teacher, *size, f"train.train_iters={args.steps}"]
         cfg = load_config(recipe, [*bench, *overrides])
         clock, logged = Clock(), _Logged()
         with _instrumented(clock, logged):
@@ -204,7 +218,8 @@ def _instrumented(clock: Clock, logged: _Logged) -> Iterator[None]:
 
 def _instrument(run: Run, clock: Clock) -> None:
     """Time the parts of a step that belong to this run's own objects."""
-    for part, module in (("student forward", run.students[0]), ("teacher forward", run.teacher.model)):
+    teacher = None if run.teacher is None else run.teacher.model
+    for part, module in (("student forward", run.students[0]), ("teacher forward", teacher)):
         if module is not None:
             module.register_forward_pre_hook(lambda *_, part=part: clock.enter(part))
             module.register_forward_hook(lambda *_: clock.leave())
