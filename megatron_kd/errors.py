@@ -52,7 +52,7 @@ class LostRank(MegatronKDError, ConnectionError):
 
     def __init__(self, rank: int | None, phase: str, detail: str):
         who = "a rank" if rank is None else f"rank {rank}"
-        self.rank, self.phase = rank, phase
+        self.rank, self.phase, self.detail = rank, phase, detail
         super().__init__(f"{phase}: {who} died or does not answer ({detail.partition(chr(10))[0]})")
 
 

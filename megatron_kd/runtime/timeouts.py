@@ -6,13 +6,29 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
 
+import torch.distributed as dist
 from torch.distributed import distributed_c10d
+
+_seconds: int | None = None  # as last set
 
 
 def set_group_timeouts(seconds: int) -> None:
     """Give every process group of this rank the same timeout, in seconds."""
+    global _seconds
+    _seconds = seconds
     for group in list(distributed_c10d._world.pg_map):
         distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
+
+
+def wait_for(work: dist.Work, backend: str) -> None:
+    """Wait for a message from or to one rank, as long as process groups wait.
+
+    gloo's messages keep the timeout that their group was made with, and nccl's own watchdog knows the one of now.
+    """
+    if backend == "gloo" and _seconds is not None:
+        work.wait(timedelta(seconds=_seconds))
+    else:
+        work.wait()
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_kd.errors import LostRank
+from megatron_kd.runtime.timeouts import wait_for
 from megatron_kd.teachers.transfers import Exchange, Piece, StudentRank
 
 PHASE = "teacher hand-over"
@@ -121,6 +122,6 @@ def _exchange_buffers(sent: dict[int, Tensor], arriving: dict[int, Tensor]) -> N
         peers = [*sent, *arriving] if len(works) == len(operations) else [None] * len(works)
         for peer, work in zip(peers, works, strict=True):  # nccl gives one handle for all of them
             waiting_for = peer
-            work.wait()
+            wait_for(work, dist.get_backend())
     except RuntimeError as error:
         raise LostRank(waiting_for, PHASE, str(error)) from error

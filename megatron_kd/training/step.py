@@ -15,7 +15,7 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_kd.distillation.objective import REPORTED, LossResult
-from megatron_kd.errors import NumericalFault
+from megatron_kd.errors import LostRank, NumericalFault
 from megatron_kd.training.run import Run
 
 Batch = dict[str, Tensor]
@@ -67,7 +67,10 @@ def forward_backward(run: Run, micro_batches: Iterator[Batch], *, forward_only: 
     shape = {"seq_length": run.cfg.model.seq_length, "micro_batch_size": run.cfg.train.micro_batch_size}
     batches = [_to_device(batch, run) for batch in islice(micro_batches, run.derived.num_microbatches)]
     if run.teacher is not None:
-        run.teacher.deliver(batches)
+        try:
+            run.teacher.deliver(batches)
+        except LostRank as lost:
+            raise LostRank(lost.rank, f"step {run.step + 1}, {lost.phase}", lost.detail) from None
     interleaved = run.layout.chunks > 1
     # Each chunk reads the step's micro-batches from the first.
     iterators = [iter(enumerate(batches)) for _ in run.chunks]

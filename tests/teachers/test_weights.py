@@ -174,7 +174,8 @@ def poisoned(cfg: ConfigContainer, rank: int) -> list[dict[str, Any]]:
 
 def step_losses(cfg: ConfigContainer) -> list[float]:
     """On a rank: the first step's losses of this rank's own micro-batches."""
-    from megatron_kd.training import step, train as loop
+    from megatron_kd.training import step
+    from megatron_kd.training import train as loop
 
     seen: list[float] = []
     original = step._loss
