@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from megatron_kd.data.byte_bpe import train_byte_bpe
+from tests.ranks import run_ranks
 from tests.recipes.launch import checkout, run, torchrun
 from tests.tiny import read_metrics
 
@@ -109,3 +110,64 @@ def test_help_lists_the_flags(tmp_path: Path) -> None:
     assert result.returncode == 0
     assert "--teacher_device_strategy NAME" in result.stdout
     assert result.stderr == ""
+
+
+# The command lines of the users' guide, `...` standing for the flags that all of them share.
+GUIDE = {
+    "cpu": (4, "--teacher_device_strategy cpu --distributed"),
+    "balanced": (4, "--teacher_device_strategy balanced --distributed"),
+    "gpu0": (4, "--teacher_device_strategy gpu0 --distributed"),
+    "auto": (4, "--teacher_device_strategy auto --distributed"),
+    "auto by default": (4, "--distributed"),
+    "the old flag": (4, "--teacher_on_cpu --distributed"),
+    "balanced in half precision": (4, "--teacher_device_strategy balanced --teacher_dtype float16 --distributed"),
+    "cpu with recompute": (4, "--teacher_device_strategy cpu --gradient_checkpointing --distributed"),
+    "the least memory": (
+        4,
+        "--teacher_device_strategy cpu --teacher_dtype float16 --gradient_checkpointing --batch_size 1 --distributed",
+    ),
+    "one rank": (1, "--teacher_dtype float16"),
+    "spread, by the older documents": (4, "--balance_teacher"),
+    "shared, by the older documents": (4, "--teacher_on_cpu --share_teacher"),
+    "on another rank": (4, "--teacher_device_strategy gpu0 --teacher_rank 3"),
+}
+
+
+def start_recipe(folder: Path, words: list[str]) -> tuple[int, str]:
+    """On a rank: what the recipe does with a command line; its exit code and where the teacher was."""
+    from megatron_kd import entry
+    from megatron_kd.config.recipe_files import load_recipe
+    from megatron_kd.training import train as loop
+
+    os.chdir(folder)
+    seen = []
+    original = loop.build_run
+
+    def build_and_look(*args: object) -> object:
+        run = original(*args)
+        seen.append(run.teacher.strategy)
+        return run
+
+    loop.build_run = build_and_look
+    try:
+        code = entry.main(load_recipe(Path(RECIPE)), words)
+    finally:
+        loop.build_run = original
+    return code, seen[0]
+
+
+@pytest.mark.parametrize("name", GUIDE)
+def test_the_commands_of_the_guide(name: str, folder: Path) -> None:
+    world_size, flags = GUIDE[name]
+    shared = ["--teacher_path", "teacher", "--student_config", "config/student_config.json", *SHORT, TOKENIZER]
+    data = ["--data_path", "data/static_prompts.txt", "--output_dir", f"outputs/{name}", "--num_epochs", "0.25"]
+    if "--batch_size" not in flags:
+        data += ["--batch_size", "2"]
+    results = run_ranks(world_size, start_recipe, folder, [*shared, *data, *flags.split()], timeout=180)
+    wanted = next((s for s in ("gpu0", "balanced", "cpu") if f"strategy {s}" in flags), None)
+    wanted = wanted or ("cpu" if "on_cpu" in flags else "balanced" if "balance_teacher" in flags else None)
+    for code, strategy in results:
+        assert code == 0
+        assert wanted is None or strategy == wanted
+    records = losses(folder / f"outputs/{name}")
+    assert records[-1]["split"] == "validation" and records[-1]["logits_loss"] > 0
