@@ -23,6 +23,7 @@ BODY, HEAD, WORKING = "teacher body", "teacher head", "teacher working set"
 HANDED, LOSS = "hidden states handed over", "loss"
 PARTS = (WEIGHTS, GRADIENTS, OPTIMIZER, ACTIVATIONS, BODY, HEAD, WORKING, HANDED, LOSS)
 STATE = (WEIGHTS, GRADIENTS, OPTIMIZER, BODY, HEAD)
+MOMENTS = ("teacher forward", "hand-over", "loss", "loss backward", "backward", "embedding gradient", "update")
 
 _BATCH = 28  # bytes a token: tokens, labels and positions as int64, a float32 mask
 

@@ -16,7 +16,6 @@ import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -28,7 +27,7 @@ from megatron_kd.config.derived import derived
 from megatron_kd.config.recipe_files import load_recipe
 from megatron_kd.config.resolve import load_config
 from megatron_kd.errors import ConfigError, MegatronKDError
-from megatron_kd.planning.memory import rank_memory
+from megatron_kd.planning.memory import MOMENTS, rank_memory
 from megatron_kd.planning.setup import Strategy, setup
 from megatron_kd.runtime.start import running_ranks
 from megatron_kd.training.run import Run, build_run
@@ -85,10 +84,11 @@ def compare(cfg: ConfigContainer, strategy: Strategy = "colocated") -> list[Comp
             counter.forget_peak()
             train_step(run, batches)
         memory = rank_memory(setup(cfg, layout.world_size, device="cpu"), strategy, layout.rank)
-        mine = Compared(memory.state, state_bytes(run), memory.peak.total, counter.peak_bytes, memory.peak.name)
-        everyones: list[Any] = [None] * layout.world_size
-        dist.all_gather_object(everyones, mine)
-        return everyones
+        numbers = memory.state, state_bytes(run), memory.peak.total, counter.peak_bytes, MOMENTS.index(memory.peak.name)
+        mine = torch.tensor(numbers)
+        everyones = [torch.empty_like(mine) for _ in range(layout.world_size)]
+        dist.all_gather(everyones, mine)
+        return [Compared(*values, moment=MOMENTS[index]) for *values, index in map(torch.Tensor.tolist, everyones)]
 
 
 def state_bytes(run: Run) -> int:
