@@ -37,16 +37,27 @@ STEPS: dict[str, tuple[int, dict[str, Any]]] = {
     ),
     "PP2": (2, {"pp": 2, "micro_batch_size": 2}),
     "TP2 with sequence parallel": (2, {"tp": 2, "sequence_parallel": True}),
+    "balanced": (2, {"micro_batch_size": 2, "strategy": "balanced"}),
+    "balanced, the student at PP2": (2, {"pp": 2, "micro_batch_size": 2, "strategy": "balanced"}),
+    "gpu0": (2, {"micro_batch_size": 2, "strategy": "gpu0"}),
+    "cpu": (2, {"micro_batch_size": 2, "strategy": "cpu"}),
     "DP2 in bf16": (2, {"precision": "bf16", "micro_batch_size": 2}),
 }
 
 
 def config(run_dir: Path, **options: Any) -> ConfigContainer:
     """A distillation of `SIZES`, the teacher wider."""
+    strategy = options.pop("strategy", "colocated")
     sized = {"student": SIZES, "teacher": {**SIZES, "hidden_size": 192}}
     for name, values in sized.items():
         options[name] = {**values, **options.get(name, {})}
-    return tiny_config(run_dir, **options)
+    cfg = tiny_config(run_dir, **options)
+    assert isinstance(cfg.model, GPTDistillationProvider)
+    cfg.model.teacher_device_strategy = strategy
+    if strategy != "colocated":
+        for size in ("tensor", "pipeline"):
+            setattr(cfg.model.teacher, f"{size}_model_parallel_size", 1)
+    return cfg
 
 
 def compared(cfg: ConfigContainer) -> list[Any]:

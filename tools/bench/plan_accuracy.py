@@ -27,8 +27,8 @@ from megatron_kd.config.derived import derived
 from megatron_kd.config.recipe_files import load_recipe
 from megatron_kd.config.resolve import load_config
 from megatron_kd.errors import ConfigError, MegatronKDError
-from megatron_kd.planning.memory import MOMENTS, rank_memory
-from megatron_kd.planning.setup import Strategy, setup
+from megatron_kd.planning.memory import MOMENTS, host_copy, rank_memory
+from megatron_kd.planning.setup import setup
 from megatron_kd.runtime.start import running_ranks
 from megatron_kd.training.run import Run, build_run
 from megatron_kd.training.step import Batch, train_step
@@ -65,7 +65,7 @@ class Compared:
         return self.estimated_peak / self.measured_peak - 1
 
 
-def compare(cfg: ConfigContainer, strategy: Strategy = "colocated") -> list[Compared]:
+def compare(cfg: ConfigContainer) -> list[Compared]:
     """On a rank: build `cfg`, run two steps, and compare. `cfg` is a distillation with a known vocabulary size.
 
     Returns:
@@ -79,12 +79,17 @@ def compare(cfg: ConfigContainer, strategy: Strategy = "colocated") -> list[Comp
     ) as layout:
         with AllocationCounter() as counter:
             run = build_run(cfg, derived(cfg, layout.world_size), layout)
+            assert run.teacher is not None
             batches = made_up(cfg)
             train_step(run, batches)  # optimizer state is made by the first step
             counter.forget_peak()
             train_step(run, batches)
-        memory = rank_memory(setup(cfg, layout.world_size, device="cpu"), strategy, layout.rank)
-        numbers = memory.state, state_bytes(run), memory.peak.total, counter.peak_bytes, MOMENTS.index(memory.peak.name)
+        plan, strategy = setup(cfg, layout.world_size, device="cpu"), run.teacher.strategy
+        memory = rank_memory(plan, strategy, layout.rank)
+        # A rank sees the whole of the copy in host memory that it computes from, its own or the machine's.
+        mapped = host_copy(plan, strategy) // (1 if plan.model.share_teacher else plan.ranks_per_machine)
+        estimated = memory.state + mapped, memory.peak.total + mapped
+        numbers = estimated[0], state_bytes(run), estimated[1], counter.peak_bytes, MOMENTS.index(memory.peak.name)
         mine = torch.tensor(numbers)
         everyones = [torch.empty_like(mine) for _ in range(layout.world_size)]
         dist.all_gather(everyones, mine)
@@ -107,11 +112,13 @@ def made_up(cfg: ConfigContainer) -> Iterator[Batch]:
 
 
 def _state(run: Run) -> Iterator[torch.Tensor]:
-    yield from run.student.parameters()
+    for student in run.students:
+        yield from student.parameters()
     if run.teacher is not None:
-        yield from run.teacher.parameters()
-    for buffer in run.model.buffers:
-        yield buffer.grad_data
+        yield from (tensor for _, tensor in run.teacher.tensors())
+    for chunk in run.chunks:
+        for buffer in chunk.buffers:
+            yield buffer.grad_data
     for part in getattr(run.optimizer, "chained_optimizers", [run.optimizer]):
         for group in part.optimizer.param_groups:
             yield from group["params"]
