@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or that of the error, which is told in plain lines on stderr.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["validate"]:
+    if argv[:1] and argv[0] in _WITH_OVERRIDES:
         argv = joined(argv)  # or else argparse would take the value of a flag for the recipe
     parser = _parser(command=next((word for word in argv if not word.startswith("-")), None))
     args, rest = parser.parse_known_args(argv)

@@ -22,7 +22,7 @@ from megatron_kd.config.problems.layout import layout_problems
 from megatron_kd.config.problems.lines import line
 from megatron_kd.config.problems.ranges import range_problems
 from megatron_kd.config.recipe_files import load_recipe
-from megatron_kd.config.resolve import merge
+from megatron_kd.config.resolve import merge, naming_flags
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import ConfigError
 from megatron_kd.planning.estimate import choose
@@ -55,10 +55,10 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """
     wrong = list(_argument_problems(args))
     files = [word for name in args.config_file for word in ("--config-file", name)]
-    cfg, unmerged = merge(load_recipe(args.recipe)(), [*files, *overrides])
+    cfg, unmerged, origins = merge(load_recipe(args.recipe)(), [*files, *overrides])
     wrong += unmerged
     world_size = args.gpus or _default_ranks(cfg)
-    wrong += plan_problems(cfg, world_size)
+    wrong += (naming_flags(problem, origins) for problem in plan_problems(cfg, world_size))
     if wrong:
         raise ConfigError(list(dict.fromkeys(wrong)))
     memory = memory_bytes(args.memory) if args.memory else _configured_memory(cfg)

@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.problems.placement import strategy_problems
+from megatron_kd.errors import ConfigError
 from megatron_kd.planning.flops import Flops, busiest_rank, flops_per_token, pipeline_bubble, teacher_bubble
 from megatron_kd.planning.memory import RankMemory, host_copy, rank_memories, stages_of
-from megatron_kd.planning.pairs import stage_of
 from megatron_kd.planning.setup import STRATEGIES, Device, Grid, Setup, Strategy, setup
 from megatron_kd.planning.traffic import Traffic, traffic
 
 # Of a device's memory, what a plan may fill: the rest is for the allocator's gaps, communicators, the CUDA context
 # and the error of the estimate.
 USABLE = 0.9
-
-_SHARED_FIELDS = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "sequence_parallel")
 
 
 @dataclass(frozen=True)
@@ -120,7 +118,7 @@ def estimate(
 
 def estimate_of(plan: Setup, strategy: Strategy) -> Estimate:
     """The same, of resolved values."""
-    cannot = tuple(reasons_against(plan, strategy))
+    cannot = tuple(strategy_problems(plan.cfg, strategy, plan.world_size))
     ranks = tuple(rank_memories(plan, strategy))
     copy = host_copy(plan, strategy)
     moved = traffic(plan, strategy)
@@ -156,42 +154,19 @@ def choose(
         device_memory_bytes: of a rank's device; None where it is unknown, and then the number of devices decides.
 
     Raises:
-        InputError: see `estimate`.
+        InputError: see `estimate`; or no strategy can serve the layout.
     """
     plan = setup(cfg, world_size, ranks_per_machine=ranks_per_machine, device=device)
     estimates = tuple(estimate_of(plan, strategy) for strategy in STRATEGIES)
+    able = [estimate.strategy for estimate in estimates if not estimate.cannot]
+    if not able:
+        raise ConfigError(list(dict.fromkeys(why for estimate in estimates for why in estimate.cannot)))
     if device_memory_bytes is None:
-        strategy: Strategy = "balanced" if world_size > 1 else "cpu"
+        wanted: Strategy = "balanced" if world_size > 1 else "cpu"
         counted = f"{world_size} devices" if world_size > 1 else "one device"
+        strategy = wanted if wanted in able else able[0]
         return Choice(strategy, f"the device's memory is unknown, and there are {counted}", estimates)
     return _fastest(estimates, device_memory_bytes)
-
-
-def reasons_against(plan: Setup, strategy: Strategy) -> Iterator[str]:
-    """Why a strategy cannot serve a layout, each with the field and its value."""
-    student, teacher = plan.model, plan.teacher
-    if strategy == "gpu0" and plan.model.teacher_rank >= plan.world_size:
-        yield f"model.teacher_rank={plan.model.teacher_rank}: there are ranks 0 to {plan.world_size - 1}"
-    if strategy == "balanced" and plan.world_size % (plan.teacher_grid(strategy).tp * plan.teacher_grid(strategy).pp):
-        grid = plan.teacher_grid(strategy)
-        yield f"model.teacher wants TP {grid.tp} x PP {grid.pp} ranks, and {plan.world_size} are no multiple of that"
-    if strategy != "colocated":
-        return
-    for name in _SHARED_FIELDS:
-        if getattr(student, name) != getattr(teacher, name):
-            yield f"model.{name}={getattr(student, name)} and model.teacher.{name}={getattr(teacher, name)} differ"
-    if plan.chunks > 1:
-        yield f"model.virtual_pipeline_model_parallel_size={plan.chunks}: one pipeline cannot carry both models' chunks"
-    if teacher.num_layers % plan.student.pp:
-        yield f"model.teacher.num_layers={teacher.num_layers} do not divide into {plan.student.pp} stages"
-    if plan.student.pp > 1 and plan.itemsize != plan.teacher_itemsize:
-        yield f"model.teacher_dtype={student.teacher_dtype}: hidden states of both models travel in one precision"
-    for pair in student.kd_config.intermediate_layer_pairs:
-        stages = [
-            stage_of(name, m.num_layers, plan.student.pp) for name, m in zip(pair[:2], (student, teacher), strict=True)
-        ]
-        if stages[0] != stages[1]:
-            yield f"the pair {pair[0]}, {pair[1]} is on pipeline stages {stages[0]} and {stages[1]}"
 
 
 def _fastest(estimates: tuple[Estimate, ...], memory: float) -> Choice:

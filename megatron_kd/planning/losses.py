@@ -27,11 +27,13 @@ class LossMemory:
         forward: the most that the loss's forward holds.
         backward: the most that its backward holds before the student's layers' begins.
         kept: what it leaves alive throughout the student's backward.
+        lasting: what is never freed, a part of the others: the buffer in which the head's gradient is formed.
     """
 
     forward: int
     backward: int
     kept: int
+    lasting: int = 0
 
 
 def materialised(kd: ModelOptDistillConfig) -> bool:
@@ -72,7 +74,8 @@ def _fused(plan: Setup, work: Work) -> LossMemory:
     dummy = matrix * work.itemsize
     backward = own_gradients + dummy + work.whole(hidden)
     tied = plan.model.share_embeddings_and_output_weights and plan.student.pp == 1
-    return LossMemory(forward, backward, kept=work.hidden(hidden) + (dummy if tied else 0))
+    lasting = 4 * matrix
+    return LossMemory(forward, backward, lasting + work.hidden(hidden) + (dummy if tied else 0), lasting)
 
 
 def _chunks(plan: Setup, work: Work, width: int) -> int:

@@ -180,7 +180,7 @@ class _Rank:
             ACTIVATIONS: activations,
             WORKING: working,
             HANDED: self.handed if handed is None else handed,
-            LOSS: loss,
+            LOSS: max(loss, self.loss.lasting),
         }
         return Moment(name, {part: {**self.state, **dynamic}[part] for part in PARTS})
 
@@ -277,13 +277,8 @@ class _Rank:
         parameters = trained_parameters(plan, self.stage)
         mine = -(-parameters // (plan.student.dp if plan.distributed_optimizer else 1))
         as_float32 = 0 if gradient_itemsize(plan) == 4 else 4 * mine
-        if plan.device == "cuda":  # torch's multi-tensor Adam makes the square roots of all second moments at once
-            return as_float32 + 4 * mine
-        tp = plan.student.tp
-        matrix = shard_parameters(plan.model, padded_vocab_size=plan.padded_vocab_size, tp=tp).largest_matrix
-        table = plan.padded_vocab_size // tp * plan.model.hidden_size
-        largest = min(mine, max(matrix, table if self.stage == 0 or self.last else 0))
-        return as_float32 + 2 * 4 * largest
+        # On GPUs, torch's multi-tensor Adam makes the square roots of all second moments at once; on CPUs it is fused.
+        return as_float32 + (4 * mine if plan.device == "cuda" else 0)
 
 
 @dataclass(frozen=True)
@@ -314,7 +309,7 @@ def kept_in_flight(plan: Setup, stage: int, *, colocated: bool) -> Kept:
     model, work, stages = plan.model, plan.student_work, plan.student.pp
     layers = model.num_layers // (stages * plan.chunks)
     block, recomputed = block_kept(model, layers, plan)
-    each = block + _BATCH * work.tokens
+    each = block
     width = model.hidden_size + (plan.teacher.hidden_size if colocated else 0)
     last = stage == stages - 1
     each += work.hidden(model.hidden_size if stages == 1 or stage == 0 else width)  # the input
@@ -324,7 +319,8 @@ def kept_in_flight(plan: Setup, stage: int, *, colocated: bool) -> Kept:
     if last:
         newest += work.hidden(model.hidden_size) + norm_kept(model, work, work.held_tokens * model.hidden_size)
     passing = 2 * work.hidden(width) if stages > 1 else 0  # a message that has come, and a gradient
-    return Kept(each * (in_flight(plan, stage) - 1) + passing, newest, recomputed)
+    batches = _BATCH * work.tokens * plan.num_microbatches  # all of a step
+    return Kept(each * (in_flight(plan, stage) - 1) + passing + batches, newest, recomputed)
 
 
 def block_kept(model: GPTModelProvider, layers: int, plan: Setup) -> tuple[int, int]:

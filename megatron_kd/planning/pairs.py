@@ -2,20 +2,14 @@
 
 from __future__ import annotations
 
-import re
-
+from megatron_kd.models.stages import FINAL_NORM, place_of
 from megatron_kd.planning.setup import Setup
 
-FINAL_NORM = "decoder.final_layernorm"
-_LAYER = re.compile(r"decoder\.layers\.(\d+)\.\w[\w.]*")
 
-
-def stage_of(layer: str, num_layers: int, stages: int, chunks: int = 1) -> int:
+def stage_of(layer: str, num_layers: int, stages: int, chunks: int = 1) -> int | None:
     """The pipeline stage that holds `layer`, where layers are dealt evenly to `stages` x `chunks`."""
-    match = _LAYER.fullmatch(layer)
-    if match is None:
-        return stages - 1
-    return int(match[1]) // max(num_layers // (stages * chunks), 1) % stages
+    place = place_of(layer, num_layers=num_layers, stages=stages, chunks=chunks)
+    return None if place is None else place.stage
 
 
 def pairs_on(plan: Setup, stage: int) -> list[list[str]]:

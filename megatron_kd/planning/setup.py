@@ -48,6 +48,7 @@ class Setup:
         ranks_per_machine: ranks that share a host's memory and its fast links.
         device: what a rank computes on.
         chunks: virtual pipeline chunks of a stage, 1 without.
+        global_batch_size: sequences of a step.
         num_microbatches: of a rank and step.
         teacher_micro_batch_size: in sequences, outside `colocated`.
         padded_vocab_size: V, of both models.
@@ -61,6 +62,7 @@ class Setup:
     ranks_per_machine: int
     device: Device
     chunks: int
+    global_batch_size: int
     num_microbatches: int
     teacher_micro_batch_size: int
     padded_vocab_size: int
@@ -80,7 +82,7 @@ class Setup:
     @property
     def tokens_per_step(self) -> int:
         """Of the global batch."""
-        return self.cfg.train.global_batch_size * self.model.seq_length
+        return self.global_batch_size * self.model.seq_length
 
     @property
     def distributed_optimizer(self) -> bool:
@@ -114,7 +116,7 @@ class Setup:
 
     def teacher_sequences(self, strategy: Strategy) -> int:
         """Sequences of a step that the busiest copy of the teacher runs."""
-        return -(-self.cfg.train.global_batch_size // self.teacher_grid(strategy).dp)
+        return -(-self.global_batch_size // self.teacher_grid(strategy).dp)
 
     def _work(self, model: GPTModelProvider, sequences: int, tp: int, itemsize: int) -> Work:
         parallel = model.sequence_parallel and tp > 1
@@ -148,6 +150,7 @@ def setup(
         ranks_per_machine=min(ranks_per_machine or 8, world_size),
         device=device,
         chunks=model.virtual_pipeline_model_parallel_size or 1,
+        global_batch_size=values.global_batch_size,
         num_microbatches=values.num_microbatches,
         teacher_micro_batch_size=model.teacher_micro_batch_size or cfg.train.micro_batch_size,
         padded_vocab_size=values.padded_vocab_size,

@@ -36,7 +36,7 @@ def _heading(plan: Setup) -> str:
     return (
         f"{teacher} -> {student} on {plan.world_size} {'GPUs' if plan.device == 'cuda' else 'CPU ranks'}, "
         f"{plan.ranks_per_machine} a machine; student {plan.student}, {cfg.mixed_precision.precision}\n"
-        f"a step: {cfg.train.global_batch_size} sequences of {plan.model.seq_length} tokens, "
+        f"a step: {plan.global_batch_size} sequences of {plan.model.seq_length} tokens, "
         f"{plan.num_microbatches} micro-batch{'' if plan.num_microbatches == 1 else 'es'} "
         f"of {cfg.train.micro_batch_size} a rank"
     )
