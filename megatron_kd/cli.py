@@ -1,6 +1,7 @@
 """The console command `megatron-kd`.
 
     megatron-kd validate recipes/tiny/distill_tiny.py --world-size 2 --batch_size 4 model.num_layers=1
+    megatron-kd plan recipes/tiny/distill_tiny.py --gpus 2 --memory 16GB model.vocab_size=2048
     megatron-kd ls
     megatron-kd preprocess --input corpus.jsonl --output-prefix data/corpus --tokenizer data/tokenizer
 
@@ -20,10 +21,13 @@ from megatron_kd.config.resolve import load_config
 from megatron_kd.config.yaml_io import dump_config
 from megatron_kd.errors import ConfigError, MegatronKDError
 
-# Commands with a module of their own, which has `add_arguments(parser)` and `run(args) -> int`.
+# Commands with a module of their own, which has `add_arguments(parser)` and `run(args) -> int`; those that take
+# overrides are given them as a second argument.
 _MODULES = {
+    "plan": ("megatron_kd.planning.command", "estimate memory, work and traffic for each place of the teacher"),
     "preprocess": ("megatron_kd.data.preprocess", "turn text into tokenised .bin/.idx files"),
 }
+_WITH_OVERRIDES = ("validate", "plan")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -33,18 +37,19 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: 0, or that of the error, which is told in plain lines on stderr.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] == ["validate"]:
+    if argv[:1] and argv[0] in _WITH_OVERRIDES:
         argv = joined(argv)  # or else argparse would take the value of a flag for the recipe
     parser = _parser(command=next((word for word in argv if not word.startswith("-")), None))
     args, rest = parser.parse_known_args(argv)
-    if rest and args.command != "validate":
+    if rest and args.command not in _WITH_OVERRIDES:
         parser.error(f"unrecognized arguments: {' '.join(rest)}")
     try:
         if args.command == "validate":
             return _validate(args, rest)
         if args.command == "ls":
             return _ls()
-        code: int = importlib.import_module(_MODULES[args.command][0]).run(args)
+        module = importlib.import_module(_MODULES[args.command][0])
+        code: int = module.run(args, rest) if args.command in _WITH_OVERRIDES else module.run(args)
         return code
     except MegatronKDError as error:
         for line in error.problems if isinstance(error, ConfigError) else [str(error)]:

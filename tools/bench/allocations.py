@@ -28,6 +28,10 @@ class AllocationCounter(TorchDispatchMode):
         self.live_bytes = self.peak_bytes = self.largest_numel = 0
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
+    def forget_peak(self) -> None:
+        """Count the peak anew, from what is alive now."""
+        self.peak_bytes = self.live_bytes
+
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         for leaf in tree_leaves((args, kwargs)):
             if isinstance(leaf, torch.Tensor):  # made outside, or counted already
