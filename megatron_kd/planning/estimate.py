@@ -172,7 +172,7 @@ def choose(
 def _fastest(estimates: tuple[Estimate, ...], memory: float) -> Choice:
     able = [estimate for estimate in estimates if not estimate.cannot]
     fitting = [estimate for estimate in able if estimate.fits(memory)]
-    limit = f"{USABLE:.0%} of {memory / 1e9:.1f} GB"
+    limit = f"{USABLE:.0%} of {memory / 1e9:.3g} GB"
     if not fitting:
         least = min(able, key=lambda estimate: estimate.peak_bytes)
         needs = f"{least.peak_bytes / 1e9:.1f} GB"

@@ -73,7 +73,7 @@ def _rows(estimates: Sequence[Estimate], memory: float | None) -> list[list[str]
     fastest = min((e.seconds for e in estimates if not e.cannot), default=1.0)
     row("rough time, fastest = 1", lambda e: "" if e.cannot else f"{e.seconds / fastest:.2f}")
     if memory is not None:
-        row(f"fits in {USABLE:.0%} of {memory / GB:.1f} GB", lambda e: _verdict(e, memory))
+        row(f"fits in {USABLE:.0%} of {memory / GB:.3g} GB", lambda e: _verdict(e, memory))
     return rows
 
 

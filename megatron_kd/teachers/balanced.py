@@ -7,9 +7,12 @@ from megatron_kd.teachers.even_split import even_split
 from megatron_kd.teachers.grid import TeacherGrid
 
 
-def balanced_grid(model: GPTDistillationProvider, world_size: int, ranks_per_machine: int) -> TeacherGrid:
+def balanced_grid(
+    model: GPTDistillationProvider, world_size: int, ranks_per_machine: int, padded_vocab_size: int
+) -> TeacherGrid:
     """The sizes that `model.teacher` gives, and copies as ranks are left; without sizes, one copy over all ranks."""
     tp, pp = model.teacher.tensor_model_parallel_size, model.teacher.pipeline_model_parallel_size
     if tp == pp == 1:
-        return TeacherGrid(*even_split(model.teacher, world_size, ranks_per_machine))
+        sizes = even_split(model.teacher, world_size, ranks_per_machine, padded_vocab_size=padded_vocab_size)
+        return TeacherGrid(*sizes)
     return TeacherGrid(tp, pp, world_size // (tp * pp))

@@ -49,11 +49,12 @@ def build_teacher(
     return _placed(cfg, model, derived, layout, strategy)
 
 
-def teacher_grid(model: GPTDistillationProvider, strategy: str, world_size: int, ranks_per_machine: int) -> TeacherGrid:
+def _grid(model: GPTDistillationProvider, derived: Derived, strategy: str) -> TeacherGrid:
     """The ranks of the teacher under a strategy other than `colocated`."""
     if strategy == "balanced":
-        return balanced_grid(model, world_size, ranks_per_machine)
-    return one_rank_grid(model) if strategy == "gpu0" else every_rank_grid(world_size)
+        ranks_per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+        return balanced_grid(model, derived.world_size, ranks_per_machine, derived.padded_vocab_size)
+    return one_rank_grid(model) if strategy == "gpu0" else every_rank_grid(derived.world_size)
 
 
 def _whole_model(
@@ -77,7 +78,7 @@ def _placed(
 ) -> PlacedTeacher:
     provider, shared = model.teacher, strategy == "cpu" and model.share_teacher
     dtype = DTYPES[derived.teacher_dtype or derived.student_dtype]
-    grid = teacher_grid(model, strategy, layout.world_size, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    grid = _grid(model, derived, strategy)
     read = readers(model.kd_config, model, layout)
     wanted = wanted_layers(read, provider, grid)
     exchange = Exchange(

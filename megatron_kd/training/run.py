@@ -17,7 +17,7 @@ from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.models.build import DTYPES
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
-from megatron_kd.teachers.auto import resolve_strategy
+from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
 from megatron_kd.teachers.build import build_teacher
 from megatron_kd.teachers.placement import Teacher
 from megatron_kd.training.optimizer import build_optimizer, build_scheduler, wrap_for_training
@@ -32,6 +32,7 @@ class Run:
         students: this rank's chunks of the student, one without a virtual pipeline; inside the wrappers of `chunks`.
         chunks: the same, wrapped in their precision and in data parallelism.
         teacher: None where the run has none.
+        placement: the strategy of its teacher and how it was chosen.
     """
 
     cfg: ConfigContainer
@@ -43,6 +44,7 @@ class Run:
     objective: Objective
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
+    placement: ChosenStrategy | None = None
     step: int = 0
 
     @property
@@ -61,10 +63,11 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
     if cfg.checkpoint.pretrained_checkpoint:
         load_weights(students, cfg.checkpoint.pretrained_checkpoint, "checkpoint.pretrained_checkpoint")
     teacher: Teacher | None = None
+    placement: ChosenStrategy | None = None
     objective: Objective = LanguageModelling()
     if isinstance(cfg.model, GPTDistillationProvider):
-        strategy = resolve_strategy(cfg, cfg.model, layout.world_size)
-        teacher = build_teacher(cfg, cfg.model, derived, layout, strategy)
+        placement = choose_strategy(cfg, cfg.model, derived, layout)
+        teacher = build_teacher(cfg, cfg.model, derived, layout, placement.strategy)
         built = build_distillation(students, teacher, cfg.model.kd_config, layout, seed=cfg.rng.seed)
         students, objective = built.models, built.objective
     with hidden_teachers(students):
@@ -72,7 +75,7 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
         chunks = wrap_for_training(students, cfg, layout)
         optimizer = build_optimizer(chunks, cfg, DTYPES[derived.student_dtype])
     scheduler = build_scheduler(optimizer, cfg, derived)
-    return Run(cfg, derived, layout, students, chunks, teacher, objective, optimizer, scheduler)
+    return Run(cfg, derived, layout, students, chunks, teacher, objective, optimizer, scheduler, placement)
 
 
 def _build_student(cfg: ConfigContainer, derived: Derived, layout: Layout, chunk: int) -> DistillableGPTModel:

@@ -190,6 +190,8 @@ def _opening(run: Run, resumed_from: object) -> list[str]:
     lines = [f"{task} {begin} at step {run.step} of {run.derived.train_iters}, {where}"]
     if isinstance(run.cfg.model, GPTDistillationProvider):
         kd = run.cfg.model.kd_config
+        if run.placement is not None:
+            lines += [*run.placement.lines, f"teacher: {run.placement.strategy}"]
         reason = why_materialised(kd)
         lines.append(f"logit loss: materialised, since {reason}" if reason else "logit loss: fused, without logits")
         if kd.loss_balancer == "modelopt":
