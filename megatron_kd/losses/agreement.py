@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_kd.errors import InputError
+from megatron_kd.losses.checks import one_shape
 from megatron_kd.losses.shard import VocabShard
 from megatron_kd.losses.tiles import default_chunk_tokens, tiles
 
@@ -79,11 +80,7 @@ def vocab_parallel_topk_agreement(
     Raises:
         InputError: if the shapes differ, or k is not positive.
     """
-    if student_logits.shape != teacher_logits.shape:
-        raise InputError(
-            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} "
-            "must have one shape"
-        )
+    one_shape(student_logits, teacher_logits)
     if k < 1:
         raise InputError(f"k={k} must be at least 1")
     slots = student_logits.shape[-1]
