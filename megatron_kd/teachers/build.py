@@ -173,7 +173,7 @@ def _fill(
     if head is not None:
         shards.append(head_shard(head.weight, layout, tied=provider.share_embeddings_and_output_weights))
     if provider.checkpoint:
-        load_in_place(shards, provider.checkpoint, "model.teacher.checkpoint")
+        load_in_place(shards, provider.checkpoint, "model.teacher.checkpoint", _vocab_size(derived))
     else:
         for shard in shards:
             draw(
