@@ -20,7 +20,8 @@ class Derived:
         train_iters: steps of the whole run.
         global_batch_size: sequences of a step, over all ranks.
         num_microbatches: a data-parallel rank's share of a global batch, in micro-batches.
-        true_vocab_size: number of token ids in use; ids at and above it are padding.
+        true_vocab_size: number of the student's token ids; ids at and above it are padding.
+        teacher_vocab_size: the teacher's; None without a teacher. The ids below both sizes are the shared ones.
         padded_vocab_size: width of embeddings and heads, of student and teacher alike.
         tokens_per_step: of one global batch, masked tokens included.
         lr_warmup_iters: the step at which the learning rate has risen to `optimizer.lr`.
@@ -34,6 +35,7 @@ class Derived:
     global_batch_size: int
     num_microbatches: int
     true_vocab_size: int
+    teacher_vocab_size: int | None
     padded_vocab_size: int
     tokens_per_step: int
     lr_warmup_iters: int
@@ -78,6 +80,7 @@ def derived(cfg: ConfigContainer, world_size: int, tokenizer_vocab_size: int | N
         global_batch_size=batch,
         num_microbatches=batch // (cfg.train.micro_batch_size * data_parallel),
         true_vocab_size=true_vocab,
+        teacher_vocab_size=teacher_vocab_size(cfg, tokenizer_vocab_size),
         padded_vocab_size=padded_vocab,
         tokens_per_step=batch * cfg.model.seq_length,
         lr_warmup_iters=warmup,
@@ -110,6 +113,13 @@ def teacher_vocab_size(cfg: ConfigContainer, tokenizer_vocab_size: int | None = 
     if not isinstance(cfg.model, GPTDistillationProvider):
         return None
     return cfg.model.teacher.vocab_size or _tokenizer_vocab_size(cfg, tokenizer_vocab_size)
+
+
+def shared_vocab_size(cfg: ConfigContainer, tokenizer_vocab_size: int | None = None) -> int | None:
+    """How many ids, from 0 on, all models of the run have; None when unknown."""
+    student = true_vocab_size(cfg, tokenizer_vocab_size)
+    teacher = teacher_vocab_size(cfg, tokenizer_vocab_size)
+    return student if student is None or teacher is None else min(student, teacher)
 
 
 def vocab_width(cfg: ConfigContainer, tokenizer_vocab_size: int | None = None) -> int | None:

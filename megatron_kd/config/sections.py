@@ -97,10 +97,15 @@ class DatasetConfig:
 
 @dataclass(kw_only=True)
 class TokenizerConfig:
-    """`huggingface` reads a tokenizer folder or `tokenizer.json`; `null` has `vocab_size` ids and no text."""
+    """`huggingface` reads a tokenizer folder or `tokenizer.json`; `null` has `vocab_size` ids and no text.
+
+    The teacher reads the student's ids as they are. `teacher_tokenizer_model` names the tokenizer it was trained with,
+    to check at the start that an id means one token to both; None takes it to be the student's.
+    """
 
     tokenizer_type: Literal["huggingface", "null"] = "huggingface"
     tokenizer_model: str | None = None
+    teacher_tokenizer_model: str | None = None
     vocab_size: int | None = None  # of the `null` tokenizer
 
 

@@ -99,6 +99,10 @@ class HuggingFaceTokenizer:
         """A digest of the whole tokenizer and of the id that ends a document."""
         return hashlib.sha256(f"{self._backend.to_str()} {self.eos_id}".encode()).hexdigest()
 
+    def tokens(self) -> dict[int, str]:
+        """Every token by its id, as the tokenizer spells it, added and special tokens included."""
+        return {token_id: token for token, token_id in self.hf.get_vocab().items()}
+
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without begin or end tokens."""
         return self._backend.encode(text, add_special_tokens=False).ids

@@ -138,7 +138,7 @@ def _convert(
     student.skip_lm_loss = kd_config.skip_lm_loss
     if module is None:
         return student
-    criterion = _criteria(student, pairs, kd_config, layout)
+    criterion = _criteria(student, module, pairs, kd_config, layout)
     settings = {"teacher_model": module, "criterion": criterion, "loss_balancer": _NoBalancer()}
     model = mtd.convert(student, mode=[("kd_loss", settings)])
     # Set by us in the order of the pairs: ModelOpt collects them in a set, whose order differs between ranks.
@@ -152,16 +152,25 @@ def _convert(
 
 
 def _criteria(
-    student: DistillableGPTModel, pairs: list[LayerPair], kd_config: ModelOptDistillConfig, layout: Layout
+    student: DistillableGPTModel,
+    teacher: nn.Module,
+    pairs: list[LayerPair],
+    kd_config: ModelOptDistillConfig,
+    layout: Layout,
 ) -> dict[tuple[str, str], nn.Module]:
     """What ModelOpt is to capture and compare: materialised logits, and pairs under its own balancer."""
     criteria: dict[tuple[str, str], nn.Module] = {}
     if student.post_process and not uses_fused_logits(kd_config):
-        logits = LogitsDivergence(kd_config, student.true_vocab_size, layout.tp.group)
+        logits = LogitsDivergence(kd_config, _shared_ids(student, teacher), layout.tp.group, student.faults)
         criteria[(kd_config.logit_layers[0], kd_config.logit_layers[1])] = logits
     if kd_config.loss_balancer == "modelopt":
         criteria.update({(p.student, p.teacher): HiddenLoss(p) for p in pairs})
     return criteria
+
+
+def _shared_ids(*models: nn.Module) -> int | None:
+    """How many ids, from 0 on, all of `models` have; None where none of them says how many it has."""
+    return min((model.true_vocab_size for model in models if model.true_vocab_size is not None), default=None)
 
 
 class _NoBalancer(mtd.DistillationLossBalancer):

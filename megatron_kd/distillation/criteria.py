@@ -17,6 +17,7 @@ from torch.nn.modules.loss import _Loss  # the type ModelOpt asks of a criterion
 from megatron_kd.distillation.config import ModelOptDistillConfig
 from megatron_kd.distillation.pairs import LayerPair
 from megatron_kd.losses.agreement import vocab_parallel_argmax
+from megatron_kd.losses.checks import Faults
 from megatron_kd.losses.divergence import vocab_parallel_divergence
 from megatron_kd.losses.topk import vocab_parallel_topk_divergence
 
@@ -58,9 +59,12 @@ class Observed(NamedTuple):
 class LogitsDivergence(_Loss):
     """Divergence of the two output layers' distributions. ModelOpt wants "Logits" in the name."""
 
-    def __init__(self, kd: ModelOptDistillConfig, vocab_size: int | None, group: ProcessGroup) -> None:
+    def __init__(
+        self, kd: ModelOptDistillConfig, vocab_size: int | None, group: ProcessGroup, faults: Faults | None
+    ) -> None:
+        """`vocab_size` counts the ids that both models have; `faults` as in `vocab_parallel_divergence`."""
         super().__init__()
-        self._options, self._group = logits_options(kd, vocab_size), group
+        self._options, self._group, self._faults = logits_options(kd, vocab_size), group, faults
         self._topk, self._tail = kd.logit_kl_topk, kd.logit_kl_topk_tail
         self._observed: Observed | None = None
 
@@ -82,7 +86,9 @@ class LogitsDivergence(_Loss):
 
     def _losses(self, student_SBV: Tensor, teacher_SBV: Tensor) -> tuple[Tensor, Tensor]:
         if self._topk is None:
-            losses_SB = vocab_parallel_divergence(student_SBV, teacher_SBV, group=self._group, **self._options)
+            losses_SB = vocab_parallel_divergence(
+                student_SBV, teacher_SBV, group=self._group, faults=self._faults, **self._options
+            )
             return losses_SB, torch.zeros_like(losses_SB)
         return vocab_parallel_topk_divergence(
             student_SBV,
@@ -93,6 +99,7 @@ class LogitsDivergence(_Loss):
             temperature_squared=self._options["temperature_squared"],
             group=self._group,
             vocab_size=self._options["vocab_size"],
+            faults=self._faults,
         )
 
     def _agreement(self, student_SBV: Tensor, teacher_SBV: Tensor) -> Tensor:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import modelopt.torch.distill as mtd
 import torch
@@ -60,6 +60,11 @@ class FusedLogits:
         self._balancer, self._layout = balancer, layout
         self._sequence_parallel = model.config.sequence_parallel
         self._options = logits_options(balancer.config, model.true_vocab_size)
+        # What the loss must know beyond the divergence's own options: the two sizes give the shared ids.
+        self._sides: dict[str, Any] = {
+            "teacher_vocab_size": model.teacher_model.true_vocab_size,
+            "faults": model.faults,
+        }
         self._teacher: tuple[Headed, Tensor] | None = None
         # Where the head's gradient is formed: those not in use. A schedule that runs a micro-batch's backward before
         # the next forward needs one.
@@ -103,6 +108,7 @@ class FusedLogits:
             sequence_parallel=self._sequence_parallel,
             weight_grad_buffer=buffer,
             **self._options,
+            **self._sides,
         )
         if buffer is not None and loss.total.grad_fn is not None:
             loss.total.grad_fn.register_hook(lambda *_: self._spare_gradients.append(buffer))
@@ -126,6 +132,7 @@ class FusedLogits:
             group=self._layout.tp.group,
             sequence_parallel=self._sequence_parallel,
             **self._options,
+            **self._sides,
         )
         logits, lm, agreement = ((value * mask_SB).sum() for value in values)
         weights = self._balancer.weights(UNKNOWN)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_kd.errors import InputError
+from megatron_kd.losses.checks import one_shape
 from megatron_kd.losses.shard import VocabShard
 from megatron_kd.losses.tiles import default_chunk_tokens, tiles
 
@@ -79,11 +80,7 @@ def vocab_parallel_topk_agreement(
     Raises:
         InputError: if the shapes differ, or k is not positive.
     """
-    if student_logits.shape != teacher_logits.shape:
-        raise InputError(
-            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} "
-            "must have one shape"
-        )
+    one_shape(student_logits, teacher_logits)
     if k < 1:
         raise InputError(f"k={k} must be at least 1")
     slots = student_logits.shape[-1]
@@ -104,7 +101,7 @@ def _rank_of(logits_NV: Tensor, id_N: Tensor, shard: VocabShard) -> Tensor:
     at_id_N1 = shard.sum_(at_id_N)[:, None].to(logits_NV.dtype)
     ids_V = torch.arange(shard.width, device=logits_NV.device) + shard.start
     before_N = torch.zeros_like(id_N)
-    for rows in tiles(len(logits_NV), default_chunk_tokens(shard.width, logits_NV.device)):
+    for rows in tiles(len(logits_NV), default_chunk_tokens(shard.widest, logits_NV.device)):
         tile_CV, at_id_C1 = logits_NV[rows], at_id_N1[rows]
         ahead_CV = (tile_CV > at_id_C1) | ((tile_CV == at_id_C1) & (ids_V < id_N[rows, None]))
         before_N[rows] = ahead_CV.sum(-1)

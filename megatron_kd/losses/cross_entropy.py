@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_kd.errors import InputError
-from megatron_kd.losses.checks import finite, known_labels, require
+from megatron_kd.losses.checks import Faults, finite, known_labels, require
 from megatron_kd.losses.shard import VocabShard, compute_dtype
 from megatron_kd.losses.tiles import default_chunk_tokens, tiles
 
@@ -28,6 +28,7 @@ def vocab_parallel_cross_entropy(
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
     ignore_index: int = IGNORE_INDEX,
+    faults: Faults | None = None,
 ) -> Tensor:
     """-log softmax(logits)[label], for each token.
 
@@ -38,27 +39,37 @@ def vocab_parallel_cross_entropy(
         vocab_size: the true vocabulary size over all ranks; padded slots have probability and gradient zero.
         chunk_tokens: tokens worked on at a time; by default what fits the cache (CPU) or fills the device (GPU).
         ignore_index: the label of tokens whose loss and gradient are zero.
+        faults: where to note what is wrong with the numbers, for a step whose ranks must all raise together; None
+            raises here.
 
     Returns:
         [...] of float32 (float64 for float64 logits), the same on every rank, differentiable.
 
     Raises:
         InputError: if the shapes do not match, or a label is neither an id nor `ignore_index`.
-        NumericalFault: logits that are not finite, on any rank.
+        NumericalFault: logits that are not finite, on any rank; not with `faults`, nor the InputError of a label.
     """
     if logits.shape[:-1] != labels.shape:
         raise InputError(f"labels {tuple(labels.shape)} must have the logits' leading shape {tuple(logits.shape[:-1])}")
     slots = logits.shape[-1]
     shard = VocabShard.of(slots, group, vocab_size)
-    chunk = max(1, chunk_tokens or default_chunk_tokens(shard.width, logits.device))
+    chunk = max(1, chunk_tokens or default_chunk_tokens(shard.widest, logits.device))
     flat_N = labels.reshape(-1)
-    loss_N = _CrossEntropy.apply(logits.reshape(-1, slots), flat_N, flat_N != ignore_index, shard, chunk)
+    loss_N = _CrossEntropy.apply(logits.reshape(-1, slots), flat_N, flat_N != ignore_index, shard, chunk, faults)
     return loss_N.view(labels.shape)
 
 
 class _CrossEntropy(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, logits_NV: Tensor, label_N: Tensor, keep_N: Tensor, shard: VocabShard, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any,
+        logits_NV: Tensor,
+        label_N: Tensor,
+        keep_N: Tensor,
+        shard: VocabShard,
+        chunk: int,
+        faults: Faults | None,
+    ) -> Tensor:
         dtype = compute_dtype(logits_NV)
         stats_3N = torch.empty(3, len(logits_NV), dtype=torch.float64, device=logits_NV.device)
         for rows in tiles(len(logits_NV), chunk):
@@ -68,7 +79,7 @@ class _CrossEntropy(torch.autograd.Function):
             stats_3N[1:, rows] = picked_statistics(tile_CV, label_N[rows], shard)
         stats_R3N = shard.gather(stats_3N)
         lse_N, (picked_N, holders_N) = torch.logsumexp(stats_R3N[:, 0], dim=0), stats_R3N[:, 1:].sum(0)
-        require(finite(lse_N, "the student logits are"), known_labels(holders_N, keep_N, shard.vocab_size))
+        require([finite(lse_N, "student"), known_labels(holders_N, keep_N)], faults)
         ctx.save_for_backward(logits_NV, label_N, keep_N, lse_N)
         ctx.shard, ctx.chunk = shard, chunk
         return torch.where(keep_N, lse_N - picked_N, 0.0).to(dtype)
@@ -85,7 +96,7 @@ class _CrossEntropy(torch.autograd.Function):
             prob_CV = (logits_NV[rows, : shard.width].to(dtype) - lse_N[rows, None].to(dtype)).exp_()
             subtract_at_labels_(prob_CV, label_N[rows], shard)
             torch.mul(prob_CV, factor_N[rows, None], out=out_NV[rows, : shard.width])
-        return out_NV, None, None, None, None
+        return out_NV, None, None, None, None, None
 
 
 def exponentials_(logits_CV: Tensor) -> tuple[Tensor, Tensor]:

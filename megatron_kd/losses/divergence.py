@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_kd.errors import InputError
-from megatron_kd.losses.checks import finite_divergence, require
+from megatron_kd.losses.checks import Faults, finite_divergence, one_shape, require
 from megatron_kd.losses.kinds import Kind, make_kind
 from megatron_kd.losses.shard import VocabShard, compute_dtype
 from megatron_kd.losses.tiles import Normalisers, Tile, combine, default_chunk_tokens, tiles
@@ -37,6 +37,7 @@ def vocab_parallel_divergence(
     temperature_squared: bool = False,
     beta: float = 0.5,
     alpha: float = 0.1,
+    faults: Faults | None = None,
 ) -> Tensor:
     """Divergence of the student's from the teacher's next-token distribution, for each token.
 
@@ -55,24 +56,22 @@ def vocab_parallel_divergence(
         temperature_squared: multiply by T^2, so that gradients keep their size as T grows (Hinton et al. 2015).
         beta: weight of the teacher in `kind="jsd"`.
         alpha: skew of the skewed KLs.
+        faults: where to note what is wrong with the numbers, for a step whose ranks must all raise together; None
+            raises here.
 
     Returns:
         The divergence, [...] of float32 (float64 for float64 logits), the same on every rank, differentiable.
 
     Raises:
         InputError: shapes that differ, a temperature that is not positive, or an unknown kind.
-        NumericalFault: logits that are not finite, on any rank.
+        NumericalFault: logits that are not finite, on any rank; not with `faults`.
     """
-    if student_logits.shape != teacher_logits.shape:
-        raise InputError(
-            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} must have "
-            "one shape: pad both heads to one width, and give the number of shared ids as vocab_size"
-        )
+    one_shape(student_logits, teacher_logits)
     if not temperature > 0:
         raise InputError(f"temperature={temperature} must be positive")
     slots = student_logits.shape[-1]
     shard = VocabShard.of(slots, group, vocab_size)
-    chunk = chunk_tokens or default_chunk_tokens(shard.width, student_logits.device)
+    chunk = chunk_tokens or default_chunk_tokens(shard.widest, student_logits.device)
     chunk = max(1, min(chunk, student_logits.numel() // slots))
     scale = temperature**2 if temperature_squared else 1.0
     value_N = _Divergence.apply(
@@ -83,6 +82,7 @@ def vocab_parallel_divergence(
         scale,
         shard,
         chunk,
+        faults,
     )
     return value_N.view(student_logits.shape[:-1])
 
@@ -98,13 +98,14 @@ class _Divergence(torch.autograd.Function):
         scale: float,
         shard: VocabShard,
         chunk: int,
+        faults: Faults | None,
     ) -> Tensor:
         dtype = compute_dtype(student_NV)
         tile = Tile(chunk, shard.width, dtype, student_NV.device)
         args = (student_NV[:, : shard.width], teacher_NV[:, : shard.width], kind, inv_temperature, shard, tile)
         two_passes = _two_pass_statistics if shard.world > 1 else _unsharded_statistics
         norms = _statistics(*args) if kind.expectation_under else two_passes(*args)
-        require(*finite_divergence(norms.student_lse, norms.teacher_lse, norms.value))
+        require(finite_divergence(norms.student_lse, norms.teacher_lse, norms.value), faults)
         ctx.save_for_backward(student_NV, teacher_NV, *norms)
         ctx.kind, ctx.inv_temperature, ctx.scale, ctx.shard, ctx.chunk = kind, inv_temperature, scale, shard, chunk
         return (norms.value * scale).to(dtype)
@@ -130,7 +131,7 @@ class _Divergence(torch.autograd.Function):
             )
             gradient_CV = ctx.kind.gradient_(probs, slope_N1[rows])
             torch.mul(gradient_CV, factor_N1[rows], out=out_NV[rows, :width])
-        return out_NV, None, None, None, None, None, None
+        return out_NV, None, None, None, None, None, None, None
 
 
 def _statistics(

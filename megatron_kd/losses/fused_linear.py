@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_kd.errors import MegatronKDError
+from megatron_kd.losses.checks import Faults
 from megatron_kd.losses.cross_entropy import IGNORE_INDEX
 from megatron_kd.losses.fused_heads import Head, gather_sequence
 from megatron_kd.losses.fused_pass import FusedLinear, Plan, make_plan
@@ -73,6 +74,7 @@ def fused_linear_divergence(
     beta: float = 0.5,
     alpha: float = 0.1,
     weight_grad_buffer: Tensor | None = None,
+    faults: Faults | None = None,
 ) -> FusedLoss:
     """Distillation and LM loss of hidden states and heads, without logits.
 
@@ -105,13 +107,15 @@ def fused_linear_divergence(
         ignore_index: label of tokens without an LM loss.
         weight_grad_buffer: float32 [V/tp, H] to form the weight's gradient in, to reuse one allocation; it must be
             left alone until the backward. None allocates.
+        faults: where to note what is wrong with the numbers, for a step whose ranks must all raise together; None
+            raises here.
 
     Returns:
         `FusedLoss`; its fields are float32 (float64 for float64 inputs) and the same on every rank.
 
     Raises:
         InputError: shapes that do not match, unequal shard widths, or a label that is no id.
-        NumericalFault: logits that are not finite, on any rank; checked once, after the last chunk.
+        NumericalFault: logits that are not finite, on any rank; checked once, after the last chunk. Not with `faults`.
     """
     plan = make_plan(
         student_hidden,
@@ -135,6 +139,7 @@ def fused_linear_divergence(
         beta=beta,
         alpha=alpha,
         weight_grad_buffer=weight_grad_buffer,
+        faults=faults,
     )
     total, divergence_N, lm_N = FusedLinear.apply(student_hidden, student_weight, student_bias, plan)
     leading = _leading_shape(student_hidden, plan)

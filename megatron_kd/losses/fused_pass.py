@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_kd.errors import InputError
-from megatron_kd.losses.checks import finite, finite_divergence, known_labels, require
+from megatron_kd.losses.checks import Faults, finite, finite_divergence, known_labels, require
 from megatron_kd.losses.fused_heads import Head, HeadGradients, gather_sequence, scatter_sequence
 from megatron_kd.losses.fused_tile import Labels, Terms, TileLosses, TokenInputs, TokenOutputs
 from megatron_kd.losses.kinds import make_kind
@@ -45,6 +45,7 @@ class Plan:
         gather: the group to gather the student's sequence shards over, None if the student's hidden states are whole.
         with_gradient: whether gradients are recorded.
         weight_grad_buffer: where to form the head's gradient, or None.
+        faults: where to note what is wrong with the numbers; None raises.
     """
 
     terms: Terms
@@ -55,11 +56,12 @@ class Plan:
     gather: dist.ProcessGroup | None
     with_gradient: bool
     weight_grad_buffer: Tensor | None = None
+    faults: Faults | None = None
 
     def run(
         self, hidden_NH: Tensor, student: Head, gradients: HeadGradients | None, agreement: bool = False
     ) -> TokenOutputs:
-        """Per-token losses of whole hidden states, checked to be finite; fills `gradients`, if any are wanted.
+        """Per-token losses of whole hidden states, checked; fills `gradients`, if any are wanted.
 
         Raises:
             NumericalFault: logits that are not finite, on any rank.
@@ -67,7 +69,7 @@ class Plan:
         """
         device, width = hidden_NH.device, self.terms.shared.width
         dtype = compute_dtype(hidden_NH)
-        tile = min(self.chunk, default_chunk_tokens(width, device))
+        tile = min(self.chunk, default_chunk_tokens(self.terms.shared.widest, device))
         losses = TileLosses(self.terms, self.inputs, tile, dtype, agreement)
         student_CV = torch.empty(self.chunk, student.width, dtype=student.dtype, device=device)
         teacher_CV = torch.empty(self.chunk, width, dtype=self.teacher.dtype, device=device)
@@ -87,9 +89,9 @@ class Plan:
     def _check(self, out: TokenOutputs) -> None:
         conditions = finite_divergence(out.student_lse, out.teacher_lse, out.divergence)
         if self.inputs.labels is not None:
-            conditions.append(finite(out.lm_lse, "the student logits are"))
-            conditions.append(known_labels(out.holders, self.inputs.labels.keep, self.terms.student.vocab_size))
-        require(*conditions)
+            conditions.append(finite(out.lm_lse, "student"))
+            conditions.append(known_labels(out.holders, self.inputs.labels.keep))
+        require(conditions, self.faults)
 
 
 class FusedLinear(torch.autograd.Function):
@@ -174,6 +176,7 @@ def make_plan(
     beta: float = 0.5,
     alpha: float = 0.1,
     weight_grad_buffer: Tensor | None = None,
+    faults: Faults | None = None,
 ) -> Plan:
     """Check the arguments of `fused_linear_divergence`, and gather the teacher's sequence if it is sharded."""
     if not temperature > 0:
@@ -192,10 +195,11 @@ def make_plan(
         TokenInputs(weights_N * kd_scale, weights_N * lm_scale, pairs),
         teacher_NG,
         Head(teacher_weight, teacher_bias, shared.width),
-        max(1, min(chunk_tokens or _default_chunk(student.width, student_hidden.device), tokens)),
+        max(1, min(chunk_tokens or _default_chunk(student.widest, student_hidden.device), tokens)),
         gather,
         torch.is_grad_enabled(),
         weight_grad_buffer,
+        faults,
     )
 
 

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_kd.errors import InputError
-from megatron_kd.losses.checks import finite, require
+from megatron_kd.losses.checks import Fault, Faults, finite, require
 from megatron_kd.losses.shard import VocabShard, compute_dtype
 from megatron_kd.losses.tiles import default_chunk_tokens, tiles
 
@@ -26,30 +26,31 @@ def log_probs_at(
     group: dist.ProcessGroup | None = None,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
+    faults: Faults | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Log-probabilities at given ids, and the log of the mass of all other ids; differentiable, one collective.
+    """The student's log-probabilities at given ids, and the log of its mass elsewhere; differentiable, one collective.
 
     The tail is a log-sum-exp of the other logits, not log(1 - mass), which would cancel as the mass nears 1.
 
     Args:
         logits: [..., V/tp], this rank's shard.
         ids: [..., K] of distinct global ids, the same on every rank.
-        temperature, group, vocab_size, chunk_tokens: as in `vocab_parallel_topk`.
+        temperature, group, vocab_size, chunk_tokens, faults: as in `vocab_parallel_topk`.
 
     Returns:
         [..., K] and [...]; the tail is -inf, with gradient zero, where the ids are the whole vocabulary.
 
     Raises:
         InputError: if the shapes do not match.
-        NumericalFault: logits that are not finite, on any rank.
+        NumericalFault: logits that are not finite, on any rank; not with `faults`.
     """
     if ids.shape[:-1] != logits.shape[:-1]:
         raise InputError(f"ids {tuple(ids.shape)} must have the logits' leading shape {tuple(logits.shape[:-1])}")
     slots, k = logits.shape[-1], ids.shape[-1]
     shard = VocabShard.of(slots, group, vocab_size)
-    chunk = chunk_tokens or default_chunk_tokens(shard.width, logits.device)
+    chunk = chunk_tokens or default_chunk_tokens(shard.widest, logits.device)
     log_probs_NK, log_tail_N = _LogProbsAt.apply(
-        logits.reshape(-1, slots), ids.reshape(-1, k), 1 / temperature, shard, chunk
+        logits.reshape(-1, slots), ids.reshape(-1, k), 1 / temperature, shard, chunk, faults
     )
     return log_probs_NK.view(ids.shape), log_tail_N.view(logits.shape[:-1])
 
@@ -57,9 +58,17 @@ def log_probs_at(
 class _LogProbsAt(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, logits_NV: Tensor, ids_NK: Tensor, inv_temperature: float, shard: VocabShard, chunk: int
+        ctx: Any,
+        logits_NV: Tensor,
+        ids_NK: Tensor,
+        inv_temperature: float,
+        shard: VocabShard,
+        chunk: int,
+        faults: Faults | None,
     ) -> tuple[Tensor, Tensor]:
-        log_probs_NK, log_tail_N, rest_N = gathered_log_probs(logits_NV, ids_NK, inv_temperature, shard, chunk)
+        log_probs_NK, log_tail_N, rest_N = gathered_log_probs(
+            logits_NV, ids_NK, inv_temperature, shard, chunk, side="student", faults=faults
+        )
         ctx.save_for_backward(logits_NV, ids_NK, log_probs_NK, log_tail_N, rest_N)
         ctx.inv_temperature, ctx.shard, ctx.chunk = inv_temperature, shard, chunk
         return log_probs_NK, log_tail_N
@@ -84,11 +93,18 @@ class _LogProbsAt(torch.autograd.Function):
             tile_CV.scatter_(-1, _slots(ids_NK[rows], ctx.shard), at_ids_NK[rows])
             out_NV[rows, :width] = tile_CV[:, :width]
         out_NV[:, width:] = 0
-        return out_NV, None, None, None, None
+        return out_NV, None, None, None, None, None
 
 
 def gathered_log_probs(
-    logits_NV: Tensor, ids_NK: Tensor, inv_temperature: float, shard: VocabShard, chunk: int
+    logits_NV: Tensor,
+    ids_NK: Tensor,
+    inv_temperature: float,
+    shard: VocabShard,
+    chunk: int,
+    *,
+    side: Fault,
+    faults: Faults | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Log-probabilities at the ids [N, K], log mass of the others, and their log-sum-exp, [N]; one collective."""
     k = ids_NK.shape[1]
@@ -102,7 +118,7 @@ def gathered_log_probs(
     every = shard.gather(stats)
     at_ids_NK, rest_N = every[:, :k].sum(0).T, torch.logsumexp(every[:, k], dim=0)
     lse_N = torch.logsumexp(torch.cat((at_ids_NK, rest_N[:, None]), -1), -1)
-    require(finite(lse_N, "the logits are"))
+    require([finite(lse_N, side)], faults)
     dtype = compute_dtype(logits_NV)
     return (at_ids_NK - lse_N[:, None]).to(dtype), (rest_N - lse_N).to(dtype), rest_N
 

@@ -28,6 +28,7 @@ class VocabShard:
         world: number of ranks in the group.
         start: global id of this rank's first slot.
         width: number of slots that hold true ids; the remaining slots are padding. May be 0.
+        widest: the largest `width` of any rank. Sizes of chunks follow from it, since ranks meet after each chunk.
         vocab_size: number of true ids over all ranks.
     """
 
@@ -36,6 +37,7 @@ class VocabShard:
     world: int
     start: int
     width: int
+    widest: int
     vocab_size: int
 
     @classmethod
@@ -55,7 +57,8 @@ class VocabShard:
                 f"give the true vocabulary size, between 1 and {slots * world}"
             )
         start = rank * slots
-        return cls(group, rank, world, start, min(max(vocab_size - start, 0), slots), vocab_size)
+        width = min(max(vocab_size - start, 0), slots)
+        return cls(group, rank, world, start, width, min(vocab_size, slots), vocab_size)
 
     def gather(self, stats_KN: Tensor) -> Tensor:
         """Every rank's statistics, [R, K, N]: one collective, none when the vocabulary is not sharded."""

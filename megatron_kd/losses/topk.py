@@ -17,6 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_kd.errors import InputError
+from megatron_kd.losses.checks import Faults, one_shape
 from megatron_kd.losses.log_probs import gathered_log_probs, log_probs_at
 from megatron_kd.losses.shard import VocabShard
 from megatron_kd.losses.tiles import default_chunk_tokens
@@ -59,8 +60,9 @@ def vocab_parallel_topk(
     group: dist.ProcessGroup | None = None,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
+    faults: Faults | None = None,
 ) -> TopK:
-    """The k likeliest tokens of each position and their log-probabilities, without gradients; two collectives.
+    """The teacher's k likeliest tokens and their log-probabilities, without gradients; two collectives.
 
     Args:
         logits: [..., V/tp], this rank's shard.
@@ -69,13 +71,15 @@ def vocab_parallel_topk(
         group: the tensor-parallel group that shards the vocabulary; None when this rank holds all of it.
         vocab_size: the true vocabulary size; padded slots are never picked and have no mass.
         chunk_tokens: tokens worked on at a time.
+        faults: where to note what is wrong with the numbers, for a step whose ranks must all raise together; None
+            raises here.
 
     Returns:
         `TopK`, the same on every rank; float32 (float64 for float64 logits).
 
     Raises:
         InputError: if k is not in [1, vocab_size].
-        NumericalFault: logits that are not finite, on any rank.
+        NumericalFault: logits that are not finite, on any rank; not with `faults`.
     """
     slots = logits.shape[-1]
     shard = VocabShard.of(slots, group, vocab_size)
@@ -84,8 +88,10 @@ def vocab_parallel_topk(
     with torch.no_grad():
         logits_NV = logits.detach().reshape(-1, slots)
         ids_NK = _topk_ids(logits_NV[:, : shard.width], k, shard)
-        chunk = chunk_tokens or default_chunk_tokens(shard.width, logits.device)
-        log_probs_NK, log_tail_N, _ = gathered_log_probs(logits_NV, ids_NK, 1 / temperature, shard, chunk)
+        chunk = chunk_tokens or default_chunk_tokens(shard.widest, logits.device)
+        log_probs_NK, log_tail_N, _ = gathered_log_probs(
+            logits_NV, ids_NK, 1 / temperature, shard, chunk, side="teacher", faults=faults
+        )
     leading = logits.shape[:-1]
     return TopK(ids_NK.view(*leading, k), log_probs_NK.view(*leading, k), log_tail_N.view(leading))
 
@@ -130,6 +136,7 @@ def vocab_parallel_topk_divergence(
     group: dist.ProcessGroup | None = None,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
+    faults: Faults | None = None,
 ) -> TopKLoss:
     """Forward KL on the teacher's k likeliest tokens, for each token; three collectives of O(k) numbers a token.
 
@@ -138,21 +145,18 @@ def vocab_parallel_topk_divergence(
         teacher_logits: the same shape, never given a gradient.
         k: how many of the teacher's tokens.
         tail: what becomes of the other tokens, see `topk_divergence`.
-        temperature, temperature_squared, group, vocab_size, chunk_tokens: as in `vocab_parallel_divergence`.
+        temperature, temperature_squared, group, vocab_size, chunk_tokens, faults: as in `vocab_parallel_divergence`;
+            where the vocabularies differ, k is of the ids they share, and so are both distributions.
 
     Returns:
         `TopKLoss`, the same on every rank.
 
     Raises:
         InputError: shapes that differ, an unknown tail, or k outside [1, vocab_size].
-        NumericalFault: logits that are not finite, on any rank.
+        NumericalFault: logits that are not finite, on any rank; not with `faults`.
     """
-    if student_logits.shape != teacher_logits.shape:
-        raise InputError(
-            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} "
-            "must have one shape"
-        )
-    where: dict[str, Any] = {"group": group, "vocab_size": vocab_size, "chunk_tokens": chunk_tokens}
+    one_shape(student_logits, teacher_logits)
+    where: dict[str, Any] = {"group": group, "vocab_size": vocab_size, "chunk_tokens": chunk_tokens, "faults": faults}
     teacher = vocab_parallel_topk(teacher_logits, k, temperature=temperature, **where)
     student = log_probs_at(student_logits, teacher.ids, temperature=temperature, **where)
     divergence = topk_divergence(*student, teacher, tail=tail)

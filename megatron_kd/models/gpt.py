@@ -9,6 +9,7 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor, nn
 
 from megatron_kd.errors import InputError
+from megatron_kd.losses.checks import Faults
 from megatron_kd.losses.cross_entropy import vocab_parallel_cross_entropy
 
 
@@ -33,6 +34,7 @@ class DistillableGPTModel(GPTModel):
 
     Attributes:
         true_vocab_size: number of token ids in use; the slots above are padding and take no part in any loss.
+        faults: where the model's losses note what is wrong with their numbers; unset, they raise on this rank alone.
         head_function: called in place of the output layer, where set; then logits come to be only if it makes them.
         skip_lm_loss: whether the language-modelling loss is left out, as zeros, in training.
 
@@ -40,6 +42,7 @@ class DistillableGPTModel(GPTModel):
     """
 
     true_vocab_size: int | None = None
+    faults: Faults | None = None
     head_function: HeadFunction | None = None
     skip_lm_loss: bool = False
 
@@ -71,7 +74,11 @@ class DistillableGPTModel(GPTModel):
         if self.skip_lm_loss and self.training:
             return torch.zeros_like(labels, dtype=torch.float32)
         losses_SB = vocab_parallel_cross_entropy(
-            logits, labels.transpose(0, 1), group=self.pg_collection.tp, vocab_size=self.true_vocab_size
+            logits,
+            labels.transpose(0, 1),
+            group=self.pg_collection.tp,
+            vocab_size=self.true_vocab_size,
+            faults=self.faults,
         )
         return losses_SB.transpose(0, 1).contiguous()
 

@@ -64,7 +64,7 @@ def _whole_model(
     teacher = provider.provide(
         layout,
         padded_vocab_size=derived.padded_vocab_size,
-        vocab_size=derived.true_vocab_size,
+        vocab_size=_vocab_size(derived),
         dtype=derived.teacher_dtype or derived.student_dtype,
         seed=_seed(cfg) if provider.init == "random" else None,
     )
@@ -115,6 +115,11 @@ def _seed(cfg: ConfigContainer) -> int:
     return cfg.rng.seed + 1  # not the student's: a teacher of the student's shape would be the student
 
 
+def _vocab_size(derived: Derived) -> int:
+    assert derived.teacher_vocab_size is not None, "the run has a teacher"
+    return derived.teacher_vocab_size
+
+
 def _students(layout: Layout) -> tuple[StudentRank, ...]:
     mine = StudentRank(layout.rank, layout.dp.rank, layout.pp.rank, layout.tp.rank)
     everyone: list[StudentRank | None] = [None] * layout.world_size
@@ -134,7 +139,7 @@ def _body(
         model.teacher,
         teacher_layout,
         padded_vocab_size=derived.padded_vocab_size,
-        vocab_size=derived.true_vocab_size,
+        vocab_size=_vocab_size(derived),
         dtype=derived.teacher_dtype or derived.student_dtype,
         allocate=allocate,
     )
@@ -145,7 +150,7 @@ def _head(model: GPTDistillationProvider, derived: Derived, layout: Layout) -> T
         return None
     dtype = DTYPES[derived.teacher_dtype or derived.student_dtype]
     weight = empty_head(derived.padded_vocab_size, model.teacher.hidden_size, dtype, layout)
-    return TeacherHead(weight, layout, model.sequence_parallel)
+    return TeacherHead(weight, _vocab_size(derived), layout, model.sequence_parallel)
 
 
 def _fill(
@@ -169,7 +174,7 @@ def _fill(
     if head is not None:
         shards.append(head_shard(head.weight, layout, tied=provider.share_embeddings_and_output_weights))
     if provider.checkpoint:
-        load_in_place(shards, provider.checkpoint, "model.teacher.checkpoint")
+        load_in_place(shards, provider.checkpoint, "model.teacher.checkpoint", _vocab_size(derived))
     else:
         for shard in shards:
             draw(
@@ -177,7 +182,7 @@ def _fill(
                 seed=_seed(cfg),
                 std=provider.init_method_std,
                 num_layers=provider.num_layers,
-                vocab_size=derived.true_vocab_size,
+                vocab_size=_vocab_size(derived),
             )
     dist.barrier()  # nobody reads shared memory before it is filled
 

@@ -18,11 +18,13 @@ class TeacherHead:
 
     Attributes:
         weight: [V, G], sharded over V by the student's tensor parallelism.
+        true_vocab_size: the teacher's number of token ids; rows at and above it are padding.
         layout: the student's.
         sequence_parallel: whether hidden states come as this rank's part of the sequence.
     """
 
     weight: Tensor
+    true_vocab_size: int
     layout: Layout
     sequence_parallel: bool
 

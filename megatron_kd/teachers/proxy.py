@@ -40,6 +40,11 @@ class TeacherProxy(nn.Module):
         if head is not None:
             self.output_layer = _LogitsPort(head)
 
+    @property
+    def true_vocab_size(self) -> int | None:
+        """The teacher's number of token ids; None for a chunk without its head."""
+        return None if self.head is None else self.head.true_vocab_size
+
     def deliver(self, states: HiddenStates) -> None:
         """Take one step's hidden states, by layer and micro-batch."""
         self._delivered = {name: list(states[name]) for name in self._layers}

@@ -150,6 +150,7 @@ def _common_state(run: Run) -> dict[str, Any]:
         "balancer": run.balancer.state_dict() if run.balancer is not None else None,
         "world_size": run.layout.world_size,
         "layout": _layout(run),
+        "vocab_size": run.derived.true_vocab_size,
     }
 
 

@@ -14,6 +14,7 @@ from megatron_kd.distillation.balance import Balancer
 from megatron_kd.distillation.convert import build_distillation, hidden_teachers
 from megatron_kd.distillation.objective import LanguageModelling, Objective
 from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.losses.checks import Faults
 from megatron_kd.models.build import DTYPES
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
@@ -33,6 +34,7 @@ class Run:
         chunks: the same, wrapped in their precision and in data parallelism.
         teacher: None where the run has none.
         placement: the strategy of its teacher and how it was chosen.
+        faults: what the losses of this rank found wrong since the last step.
     """
 
     cfg: ConfigContainer
@@ -44,7 +46,8 @@ class Run:
     objective: Objective
     optimizer: MegatronOptimizer
     scheduler: OptimizerParamScheduler
-    placement: ChosenStrategy | None = None
+    placement: ChosenStrategy | None
+    faults: Faults
     step: int = 0
 
     @property
@@ -62,6 +65,9 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
     students = [_build_student(cfg, derived, layout, chunk) for chunk in range(layout.chunks)]
     if cfg.checkpoint.pretrained_checkpoint:
         load_weights(students, cfg.checkpoint.pretrained_checkpoint, "checkpoint.pretrained_checkpoint")
+    faults = Faults(layout.device)
+    for student in students:
+        student.faults = faults
     teacher: Teacher | None = None
     placement: ChosenStrategy | None = None
     objective: Objective = LanguageModelling()
@@ -75,7 +81,7 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
         chunks = wrap_for_training(students, cfg, layout)
         optimizer = build_optimizer(chunks, cfg, DTYPES[derived.student_dtype])
     scheduler = build_scheduler(optimizer, cfg, derived)
-    return Run(cfg, derived, layout, students, chunks, teacher, objective, optimizer, scheduler, placement)
+    return Run(cfg, derived, layout, students, chunks, teacher, objective, optimizer, scheduler, placement, faults)
 
 
 def _build_student(cfg: ConfigContainer, derived: Derived, layout: Layout, chunk: int) -> DistillableGPTModel:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from megatron_kd.distillation.objective import REPORTED, LossResult
 from megatron_kd.errors import LostRank, NumericalFault
+from megatron_kd.losses.checks import FAULTS, raise_faults
 from megatron_kd.training.run import Run
 
 Batch = dict[str, Tensor]
@@ -39,14 +40,18 @@ def train_step(run: Run, micro_batches: Iterator[Batch]) -> StepReport:
         micro_batches: yields this rank's micro-batches of the step.
 
     Raises:
-        NumericalFault: loss or gradient norm is not finite.
+        NumericalFault: logits, loss or gradient norm are not finite; on every rank at the same step.
+        InputError: a label that is no id, likewise.
     """
     for chunk in run.chunks:
         chunk.zero_grad_buffer()
     run.optimizer.zero_grad()
     means, tokens = means_of(forward_backward(run, micro_batches, forward_only=False))
     if not math.isfinite(means["loss"]):
-        raise NumericalFault(f"step {run.step + 1}: the loss is {means['loss']}; the weights were not updated")
+        parts = ", ".join(f"{name}={value}" for name, value in means.items() if not math.isfinite(value))
+        raise NumericalFault(
+            f"step {run.step + 1} was not taken: the logits are finite, but not what follows from them: {parts}"
+        )
     lr = run.optimizer.param_groups[0]["lr"]
     _, grad_norm, _ = run.optimizer.step()
     run.scheduler.step(increment=1)
@@ -63,6 +68,10 @@ def forward_backward(run: Run, micro_batches: Iterator[Batch], *, forward_only: 
 
     Returns:
         The sums of `REPORTED` over all unmasked tokens of the global batch, equal on every rank.
+
+    Raises:
+        NumericalFault: logits that are not finite on any rank, and whose; on every rank.
+        InputError: a label that is no id, likewise.
     """
     shape = {"seq_length": run.cfg.model.seq_length, "micro_batch_size": run.cfg.train.micro_batch_size}
     batches = [_to_device(batch, run) for batch in islice(micro_batches, run.derived.num_microbatches)]
@@ -83,7 +92,8 @@ def forward_backward(run: Run, micro_batches: Iterator[Batch], *, forward_only: 
         adjust_tensor_shapes_fn=_joint_shapes(run, shape),
         **shape,
     )
-    return _sums(results, run)
+    where = f"evaluation after step {run.step}: " if forward_only else f"step {run.step + 1} was not taken: "
+    return _sums(results, run, where)
 
 
 def means_of(sums: dict[str, float]) -> tuple[dict[str, float], int]:
@@ -118,10 +128,17 @@ def _joint_shapes(run: Run, shape: dict[str, int]) -> Any:
     )
 
 
-def _sums(results: list[Tensor], run: Run) -> dict[str, float]:
-    """Add up the micro-batches of every data-parallel rank; only one rank of each last stage contributes."""
+def _sums(results: list[Tensor], run: Run, where: str) -> dict[str, float]:
+    """Add up the micro-batches of every data-parallel rank; only one rank of each last stage contributes.
+
+    What the losses found wrong travels along, so that all ranks raise it together and nobody waits for a rank that is
+    gone. It costs no wait for the device beyond that for the losses.
+    """
     sums = run.objective.take_stage_sums().to(run.layout.device)
     if run.layout.is_last_stage and run.layout.tp.rank == 0:
         sums += torch.stack(results).sum(0)
+    sums = torch.cat((sums, run.faults.take()))
     torch.distributed.all_reduce(sums)
-    return dict(zip(REPORTED, sums.tolist(), strict=True))
+    values = dict(zip(REPORTED + FAULTS, sums.tolist(), strict=True))
+    raise_faults([fault for fault in FAULTS if values.pop(fault)], where)
+    return values

@@ -7,14 +7,16 @@ from collections.abc import Iterator
 from dataclasses import replace
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.derived import Derived, derived
+from megatron_kd.config.derived import Derived, derived, shared_vocab_size
+from megatron_kd.config.problems import tokenizer_problems
 from megatron_kd.config.yaml_io import save_run_config
 from megatron_kd.data.datasets import build_datasets
 from megatron_kd.data.loader import micro_batches
+from megatron_kd.data.shared_ids import teacher_tokenizer_problems
 from megatron_kd.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_kd.distillation.convert import why_materialised
 from megatron_kd.distillation.provider import GPTDistillationProvider
-from megatron_kd.errors import InputError
+from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.start import running_ranks
 from megatron_kd.runtime.timeouts import group_timeouts, set_group_timeouts
@@ -62,8 +64,12 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
         The last evaluation's values; empty where there was none.
 
     Raises:
+        ConfigError: problems that show once the tokenizers are read; before ranks wait for each other.
         MegatronKDError: see the exit codes in `megatron_kd.errors`.
     """
+    tokenizer = _tokenizer(cfg)
+    if wrong := [*tokenizer_problems(cfg, tokenizer.vocab_size), *teacher_tokenizer_problems(cfg, tokenizer)]:
+        raise ConfigError(wrong)
     with running_ranks(
         tensor_model_parallel_size=cfg.model.tensor_model_parallel_size,
         pipeline_model_parallel_size=cfg.model.pipeline_model_parallel_size,
@@ -73,7 +79,6 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
         timeout_s=cfg.dist.startup_timeout_s,
         num_threads=cfg.dist.num_threads,
     ) as layout:
-        tokenizer = _tokenizer(cfg)
         cfg = prepare(cfg, layout, tokenizer)
         values = derived(cfg, layout.world_size, tokenizer.vocab_size)
         if layout.rank == 0:
@@ -150,7 +155,7 @@ class _Data:
 def _tokenizer(cfg: ConfigContainer) -> Tokenizer:
     settings = cfg.tokenizer
     if cfg.dataset.mock and settings.tokenizer_model is None:
-        settings = replace(settings, tokenizer_type="null", vocab_size=settings.vocab_size or cfg.model.vocab_size)
+        settings = replace(settings, tokenizer_type="null", vocab_size=settings.vocab_size or shared_vocab_size(cfg))
     return load_tokenizer(settings)
 
 
@@ -194,6 +199,21 @@ def _opening(run: Run, resumed_from: object) -> list[str]:
             lines += [*run.placement.lines, f"teacher: {run.placement.strategy}"]
         reason = why_materialised(kd)
         lines.append(f"logit loss: materialised, since {reason}" if reason else "logit loss: fused, without logits")
+        lines += _shared_ids(run.cfg, run.derived)
         if kd.loss_balancer == "modelopt":
             lines.append("warning: with loss_balancer=modelopt a step depends on how its batch is split")
+    return lines
+
+
+def _shared_ids(cfg: ConfigContainer, values: Derived) -> list[str]:
+    student, teacher = values.true_vocab_size, values.teacher_vocab_size
+    if teacher is None or student == teacher:
+        return []
+    both = f"logit loss: over the {min(student, teacher)} ids that both models have"
+    lines = [f"{both}, of the student's {student} and the teacher's {teacher}"]
+    if cfg.tokenizer.teacher_tokenizer_model is None and not cfg.dataset.mock:
+        lines.append(
+            "warning: both models are taken to have one tokenizer; to have that checked, name the teacher's in "
+            "tokenizer.teacher_tokenizer_model"
+        )
     return lines

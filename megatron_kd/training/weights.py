@@ -50,12 +50,16 @@ def find_checkpoint(path: str | Path, field: str) -> Path:
 def load_weights(chunks: list[DistillableGPTModel], path: str | Path, field: str) -> None:
     """Load the model part of a checkpoint into this rank's chunks of a model, each rank its own shards.
 
+    Embedding and head may have been saved at another padded width, since that is the larger of student's and
+    teacher's: rows that the checkpoint does not have become 0, rows beyond the model's width are left out.
+
     Raises:
-        InputError: no checkpoint there, or one of another architecture; the message lists what differs.
+        InputError: no checkpoint there, or one of another architecture or vocabulary; the message lists what differs.
     """
-    folder = find_checkpoint(path, field)
     state = {f"model{index}": chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}
-    _refuse_mismatch(state, folder, field)
+    with raised_together():
+        folder = find_checkpoint(path, field)
+        _refuse_mismatch(state, folder, field, chunks[0].true_vocab_size)
     try:
         loaded = dist_checkpointing.load(state, str(folder))
     except CheckpointingException as error:
@@ -64,33 +68,56 @@ def load_weights(chunks: list[DistillableGPTModel], path: str | Path, field: str
         chunk.load_state_dict(loaded[f"model{index}"])
 
 
-def load_in_place(shards: list[ShardedTensor], path: str | Path, field: str) -> None:
+def load_in_place(shards: list[ShardedTensor], path: str | Path, field: str, vocab_size: int) -> None:
     """Read tensors of a checkpoint into the memory that `shards` have. Every rank must call this, with any shards.
 
+    `vocab_size` counts the model's token ids; tensors of another padded width are read as in `load_weights`.
+
     Raises:
-        InputError: no checkpoint there, or one of another architecture; on every rank.
+        InputError: no checkpoint there, or one of another architecture or vocabulary; on every rank.
     """
     state = {str(index): shard for index, shard in enumerate(shards)}
     with raised_together():
         folder = find_checkpoint(path, field)
-        _refuse_mismatch(state, folder, field)
+        _refuse_mismatch(state, folder, field, vocab_size)
     dist_checkpointing.load(state, str(folder), validate_access_integrity=False)
 
 
-def _refuse_mismatch(state: dict, folder: Path, field: str) -> None:
+def saved_vocab_size(folder: Path) -> int | None:
+    """How many token ids the model of a checkpoint has; None for a checkpoint that does not say."""
+    size: int | None = dist_checkpointing.load_common_state_dict(str(folder)).get("run", {}).get("vocab_size")
+    return size
+
+
+def _refuse_mismatch(state: dict, folder: Path, field: str, vocab_size: int | None) -> None:
     """Compare names and global shapes before any tensor is read, and report all differences."""
-    saved = dist_checkpointing.load_tensors_metadata(str(folder))
+    saved, saved_ids = dist_checkpointing.load_tensors_metadata(str(folder)), saved_vocab_size(folder)
     problems = []
     for wanted in _sharded_tensors(state):
         if wanted.key not in saved:
             problems.append(f"{wanted.key} is missing")
-        elif not wanted.allow_shape_mismatch and tuple(saved[wanted.key].global_shape) != tuple(wanted.global_shape):
-            shapes = f"{tuple(saved[wanted.key].global_shape)}, the model wants {tuple(wanted.global_shape)}"
-            problems.append(f"{wanted.key} has shape {shapes}")
+            continue
+        have, want = tuple(saved[wanted.key].global_shape), tuple(wanted.global_shape)
+        # megatron-core lets tensors of the padded vocabulary differ in their rows.
+        if wanted.allow_shape_mismatch and vocab_size is not None and have[1:] == want[1:]:
+            problems += _vocabulary_mismatch(wanted.key, have[0], want[0], saved_ids, vocab_size)
+        elif have != want:
+            problems.append(f"{wanted.key} has shape {have}, the model wants {want}")
     if problems:
         unique = list(dict.fromkeys(problems))
         more = f"; and {len(unique) - 5} more" if len(unique) > 5 else ""
         raise InputError(f"{field}={folder} holds another model: {'; '.join(unique[:5])}{more}")
+
+
+def _vocabulary_mismatch(key: str, have: int, want: int, saved_ids: int | None, vocab_size: int) -> list[str]:
+    """Why `have` saved rows, `saved_ids` of them tokens, cannot serve a model of `vocab_size` ids in `want` rows."""
+    if saved_ids is not None and saved_ids > vocab_size:
+        return [f"{key} has {saved_ids} token ids, the model {vocab_size}; set its vocab_size={saved_ids}"]
+    if have < vocab_size:
+        return [f"{key} has {have} rows, too few for the model's {vocab_size} token ids"]
+    if saved_ids is None and have > want:  # what would be left out may be more than padding
+        return [f"{key} has {have} rows, the model {want}"]
+    return []
 
 
 def _sharded_tensors(state: dict) -> list[ShardedTensor]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_kd.config.derived import derived, padded_vocab_size, vocab_width
+from megatron_kd.config.derived import derived, padded_vocab_size, shared_vocab_size, vocab_width
 from megatron_kd.errors import ConfigError
 from tests.config.base import distillation, plain
 
@@ -92,6 +92,16 @@ def test_both_heads_have_the_larger_width() -> None:
     config = distillation(model__make_vocab_size_divisible_by=512, model__teacher__make_vocab_size_divisible_by=1)
     assert derived(config, 1).padded_vocab_size == 1024
     assert vocab_width(distillation(model__vocab_size=None, model__teacher__vocab_size=None), 77) == 128
+
+
+@pytest.mark.parametrize(("teacher", "shared", "width"), [(900, 900, 1024), (1030, 1000, 1152), (None, 1000, 1024)])
+def test_each_model_has_its_own_ids_and_both_one_width(teacher: int | None, shared: int, width: int) -> None:
+    config = distillation(model__teacher__vocab_size=teacher)
+    values = derived(config, 1, tokenizer_vocab_size=1000)
+    assert (values.true_vocab_size, values.teacher_vocab_size) == (1000, teacher or 1000)
+    assert shared_vocab_size(config, 1000) == shared
+    assert values.padded_vocab_size == width
+    assert derived(plain(), 1).teacher_vocab_size is None
 
 
 def test_an_unknown_vocabulary_is_an_error() -> None:

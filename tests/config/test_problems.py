@@ -76,11 +76,13 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({**FULL, "model.recompute_num_layers": 5}, ["model.recompute_num_layers=5", "at most 4"]),
     ({**FULL, **pp(2), "model.recompute_num_layers": 3}, ["model.recompute_num_layers=3", "at most 2"]),
     # vocabulary
-    ({"model.teacher.vocab_size": 1001}, ["model.vocab_size=1000", "model.teacher.vocab_size=1001", "equal"]),
     (
-        {"tokenizer.tokenizer_type": "null", "tokenizer.vocab_size": 1000, "model.vocab_size": None,
-         "model.teacher.vocab_size": 1024},
-        ["model.vocab_size=null", "model.teacher.vocab_size=1024", "student (1000 ids)"],
+        {"tokenizer.tokenizer_type": "null", "tokenizer.vocab_size": 1000, "model.teacher.vocab_size": 900},
+        ["model.teacher.vocab_size=900", "tokenizer has 1000 ids", "at least 1000"],
+    ),
+    (
+        {"model.teacher.vocab_size": 900, "model.kd_config.logit_kl_topk": 901},
+        ["model.kd_config.logit_kl_topk=901", "share 900 ids", "at most"],
     ),
     (
         {"tokenizer.tokenizer_type": "null", "tokenizer.vocab_size": 2000, "model.teacher.vocab_size": None,
@@ -190,6 +192,10 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({"dataset.split": "0,0,0"}, ["dataset.split='0,0,0'", "three numbers"]),
     ({"dataset.split": "a,b,c"}, ["dataset.split=a,b,c", "three numbers"]),
     ({"tokenizer.tokenizer_model": "no/such"}, ["tokenizer.tokenizer_model=no/such", "download"]),
+    ({"tokenizer.tokenizer_model": ".", "tokenizer.teacher_tokenizer_model": "no/such"},
+     ["tokenizer.teacher_tokenizer_model=no/such", "download"]),
+    ({"tokenizer.teacher_tokenizer_model": "."},
+     ["tokenizer.teacher_tokenizer_model='.'", "tokenizer.tokenizer_model=null", "set tokenizer.tokenizer_model"]),
     (both("vocab_size", None), ["dataset.mock=true", "model.vocab_size=null", "set model.vocab_size"]),
     ({"dataset.path_to_cache": __file__}, ["dataset.path_to_cache", "is a file"]),
     # optimizer, schedule, data parallelism
@@ -354,6 +360,17 @@ def test_the_vocabulary_is_checked_again_once_the_tokenizer_is_loaded() -> None:
     assert "model.vocab_size=1000" in lines[0]
     assert "at least 1001" in lines[0]
     assert "model.teacher.vocab_size=1000" in lines[1]
+
+
+@pytest.mark.parametrize("teacher", [900, 1001, 4000])
+def test_the_models_may_have_different_numbers_of_ids(teacher: int) -> None:
+    assert problems(distillation(model__teacher__vocab_size=teacher, model__kd_config__logit_kl_topk=900)) == []
+
+
+def test_a_tokenizer_of_the_teacher_without_a_teacher() -> None:
+    config = plain(tokenizer__tokenizer_model=".", tokenizer__teacher_tokenizer_model=".")
+    (line,) = problems(config)
+    assert "this run has no teacher; set tokenizer.teacher_tokenizer_model=null" in line
 
 
 def test_an_unknown_vocabulary_must_be_divisible_whatever_it_is() -> None:

@@ -43,10 +43,13 @@ def one_step(cfg: ConfigContainer, *, masked: int = 0) -> dict[str, Any]:
         hidden = _hidden_states(run, batches)
         run.chunks[0].zero_grad_buffer()
         means, tokens = means_of(forward_backward(run, iter(batches), forward_only=False))
+        with torch.no_grad():
+            run.chunks[0].eval()
+            evaluated, _ = means_of(forward_backward(run, iter(batches), forward_only=True))
         gradients = {n: p.main_grad.clone() for n, p in run.students[0].named_parameters() if p.requires_grad}
         shards = {"student": _head(run.students[0]), "teacher": _head(run.teacher.model)}
-        return {"means": means, "tokens": tokens, "grads": gradients, "heads": shards, "hidden": hidden,
-                "mask": torch.cat([b["loss_mask"] for b in batches]),
+        return {"means": means, "tokens": tokens, "evaluated": evaluated, "grads": gradients,
+                "heads": shards, "hidden": hidden, "mask": torch.cat([b["loss_mask"] for b in batches]),
                 "labels": torch.cat([b["labels"] for b in batches])}  # fmt: skip
 
 
@@ -82,14 +85,30 @@ def _hidden_states(run: Any, batches: list[dict[str, Tensor]]) -> dict[str, Tens
     return {name: torch.cat(outputs, dim=1) for name, outputs in seen.items()}
 
 
-def formulas(step: dict[str, Any], projection: tuple[Tensor, Tensor] | None, temperature: float) -> dict[str, Any]:
-    """Means of the losses in float64 from hidden states and heads, and the gradient of the student's head."""
+def formulas(
+    step: dict[str, Any],
+    projection: tuple[Tensor, Tensor] | None,
+    temperature: float,
+    student_ids: int = VOCAB,
+    teacher_ids: int = VOCAB,
+    topk: int | None = None,
+) -> dict[str, Any]:
+    """Means of the losses in float64 from hidden states and heads, and the gradient of the student's head.
+
+    The divergence is over the ids that both models have, the LM loss over all of the student's. With `topk` the
+    divergence is that of the teacher's likeliest tokens and of one bucket with the others.
+    """
+    shared = min(student_ids, teacher_ids)
     mask = step["mask"].double().T
     student_hidden, teacher_hidden = (step["hidden"][name].double() for name in ("student", "teacher"))
-    head = step["heads"]["student"].double()[:VOCAB].requires_grad_()
+    head = step["heads"]["student"].double()[:student_ids].requires_grad_()
     student_logits = student_hidden @ head.T
-    teacher_logits = teacher_hidden @ step["heads"]["teacher"].double()[:VOCAB].T
-    log_p, log_q = ((x / temperature).log_softmax(-1) for x in (teacher_logits, student_logits))
+    teacher_logits = teacher_hidden @ step["heads"]["teacher"].double()[:shared].T
+    log_p, log_q = ((x / temperature).log_softmax(-1) for x in (teacher_logits, student_logits[..., :shared]))
+    agreement = (log_p.argmax(-1) == log_q.argmax(-1)).double()
+    if topk is not None:
+        ids = log_p.topk(topk).indices
+        log_p, log_q = (_with_bucket(log.exp().gather(-1, ids)).log() for log in (log_p, log_q))
     divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
     lm = -student_logits.log_softmax(-1).gather(-1, step["labels"].T.unsqueeze(-1)).squeeze(-1)
     projected = student_hidden
@@ -100,8 +119,14 @@ def formulas(step: dict[str, Any], projection: tuple[Tensor, Tensor] | None, tem
     tokens = mask.sum()
     (gradient,) = torch.autograd.grad((divergence * mask).sum() / tokens, head)
     means = {name: ((loss * mask).sum() / tokens).item() for name, loss in
-             (("logits_loss", divergence), ("intermediate_loss", cosine), ("lm_loss", lm))}  # fmt: skip
+             (("logits_loss", divergence), ("intermediate_loss", cosine), ("lm_loss", lm),
+              ("teacher_top1_agreement", agreement))}  # fmt: skip
     return {**means, "head_gradient": gradient}
+
+
+def _with_bucket(probabilities: Tensor) -> Tensor:
+    """The last entry is what the others leave."""
+    return torch.cat((probabilities, 1 - probabilities.sum(-1, keepdim=True)), -1)
 
 
 @pytest.mark.parametrize("form", ["fused", "materialised"])
@@ -137,6 +162,55 @@ def test_the_heads_gradient_is_that_of_the_formula(form: str, tp: int, tmp_path:
     expected = formulas(whole, None, temperature=1.0)["head_gradient"]
     torch.testing.assert_close(gradient[:VOCAB].double(), expected, rtol=1e-5, atol=1e-8)
     assert not gradient[VOCAB:].any()  # padding
+
+
+FORMS: dict[str, dict[str, Any]] = {
+    "fused": {"logits_form": "fused"},
+    "materialised": {"logits_form": "materialised"},
+    "top-k": {"logit_kl_topk": 7},
+}
+
+
+def one_step_each(cfgs: list[ConfigContainer], masked: int) -> list[dict[str, Any]]:
+    """On a rank: `one_step` of one configuration after the other."""
+    return [one_step(cfg, masked=masked) for cfg in cfgs]
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_models_of_different_vocabulary_are_compared_over_the_ids_that_both_have(tp: int, tmp_path: Path) -> None:
+    """At TP2 a shard is 192 rows: the second holds 58 ids of one model, 108 of the other, and padding."""
+    cases = [(form, sizes) for form in FORMS for sizes in ((250, 300), (300, 250))]
+    balance = {"logit_kl_temperature": 2.0, "loss_balancer": "static", "intermediate_loss_weight": 0.0}
+    cfgs = [
+        tiny_config(
+            tmp_path, kd={**FORMS[form], **balance}, micro_batch_size=4, tp=tp,
+            student={"vocab_size": student_ids}, teacher={"vocab_size": teacher_ids, "hidden_size": 32},
+        )
+        for form, (student_ids, teacher_ids) in cases
+    ]  # fmt: skip
+    ranks = run_ranks(tp, one_step_each, cfgs, 3)
+    for (form, sizes), steps in zip(cases, zip(*ranks, strict=True), strict=True):
+        whole = {**steps[0], "heads": {n: torch.cat([s["heads"][n] for s in steps]) for n in ("student", "teacher")}}
+        assert whole["heads"]["student"].shape == whole["heads"]["teacher"].shape == (384, 32)
+        expected = formulas(whole, None, 2.0, *sizes, topk=FORMS[form].get("logit_kl_topk"))
+        assert whole["means"]["logits_loss"] == pytest.approx(expected["logits_loss"], rel=1e-5)
+        gradient = torch.cat([step["grads"]["output_layer.weight"] for step in steps])
+        torch.testing.assert_close(gradient[: sizes[0]].double(), expected["head_gradient"], rtol=1e-5, atol=1e-8)
+        assert not gradient[min(sizes) :].any()  # no id of one model alone, and no padding
+        for name in ("logits_loss", "lm_loss", "teacher_top1_agreement"):  # in evaluation all of them are taken
+            assert whole["evaluated"][name] == pytest.approx(expected[name], rel=1e-5), (form, sizes, name)
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_batch_without_a_token_that_counts_moves_nothing(tp: int, tmp_path: Path) -> None:
+    kinds = [*FORMS.values(), {"loss_balancer": "modelopt"}]
+    cfgs = [tiny_config(tmp_path, kd={"skip_lm_loss": False, **kd}, micro_batch_size=4, tp=tp) for kd in kinds]
+    for steps in run_ranks(tp, one_step_each, cfgs, 16):
+        for cfg, step in zip(cfgs, steps, strict=True):
+            assert step["tokens"] == 0
+            assert set(step["means"].values()) == {0.0}, (cfg.model.kd_config, step["means"])
+            for name, gradient in step["grads"].items():
+                assert not gradient.any(), (cfg.model.kd_config, name)
 
 
 def modelopts_own_step(cfg: ConfigContainer, masked: int) -> dict[str, Any]:

@@ -23,7 +23,7 @@ def case(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def check(rank: int = 0, world: int = 1, group=None) -> None:
-    for dtype, chunk in itertools.product((torch.float64, torch.float32, torch.bfloat16), (1, 4, None)):
+    for dtype, chunk in itertools.product((torch.float64, torch.float32, torch.bfloat16, torch.float16), (1, 4, None)):
         logits, labels = case(dtype)
         local = reference.shard(logits, rank, world).requires_grad_()
         loss = vocab_parallel_cross_entropy(local, labels, group=group, vocab_size=VOCAB, chunk_tokens=chunk)
@@ -33,7 +33,7 @@ def check(rank: int = 0, world: int = 1, group=None) -> None:
         expected.sum().backward()
         exact = dtype == torch.float64
         torch.testing.assert_close(loss.double(), expected, rtol=0, atol=1e-12 if exact else 3e-6)
-        rtol = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2.0**-8}[dtype]
+        rtol = {torch.float64: 1e-12, torch.float32: 2e-6, torch.bfloat16: 2.0**-8, torch.float16: 2.0**-11}[dtype]
         expected_grad = reference.shard(leaf.grad, rank, world)
         torch.testing.assert_close(local.grad.double(), expected_grad, rtol=rtol, atol=1e-12 if exact else 1e-6)
         assert loss[2] == 0 and not local.grad[2].any()
@@ -47,8 +47,9 @@ def test_value_and_gradient():
     check()
 
 
-def test_value_and_gradient_on_shards():
-    run_ranks(4, on_ranks)
+@pytest.mark.parametrize("world", [2, 4])
+def test_value_and_gradient_on_shards(world):
+    run_ranks(world, on_ranks)
 
 
 def test_gradcheck():

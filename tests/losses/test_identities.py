@@ -13,7 +13,7 @@ from megatron_kd.losses.cross_entropy import vocab_parallel_cross_entropy
 from megatron_kd.losses.divergence import vocab_parallel_divergence
 from megatron_kd.losses.fused_linear import fused_linear_divergence
 from megatron_kd.losses.kinds import KINDS
-from megatron_kd.losses.topk import vocab_parallel_topk_divergence
+from megatron_kd.losses.topk import TAILS, vocab_parallel_topk_divergence
 from tests.losses import reference
 from tests.ranks import run_ranks
 
@@ -76,6 +76,39 @@ def test_mixture_weights(kind, options):
     expected, gradient = reference.value_and_gradient(student, teacher, weights, kind, **options)
     torch.testing.assert_close(value.detach(), expected)
     torch.testing.assert_close(student.grad, gradient)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_all_masked_is_zero_with_a_graph(kind):
+    """The fused form's twin is in test_fused_linear."""
+    student = logits(1).float().requires_grad_()
+    total = (vocab_parallel_divergence(student, logits(2).float(), kind=kind) * torch.zeros(N)).sum()
+    assert total == 0 and total.grad_fn is not None
+    total.backward()
+    assert not student.grad.any()
+
+
+@pytest.mark.parametrize("tail", TAILS)
+def test_all_masked_is_zero_with_a_graph_under_top_k(tail):
+    student = logits(1).float().requires_grad_()
+    per_token = vocab_parallel_topk_divergence(student, logits(2).float(), 3, tail=tail).divergence
+    total = (per_token * torch.zeros(N)).sum()
+    assert total == 0 and total.grad_fn is not None
+    total.backward()
+    assert not student.grad.any()
+
+
+@pytest.mark.parametrize("tail", TAILS)
+@pytest.mark.parametrize("k", [1, 5, V])
+def test_top_k_of_equal_inputs_is_zero_but_for_what_a_tail_adds(tail, k):
+    student = logits(1).requires_grad_()
+    loss = vocab_parallel_topk_divergence(student, student.detach(), k, tail=tail)
+    loss.divergence.sum().backward()
+    # Renormalised, the teacher's k tokens are likelier than the student's by 1 / mass, and so differ unless k = V.
+    wanted = -loss.teacher_mass.log() if tail == "renormalise" else torch.zeros(N, dtype=torch.float64)
+    torch.testing.assert_close(loss.divergence, wanted, rtol=1e-9, atol=1e-12)
+    if tail == "bucket" or k == V:
+        torch.testing.assert_close(student.grad, torch.zeros_like(student), rtol=0, atol=1e-12)
 
 
 def test_temperature_squared_multiplies_value_and_gradient():

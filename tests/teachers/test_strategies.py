@@ -57,7 +57,7 @@ CELLS: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
 }
 
 
-def placed_config(folder: Path, student: dict[str, Any], teacher: dict[str, Any], **more: Any) -> Any:
+def placed_config(folder: Path, student: dict[str, Any], teacher: dict[str, Any], /, **more: Any) -> Any:
     """`tiny_config` with a teacher in another place."""
     cfg = tiny_config(folder, **student, **more)
     teacher = dict(teacher)
@@ -91,6 +91,35 @@ def test_the_losses_are_those_of_a_colocated_teacher(cell: str, folder: Path, tm
     records = run_ranks(world_size, train_and_read, placed_config(tmp_path, student, teacher))[0]
     expected = colocated_on_one_rank(folder)
     assert len(records) == len(expected) == 6
+    for record, reference in zip(records, expected, strict=True):
+        for name in COMPARED:
+            if name in reference:
+                assert record[name] == pytest.approx(reference[name], rel=1e-5), (record["step"], name)
+
+
+@pytest.mark.parametrize(
+    ("cell", "form"),
+    [
+        ("balanced: TP2, teacher PP2", "fused"),
+        ("gpu0: DP2, the teacher on rank 1", "materialised"),
+        ("cpu: DP2", "fused"),
+    ],
+)
+def test_a_teacher_of_another_vocabulary_read_from_a_checkpoint_of_another_width(
+    cell: str, form: str, tmp_path: Path
+) -> None:
+    """250 ids saved 256 wide, beside a student of 300 ids; both heads are 384 wide."""
+    trained = tiny_config(tmp_path / "teacher", iters=1, distilled=False, save=True)
+    run_ranks(1, train_and_read, trained)
+    sizes = {
+        "student": {"vocab_size": 300},
+        "teacher": {"hidden_size": 32, "ffn_hidden_size": 64, "num_layers": 2, "init": None,
+                    "checkpoint": str(tmp_path / "teacher")},
+        "kd": {"logits_form": form}, "iters": 2,
+    }  # fmt: skip
+    expected = run_ranks(1, train_and_read, tiny_config(tmp_path / "colocated", **sizes))[0]
+    world_size, student, teacher = CELLS[cell]
+    records = run_ranks(world_size, train_and_read, placed_config(tmp_path / "placed", student, teacher, **sizes))[0]
     for record, reference in zip(records, expected, strict=True):
         for name in COMPARED:
             if name in reference:

@@ -152,6 +152,84 @@ def test_a_student_checkpoint_trains_on_as_a_plain_gpt(world_size: int, layout: 
     assert records[-1]["lm_loss"] == pytest.approx(distilled[-1]["lm_loss"], rel=1e-5)
 
 
+def load_and_gather(cfg: ConfigContainer) -> dict[str, torch.Tensor]:
+    """On a rank: build the run of `cfg`, and return both models' embedding and head, whole."""
+    from megatron_kd.config.derived import derived
+    from megatron_kd.runtime.start import running_ranks
+    from megatron_kd.training.run import build_run
+
+    tp = cfg.model.tensor_model_parallel_size
+    with running_ranks(tensor_model_parallel_size=tp, pipeline_model_parallel_size=1, seed=1) as layout:
+        run = build_run(cfg, derived(cfg, layout.world_size), layout)
+        whole = {}
+        for who, model in (("student", run.students[0]), ("teacher", run.teacher.model)):
+            for key in VOCABULARY:
+                shard = model.get_parameter(key).detach()
+                shards = [torch.empty_like(shard) for _ in range(tp)]
+                torch.distributed.all_gather(shards, shard.contiguous(), group=layout.tp.group)
+                whole[f"{who} {key}"] = torch.cat(shards)
+        return whole
+
+
+VOCABULARY = ("embedding.word_embeddings.weight", "output_layer.weight")
+
+
+def test_checkpoints_load_at_the_width_that_student_and_teacher_share(tmp_path: Path) -> None:
+    """A teacher of 250 ids saved 256 wide, beside a student of 300 ids; both are built 384 wide, at TP2."""
+    plain = tiny_config(tmp_path / "teacher", iters=1, distilled=False, student={"hidden_size": 48}, save=True)
+    run_ranks(1, train_and_read, plain)
+    saved = run_ranks(1, state_tensors, tmp_path / "teacher/checkpoints/iter_0000001")[0]
+    assert saved["output_layer.weight"].shape == (256, 48)
+    sizes = {
+        "student": {"vocab_size": 300},
+        "teacher": {"hidden_size": 48, "ffn_hidden_size": 64, "num_layers": 2, "init": None,
+                    "checkpoint": str(tmp_path / "teacher")},
+    }  # fmt: skip
+    for weights in run_ranks(2, load_and_gather, tiny_config(tmp_path / "load", tp=2, **sizes)):
+        for key in VOCABULARY:
+            teacher = weights[f"teacher {key}"]
+            assert torch.equal(teacher[:250], saved[key][:250])
+            assert teacher.shape == (384, 48) and not teacher[250:].any()
+    records = [
+        run_ranks(tp, train_and_read, tiny_config(tmp_path / f"tp{tp}", iters=2, tp=tp, save=True, **sizes))[0]
+        for tp in (1, 2)
+    ]
+    for one, two in zip(*records, strict=True):
+        assert two["logits_loss"] == pytest.approx(one["logits_loss"], rel=1e-5)
+
+
+def test_a_student_saved_wide_beside_its_teacher_loads_at_its_own_width(tmp_path: Path) -> None:
+    wide = tiny_config(tmp_path / "kd", iters=3, teacher={"vocab_size": 300}, kd={"skip_lm_loss": False}, **SAVED)
+    distilled = run_ranks(1, train_and_read, wide)[0]
+    saved = run_ranks(1, state_tensors, tmp_path / "kd/checkpoints/iter_0000003")[0]
+    assert saved["output_layer.weight"].shape == (384, 32)
+    plain = tiny_config(
+        tmp_path / "plain", iters=1, distilled=False, tp=2, student={"init": None},
+        pretrained_checkpoint=str(tmp_path / "kd"),
+    )  # fmt: skip
+    plain.optimizer.lr = 0.0
+    records = run_ranks(2, train_and_read, plain)[0]
+    assert records[-1]["lm_loss"] == pytest.approx(distilled[-1]["lm_loss"], rel=1e-5)
+    beside_another = tiny_config(tmp_path / "kd", iters=4, teacher={"vocab_size": 400}, **SAVED)  # 512 wide
+    assert run_ranks(1, train_and_read, beside_another)[0][-1]["step"] == 4
+
+
+@pytest.mark.parametrize(
+    ("vocab_size", "said"),
+    [(200, r"output_layer.weight has 250 token ids, the model 200; set its vocab_size=250"),
+     (257, r"output_layer.weight has 256 rows, too few for the model's 257 token ids")],
+)  # fmt: skip
+def test_weights_of_another_vocabulary_are_refused(vocab_size: int, said: str, tmp_path: Path) -> None:
+    run_ranks(1, train_and_read, tiny_config(tmp_path / "a", iters=1, distilled=False, save=True))
+    other = tiny_config(
+        tmp_path / "b", distilled=False, student={"init": None, "vocab_size": vocab_size},
+        pretrained_checkpoint=str(tmp_path / "a"),
+    )  # fmt: skip
+    other.tokenizer.vocab_size = 200
+    with pytest.raises(RankFailed, match=rf"InputError: checkpoint.pretrained_checkpoint=.*{said}"):
+        run_ranks(1, train_and_read, other)
+
+
 def test_only_the_newest_checkpoints_are_kept(tmp_path: Path) -> None:
     run_ranks(1, train_and_read, tiny_config(tmp_path, iters=4, save=True, save_interval=1, most_recent_k=2))
     assert sorted(p.name for p in (tmp_path / "checkpoints").iterdir()) == ["iter_0000003", "iter_0000004"]

@@ -69,6 +69,19 @@ def test_a_layout_gives_the_losses_of_the_undivided_run(layout: str, losses: str
                 assert ours[name] == pytest.approx(theirs[name], rel=1e-5), (ours["step"], name)
 
 
+@pytest.mark.parametrize("losses", ["fused", "top-k"])
+@pytest.mark.parametrize("layout", ["PP2", "TP2 with sequence parallel"])
+def test_models_of_different_vocabulary_give_one_run_at_any_layout(layout: str, losses: str, tmp_path: Path) -> None:
+    sizes = {"kd": {} if losses == "fused" else {"logit_kl_topk": 5}, "iters": 3, "teacher": {"vocab_size": 300}}
+    expected = run_ranks(1, train_and_read, tiny_config(tmp_path / "a", **sizes))[0]
+    world_size, divided = LAYOUTS[layout]
+    actual = run_ranks(world_size, train_and_read, tiny_config(tmp_path / "b", **sizes, **divided))[0]
+    for ours, theirs in zip(actual, expected, strict=True):
+        for name in COMPARED:
+            if name in theirs:
+                assert ours[name] == pytest.approx(theirs[name], rel=1e-5), (ours["step"], name)
+
+
 def test_the_runs_learn(folder: Path) -> None:
     """Equal losses would also be had by runs that do nothing."""
     records = undivided("global", folder)

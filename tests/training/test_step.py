@@ -13,8 +13,13 @@ from tests.ranks import run_ranks
 from tests.tiny import tiny_config, train_and_read
 
 
-def poison(cfg: ConfigContainer, model: str, step: int) -> dict[str, Any]:
-    """On a rank: run `cfg`, with a NaN put into a weight of `model` before the step after `step`."""
+def poison_each(cases: list[tuple[ConfigContainer, str]], rank: int) -> list[dict[str, Any]]:
+    """On a rank: `poison` for one configuration and model after the other."""
+    return [poison(cfg, model, 1, rank) for cfg, model in cases]
+
+
+def poison(cfg: ConfigContainer, model: str, step: int, rank: int) -> dict[str, Any]:
+    """On a rank: run `cfg`, with a NaN put into a weight that `rank` has of `model` before the step after `step`."""
     from megatron_kd.errors import NumericalFault
     from megatron_kd.training import train as loop
 
@@ -25,29 +30,118 @@ def poison(cfg: ConfigContainer, model: str, step: int) -> dict[str, Any]:
         seen["run"] = run
         if run.step == step:
             layer = (run.students[0] if model == "student" else run.teacher.model).decoder.layers[0]
-            with torch.no_grad():
-                layer.mlp.linear_fc2.weight[0, 0] = float("nan")
-            seen["before"] = run.students[0].decoder.final_layernorm.weight.clone()
+            if run.layout.rank == rank:
+                with torch.no_grad():
+                    layer.mlp.linear_fc2.weight[0, 0] = float("nan")
+            seen["before"] = run.students[0].decoder.layers[0].input_layernorm.weight.clone()
         return original(run, batches)
 
     loop.train_step = poisoned
     try:
         loop.train(cfg)
     except NumericalFault as fault:
-        unchanged = torch.equal(seen["before"], seen["run"].students[0].decoder.final_layernorm.weight)
+        unchanged = torch.equal(seen["before"], seen["run"].students[0].decoder.layers[0].input_layernorm.weight)
         return {"fault": str(fault), "unchanged": unchanged, "step": seen["run"].step}
     finally:
         loop.train_step = original
     raise AssertionError("the run went on")
 
 
+LAYOUTS: dict[str, dict[str, Any]] = {
+    "TP2": {"tp": 2},
+    "PP2": {"pp": 2, "micro_batch_size": 4},
+    "DP2": {"micro_batch_size": 4},
+    "DP2 with overlapped communication": {"micro_batch_size": 2, "overlap": True},
+}
+FORMS: dict[str, dict[str, Any]] = {
+    "fused": {"logits_form": "fused"},
+    "materialised with the LM loss": {"logits_form": "materialised", "skip_lm_loss": False},
+    "top-k": {"logit_kl_topk": 5},
+    "modelopt": {"loss_balancer": "modelopt"},
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_nan_on_one_rank_ends_all_at_one_step_before_the_update_and_says_whose_it_is(
+    layout: str, tmp_path: Path
+) -> None:
+    """Each rank raises by itself: one that only saw others go would raise a connection's error, or wait."""
+    saved = {"save": True, "save_interval": 1}
+    cases = [
+        (tiny_config(tmp_path / f"{model} {form}", kd=FORMS[form], **LAYOUTS[layout], **saved), model)
+        for form in (FORMS if layout == "TP2" else ("fused", "materialised with the LM loss"))
+        for model in ("student", "teacher")
+    ]
+    poisoned = 0 if layout == "PP2" else 1
+    for rank in run_ranks(2, poison_each, cases, poisoned):
+        for seen, (cfg, model) in zip(rank, cases, strict=True):
+            assert f"step 2 was not taken: the {model} logits are not finite" in seen["fault"], cfg.logger.run_dir
+            assert seen["unchanged"] and seen["step"] == 1, seen
+            assert [path.name for path in Path(cfg.logger.run_dir, "checkpoints").iterdir()] == ["iter_0000001"]
+
+
+def test_a_nan_in_a_model_that_learns_from_labels(tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path, distilled=False, micro_batch_size=4)
+    for seen in run_ranks(2, poison, cfg, "student", 1, 1):
+        assert "step 2 was not taken: the student logits are not finite" in seen["fault"]
+
+
+def poison_before_evaluation(cfg: ConfigContainer) -> str:
+    """On a rank: run `cfg`, with a NaN put into the teacher of rank 1 after the last step; the error's message."""
+    from megatron_kd.errors import NumericalFault
+    from megatron_kd.training import train as loop
+
+    original = loop.evaluate
+
+    def poisoned(run: Any, batches: Any) -> Any:
+        if run.layout.rank == 1:
+            run.teacher.model.output_layer.weight.detach()[0, 0] = float("inf")
+        return original(run, batches)
+
+    loop.evaluate = poisoned
+    try:
+        loop.train(cfg)
+    except NumericalFault as fault:
+        return str(fault)
+    finally:
+        loop.evaluate = original
+    raise AssertionError("the run went on")
+
+
+def test_an_evaluation_that_meets_an_infinite_logit_ends_all_ranks(tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path, iters=2, micro_batch_size=4)
+    for fault in run_ranks(2, poison_before_evaluation, cfg):
+        assert "evaluation after step 2: the teacher logits are not finite" in fault
+
+
+def mislabel(cfg: ConfigContainer) -> str:
+    """On a rank: run `cfg`, with a label on rank 1 that is no id; the error's message."""
+    from megatron_kd.errors import InputError
+    from megatron_kd.training import train as loop
+
+    original = loop.train_step
+
+    def mislabelled(run: Any, batches: Any) -> Any:
+        batch = next(batches)
+        if run.layout.rank == 1:
+            batch["labels"][0, 3] = 255  # a padded slot
+        return original(run, iter([batch]))
+
+    loop.train_step = mislabelled
+    try:
+        loop.train(cfg)
+    except InputError as error:
+        return str(error)
+    finally:
+        loop.train_step = original
+    raise AssertionError("the run went on")
+
+
 @pytest.mark.parametrize("form", ["fused", "materialised"])
-@pytest.mark.parametrize("model", ["student", "teacher"])
-def test_a_nan_in_either_model_ends_the_run_before_the_update(model: str, form: str, tmp_path: Path) -> None:
-    cfg = tiny_config(tmp_path, iters=4, save=True, save_interval=1, tp=2, kd={"logits_form": form})
-    for seen in run_ranks(2, poison, cfg, model, 2):
-        assert seen["unchanged"] and seen["step"] == 2, seen
-    assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["iter_0000001", "iter_0000002"]
+def test_a_label_that_is_no_id_ends_all_ranks(form: str, tmp_path: Path) -> None:
+    cfg = tiny_config(tmp_path, micro_batch_size=4, kd={"skip_lm_loss": False, "logits_form": form})
+    for error in run_ranks(2, mislabel, cfg):
+        assert "step 1 was not taken: a label is outside the student's vocabulary" in error
 
 
 def test_evaluation_changes_nothing(tmp_path: Path) -> None:

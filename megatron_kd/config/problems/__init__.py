@@ -45,7 +45,7 @@ def problems(cfg: ConfigContainer, world_size: int | None = None, tokenizer_voca
         layout_problems(cfg),
         length_problems(cfg),
         batch_problems(cfg, world_size),
-        distillation_problems(cfg),
+        distillation_problems(cfg, tokenizer_vocab_size),
         placement_problems(cfg, world_size),
         weight_problems(cfg),
         data_problems(cfg),
@@ -54,3 +54,9 @@ def problems(cfg: ConfigContainer, world_size: int | None = None, tokenizer_voca
         output_problems(cfg),
     )
     return list(dict.fromkeys(found))
+
+
+def tokenizer_problems(cfg: ConfigContainer, tokenizer_vocab_size: int) -> list[str]:
+    """The `problems` that show only when the tokenizer has been loaded and its number of ids is known."""
+    known = set(problems(cfg))
+    return [line for line in problems(cfg, tokenizer_vocab_size=tokenizer_vocab_size) if line not in known]

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.derived import teacher_vocab_size, true_vocab_size, vocab_width
+from megatron_kd.config.derived import teacher_vocab_size, vocab_width
 from megatron_kd.config.problems.lines import divides, line, models
 from megatron_kd.models.provider import GPTModelProvider
 
@@ -18,7 +18,6 @@ def architecture_problems(cfg: ConfigContainer, tokenizer_vocab_size: int | None
         yield from _rotary(cfg, name, model)
         yield from _recompute(cfg, name, model)
         yield from _vocabulary(cfg, name, tokenizer_vocab_size)
-    yield from _one_vocabulary(cfg, tokenizer_vocab_size)
     yield from _vocabulary_width(cfg, tokenizer_vocab_size)
 
 
@@ -88,7 +87,7 @@ def _recompute(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iter
 
 
 def _vocabulary(cfg: ConfigContainer, name: str, tokenizer_vocab_size: int | None) -> Iterator[str]:
-    """A model must have an id for each of the tokenizer's."""
+    """A model must have an id for each of the tokenizer's: both models read the same tokens."""
     own = cfg.model.vocab_size if name == "model" else teacher_vocab_size(cfg)
     ids = tokenizer_vocab_size
     if ids is None and cfg.tokenizer.tokenizer_type == "null":
@@ -99,18 +98,6 @@ def _vocabulary(cfg: ConfigContainer, name: str, tokenizer_vocab_size: int | Non
             f"{name}.vocab_size",
             f"the tokenizer has {ids} ids; set {name}.vocab_size to at least {ids}, or to null to take the tokenizer's",
         )
-
-
-def _one_vocabulary(cfg: ConfigContainer, tokenizer_vocab_size: int | None) -> Iterator[str]:
-    student, teacher = true_vocab_size(cfg, tokenizer_vocab_size), teacher_vocab_size(cfg, tokenizer_vocab_size)
-    if student is None or teacher is None or student == teacher:
-        return
-    yield line(
-        cfg,
-        "model.vocab_size model.teacher.vocab_size",
-        f"student ({student} ids) and teacher ({teacher} ids) must have the same true vocabulary, since the logits "
-        "loss compares them id by id; use models of one tokenizer and set both sizes equal",
-    )
 
 
 def _vocabulary_width(cfg: ConfigContainer, tokenizer_vocab_size: int | None) -> Iterator[str]:

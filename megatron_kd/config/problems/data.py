@@ -12,9 +12,14 @@ from megatron_kd.config.derived import true_vocab_size
 from megatron_kd.config.problems.lines import line, value_of
 from megatron_kd.config.schema import show
 from megatron_kd.config.text_files import TEXT_FILES, is_text_file
+from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import ConfigError
 
 _BLENDS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
+_NO_TOKENIZER = (
+    "there is no such folder or file; download it first (`hf download NAME --local-dir DIR`; hub names are not "
+    "looked up), or make the tiny recipes' with `make corpus`"
+)
 
 
 def data_problems(cfg: ConfigContainer) -> Iterator[str]:
@@ -136,11 +141,8 @@ def _validation_data(cfg: ConfigContainer) -> Iterator[str]:
 def _tokenizer(cfg: ConfigContainer) -> Iterator[str]:
     model, kind = cfg.tokenizer.tokenizer_model, cfg.tokenizer.tokenizer_type
     if kind == "huggingface" and model is not None and not os.path.exists(model):
-        why = (
-            "there is no such folder or file; download it first (`hf download NAME --local-dir DIR`; hub names are not "
-            "looked up), or make the tiny recipes' with `make corpus`"
-        )
-        yield line(cfg, "tokenizer.tokenizer_model", why)
+        yield line(cfg, "tokenizer.tokenizer_model", _NO_TOKENIZER)
+    yield from _teacher_tokenizer(cfg)
     named = kind == "huggingface" and model is not None
     if named or (cfg.dataset.mock and true_vocab_size(cfg) is not None):
         return
@@ -153,3 +155,17 @@ def _tokenizer(cfg: ConfigContainer) -> Iterator[str]:
     elif cfg.tokenizer.vocab_size is None:
         why = "the null tokenizer needs the number of ids in the data; set tokenizer.vocab_size"
         yield line(cfg, "tokenizer.tokenizer_type tokenizer.vocab_size", why)
+
+
+def _teacher_tokenizer(cfg: ConfigContainer) -> Iterator[str]:
+    """It is there to be compared with the student's, so there must be a teacher and a student's."""
+    field, path = "tokenizer.teacher_tokenizer_model", cfg.tokenizer.teacher_tokenizer_model
+    if path is None:
+        return
+    if not os.path.exists(path):
+        yield line(cfg, field, _NO_TOKENIZER)
+    if not isinstance(cfg.model, GPTDistillationProvider):
+        yield line(cfg, field, f"this run has no teacher; set {field}=null")
+    elif cfg.tokenizer.tokenizer_type != "huggingface" or cfg.tokenizer.tokenizer_model is None:
+        why = f"is compared with the student's, which is not given; set tokenizer.tokenizer_model, or {field}=null"
+        yield line(cfg, f"{field} tokenizer.tokenizer_type tokenizer.tokenizer_model", why)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.derived import shared_vocab_size
 from megatron_kd.config.problems.lines import line
 from megatron_kd.config.problems.ranges import KD_RULES
 from megatron_kd.config.schema import show
@@ -20,7 +21,7 @@ _BY_MODELOPT = "with loss_balancer=modelopt, ModelOpt captures {}; set model.kd_
 NOT_HIDDEN = ("linear_qkv", "linear_fc1", "core_attention", "q_layernorm", "k_layernorm")
 
 
-def distillation_problems(cfg: ConfigContainer) -> Iterator[str]:
+def distillation_problems(cfg: ConfigContainer, tokenizer_vocab_size: int | None = None) -> Iterator[str]:
     """Problems between student and teacher; none when there is no teacher."""
     if not isinstance(cfg.model, GPTDistillationProvider):
         return
@@ -29,6 +30,7 @@ def distillation_problems(cfg: ConfigContainer) -> Iterator[str]:
         yield line(cfg, "model.seq_length model.teacher.seq_length", f"both models read the same tokens; {cure}")
     yield from _layer_names(cfg.model.kd_config)
     yield from _logits_form(cfg.model.kd_config)
+    yield from _shared_ids(cfg, cfg.model.kd_config, tokenizer_vocab_size)
     yield from _layer_places(cfg.model)
 
 
@@ -57,6 +59,16 @@ def _logits_form(kd: ModelOptDistillConfig) -> Iterator[str]:
             "weights before the forward pass, and ModelOpt's balancer makes them after it; set "
             "model.kd_config.logits_form=auto, or loss_balancer=global"
         )
+
+
+def _shared_ids(
+    cfg: ConfigContainer, kd: ModelOptDistillConfig, tokenizer_vocab_size: int | None = None
+) -> Iterator[str]:
+    """The models are compared over the ids that both have."""
+    shared = shared_vocab_size(cfg, tokenizer_vocab_size)
+    if shared is not None and kd.logit_kl_topk is not None and kd.logit_kl_topk > shared > 0:
+        why = f"student and teacher share {shared} ids; set it to at most that, or to null to compare all of them"
+        yield line(cfg, "model.kd_config.logit_kl_topk", why)
 
 
 def _layer_names(kd: ModelOptDistillConfig) -> Iterator[str]:
