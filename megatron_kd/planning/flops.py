@@ -73,7 +73,7 @@ def teacher_bubble(plan: Setup, strategy: Strategy) -> float:
     grid = plan.teacher_grid(strategy)
     if strategy == "colocated":
         return pipeline_bubble(grid.pp, plan.chunks, plan.num_microbatches)
-    return pipeline_bubble(grid.pp, 1, -(-plan.teacher_sequences(strategy) // plan.teacher_micro_batch_size))
+    return pipeline_bubble(grid.pp, 1, plan.forwards_a_round(strategy))
 
 
 def busiest_rank(plan: Setup, strategy: Strategy) -> float:

@@ -238,7 +238,7 @@ class _Rank:
         return self._captured() * self.plan.num_microbatches
 
     def _placed_teacher(self) -> list[Moment]:
-        """The teacher's own pass, and the exchange of what it put out, at the beginning of a step.
+        """The last round of the teacher's own pass, and of the exchange of what it put out, as a step begins.
 
         As in `teachers/handover.py`: outgoing pieces are packed beside what was produced, which is then let go of;
         what arrives in several pieces is joined in a buffer of its own.
@@ -249,18 +249,21 @@ class _Rank:
         # Where every shard of the teacher has all positions, each sends its part of them.
         sent = produced if self.teacher_work.sequence_parallel else produced // grid.tp
         in_pieces = grid.tp > 1 or plan.teacher_micro_batch_size % plan.cfg.train.micro_batch_size != 0
+        share = plan.round_share(self.strategy)
+        here = int(self.handed * share)  # that this rank gets in this round
+        before = self.handed - here
         return [
-            self._moment("teacher forward", working=working, handed=produced),
-            self._moment("hand-over", handed=produced + sent),
-            self._moment("hand-over", handed=sent + self.handed * (2 if in_pieces else 1)),
+            self._moment("teacher forward", working=working, handed=before + produced),
+            self._moment("hand-over", handed=before + produced + sent),
+            self._moment("hand-over", handed=before + sent + here * (2 if in_pieces else 1)),
         ]
 
     def _produced(self) -> int:
-        """Outputs that a rank's losses elsewhere will read, of all sequences that its copy of the teacher runs."""
+        """Outputs that losses elsewhere will read, of a round of this copy of the teacher."""
         plan, pp = self.plan, self.plan.teacher_grid(self.strategy).pp
         layers = set().union(*(delivered_layers(plan, stage) for stage in range(plan.student.pp)))
         here = [name for name in layers if stage_of(name, plan.teacher.num_layers, pp) == self.teacher_stage]
-        forwards = -(-plan.teacher_sequences(self.strategy) // self.teacher_work.sequences)
+        forwards = plan.forwards_a_round(self.strategy)
         return len(here) * forwards * self.teacher_work.hidden(plan.teacher.hidden_size)
 
     def _embedding_gradient(self) -> int:

@@ -12,6 +12,7 @@ from megatron_kd.errors import InputError
 from megatron_kd.models.provider import GPTModelProvider
 from megatron_kd.planning.activations import Work
 from megatron_kd.teachers.even_split import even_split
+from megatron_kd.teachers.rounds import micro_batches_a_round
 
 Strategy = Literal["colocated", "balanced", "gpu0", "cpu"]
 STRATEGIES: tuple[Strategy, ...] = ("colocated", "balanced", "gpu0", "cpu")
@@ -117,6 +118,17 @@ class Setup:
     def teacher_sequences(self, strategy: Strategy) -> int:
         """Sequences of a step that the busiest copy of the teacher runs."""
         return -(-self.global_batch_size // self.teacher_grid(strategy).dp)
+
+    def round_share(self, strategy: Strategy) -> float:
+        """The share of a step's micro-batches that is run and handed over at a time."""
+        grid, rows = self.teacher_grid(strategy), self.cfg.train.micro_batch_size * self.student.dp
+        size = self.teacher_micro_batch_size
+        return micro_batches_a_round(self.num_microbatches, rows, grid.dp, size, grid.pp) / self.num_microbatches
+
+    def forwards_a_round(self, strategy: Strategy) -> int:
+        """Of the busiest copy of the teacher."""
+        sequences = -(-self.teacher_sequences(strategy) * self.round_share(strategy) // 1)
+        return int(-(-sequences // self.teacher_micro_batch_size))
 
     def _work(self, model: GPTModelProvider, sequences: int, tp: int, itemsize: int) -> Work:
         parallel = model.sequence_parallel and tp > 1

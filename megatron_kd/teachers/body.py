@@ -66,6 +66,8 @@ class TeacherBody:
             The outputs of the wanted layers of this part, one [S, B, G] each (S divided over tensor-parallel ranks
             under sequence parallelism).
         """
+        if not inputs:  # more copies of the teacher than sequences
+            return {}
         get_forward_backward_func(pp_size=self._layout.pp.size)(
             forward_step_func=_forward_step,
             data_iterator=iter(inputs),

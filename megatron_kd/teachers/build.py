@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -30,6 +31,7 @@ from megatron_kd.teachers.head import TeacherHead, empty_head, head_shard
 from megatron_kd.teachers.placed import PlacedTeacher
 from megatron_kd.teachers.placement import Teacher
 from megatron_kd.teachers.proxy import TeacherProxy
+from megatron_kd.teachers.rounds import micro_batches_a_round
 from megatron_kd.teachers.shared_memory import is_first_of_machine, shared_tensors
 from megatron_kd.teachers.transfers import Exchange, StudentRank
 from megatron_kd.teachers.wanted import local_names, readers, wanted_layers
@@ -81,13 +83,15 @@ def _placed(
     grid = _grid(model, derived, strategy)
     read = readers(model.kd_config, model, layout)
     wanted = wanted_layers(read, provider, grid)
+    rows, teacher_rows = cfg.train.micro_batch_size, model.teacher_micro_batch_size or cfg.train.micro_batch_size
+    a_round = micro_batches_a_round(derived.num_microbatches, rows * layout.dp.size, grid.dp, teacher_rows, grid.pp)
     exchange = Exchange(
         grid=grid,
         students=_students(layout),
         layers=wanted,
-        num_microbatches=derived.num_microbatches,
-        micro_batch_size=cfg.train.micro_batch_size,
-        teacher_micro_batch_size=model.teacher_micro_batch_size or cfg.train.micro_batch_size,
+        num_microbatches=a_round,
+        micro_batch_size=rows,
+        teacher_micro_batch_size=teacher_rows,
         seq_length=model.seq_length,
         student_shards=layout.tp.size if model.sequence_parallel else 1,
         teacher_shards=grid.tp if provider.sequence_parallel and grid.tp > 1 else 1,
@@ -106,9 +110,12 @@ def _placed(
                 seq_length=model.seq_length,
                 micro_batch_size=exchange.teacher_micro_batch_size,
             )
-    handover = Handover(exchange, provider.hidden_size, dtype, layout.device)
+    full, rest = divmod(derived.num_microbatches, a_round)
+    rounds = [Handover(exchange, provider.hidden_size, dtype, layout.device)] * full
+    if rest:
+        rounds.append(replace(rounds[0], exchange=replace(exchange, num_microbatches=rest)))
     proxies = _proxies(read, layout, head, provider.hidden_size)
-    return PlacedTeacher(strategy, body, proxies, handover, layout)
+    return PlacedTeacher(strategy, body, proxies, rounds, layout)
 
 
 def _seed(cfg: ConfigContainer) -> int:

@@ -1,12 +1,14 @@
 """A teacher with a parallel layout of its own: what `balanced`, `gpu0` and `cpu` have in common.
 
 At the beginning of a step its copies run the whole global batch forward, each a share of the sequences, and the hidden
-states that the student's losses read go to the ranks that read them.
+states that the student's losses read go to the ranks that read them; in rounds of a few micro-batches, so that no rank
+holds what others will read of a whole batch.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import torch
 import torch.distributed as dist
@@ -14,9 +16,10 @@ from torch import Tensor, nn
 
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.teachers.body import Inputs, TeacherBody
-from megatron_kd.teachers.handover import Handover
+from megatron_kd.teachers.handover import Handover, HiddenStates
 from megatron_kd.teachers.placement import Batch
 from megatron_kd.teachers.proxy import TeacherProxy
+from megatron_kd.teachers.transfers import Exchange
 
 _INPUTS = ("tokens", "position_ids")
 
@@ -28,7 +31,7 @@ class PlacedTeacher:
         strategy: its name.
         body: this rank's part of the teacher; None on a rank without one.
         proxies: one for each chunk of the student on this rank that a loss reads from.
-        handover: carries the hidden states.
+        rounds: of a step; each carries the hidden states of its micro-batches.
         layout: the student's.
     """
 
@@ -39,11 +42,11 @@ class PlacedTeacher:
         strategy: str,
         body: TeacherBody | None,
         proxies: dict[int, TeacherProxy],
-        handover: Handover,
+        rounds: list[Handover],
         layout: Layout,
     ) -> None:
-        self.strategy, self.hidden_size = strategy, handover.hidden_size
-        self.body, self.handover = body, handover
+        self.strategy, self.hidden_size = strategy, rounds[0].hidden_size
+        self.body, self.rounds = body, rounds
         self._proxies, self._layout = proxies, layout
 
     def module(self, chunk: int) -> nn.Module | None:
@@ -60,9 +63,14 @@ class PlacedTeacher:
         Raises:
             LostRank: a rank does not answer.
         """
-        sequences = {name: self._gathered([batch[name] for batch in batches]) for name in _INPUTS}
-        produced = self.body(self._share(sequences)) if self.body is not None else {}
-        states = self.handover(produced)
+        states: HiddenStates = {}
+        ahead = iter(batches)
+        for handover in self.rounds:
+            some = list(islice(ahead, handover.exchange.num_microbatches))
+            sequences = {name: self._gathered([batch[name] for batch in some]) for name in _INPUTS}
+            produced = self.body(_share(handover.exchange, sequences)) if self.body is not None else {}
+            for layer, received in handover(produced).items():
+                states.setdefault(layer, []).extend(received)
         for proxy in self._proxies.values():
             proxy.deliver(states)
 
@@ -70,6 +78,11 @@ class PlacedTeacher:
         """See `Teacher`."""
         for proxy in self._proxies.values():
             proxy.select(index)
+
+    @property
+    def bytes_sent(self) -> int:
+        """By this rank to others in hand-overs so far."""
+        return sum({id(handover): handover.bytes_sent for handover in self.rounds}.values())
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """See `Teacher`."""
@@ -86,12 +99,12 @@ class PlacedTeacher:
         dist.all_gather(everyones, mine, group=self._layout.dp.group)
         return torch.cat(everyones)
 
-    def _share(self, sequences: Inputs) -> list[Inputs]:
-        """The micro-batches of this rank's copy of the teacher; the last one repeats its last sequence if short."""
-        exchange = self.handover.exchange
-        place = exchange.grid.coordinate(dist.get_rank())
-        assert place is not None
-        share, size = exchange.share(place.replica), exchange.teacher_micro_batch_size
-        rows = torch.arange(share.start, share.start + exchange.forwards(place.replica) * size)
-        rows = rows.clamp(max=max(share.stop - 1, 0)).to(sequences["tokens"].device)
-        return [{name: values[some] for name, values in sequences.items()} for some in rows.split(size)]
+
+def _share(exchange: Exchange, sequences: Inputs) -> list[Inputs]:
+    """The micro-batches of this rank's copy of the teacher; the last one repeats its last sequence if short."""
+    place = exchange.grid.coordinate(dist.get_rank())
+    assert place is not None
+    share, size = exchange.share(place.replica), exchange.teacher_micro_batch_size
+    rows = torch.arange(share.start, share.start + exchange.forwards(place.replica) * size)
+    rows = rows.clamp(max=max(share.stop - 1, 0)).to(sequences["tokens"].device)
+    return [{name: values[some] for name, values in sequences.items()} for some in rows.split(size) if len(some)]
