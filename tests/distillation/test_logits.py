@@ -19,7 +19,8 @@ def model(weight: torch.Tensor) -> Any:
     return SimpleNamespace(
         config=SimpleNamespace(sequence_parallel=False),
         true_vocab_size=V,
-        teacher_model=SimpleNamespace(head_weight=lambda: torch.ones(V, H)),
+        faults=None,
+        teacher_model=SimpleNamespace(true_vocab_size=V, head_weight=lambda: torch.ones(V, H)),
         head_weight=lambda: weight,
         head_function=None,
     )
