@@ -62,7 +62,8 @@ def _device_memory(cfg: ConfigContainer) -> float:
 
 def _with_vocabulary(cfg: ConfigContainer, model: GPTDistillationProvider, derived: Derived) -> ConfigContainer:
     """A plan reads no tokenizer."""
-    return replace(cfg, model=replace(model, vocab_size=derived.true_vocab_size))
+    teacher = replace(model.teacher, vocab_size=derived.teacher_vocab_size)
+    return replace(cfg, model=replace(model, vocab_size=derived.true_vocab_size, teacher=teacher))
 
 
 def _refuse(plan: Choice, strategy: str, memory: float, asked: str) -> None:

@@ -81,7 +81,9 @@ def test_a_layer_that_does_not_exist_is_refused_with_those_that_do(
         run_ranks(1, train_and_read, tiny_config(tmp_path, kd={"intermediate_layer_pairs": [pair]}))
 
 
-def test_a_pair_across_stages_is_refused(tmp_path: Path) -> None:
+def test_a_pair_across_stages_is_refused_for_a_colocated_teacher(tmp_path: Path) -> None:
     pair = ["decoder.layers.0.mlp", "decoder.layers.3.mlp"]
-    with pytest.raises(RankFailed, match="lie on different pipeline stages"):
-        run_ranks(2, train_and_read, tiny_config(tmp_path, pp=2, kd={"intermediate_layer_pairs": [pair]}))
+    cfg = tiny_config(tmp_path, pp=2, kd={"intermediate_layer_pairs": [pair]})
+    cfg.model.teacher_device_strategy = "colocated"
+    with pytest.raises(RankFailed, match="lie on different pipeline stages.*or set model.teacher_device_strategy="):
+        run_ranks(2, train_and_read, cfg)

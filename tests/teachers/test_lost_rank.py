@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.ranks import _free_port
+
 ROOT = Path(__file__).parents[2]
 
 # The teacher's rank stops for good when it is about to send; the fault writes down that it has hit.
@@ -27,15 +29,15 @@ FOLDER, SIGNAL = Path(sys.argv[1]), int(sys.argv[2])
 original = handover._exchange_buffers
 calls = 0
 
-def stop_in_the_second(sent, arriving):
+def stop_in_the_second_step(sent, arriving):
     global calls
     calls += 1
-    if calls == 2 and os.environ["RANK"] == "1":
+    if calls == 3 and os.environ["RANK"] == "1":
         (FOLDER / "hit").touch()
         os.kill(os.getpid(), SIGNAL)
     return original(sent, arriving)
 
-handover._exchange_buffers = stop_in_the_second
+handover._exchange_buffers = stop_in_the_second_step
 
 def recipe():
     cfg = placed_config(FOLDER / "run", {"micro_batch_size": 2}, {"strategy": "gpu0", "rank": 1})
@@ -53,7 +55,7 @@ def test_the_survivor_names_the_rank_and_the_phase_within_the_timeout(fault: sig
     script.write_text(SCRIPT)
     environment = {
         **os.environ, "PYTHONPATH": str(ROOT), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "OMP_NUM_THREADS": "1",
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29000 + os.getpid() % 900 + fault),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(_free_port()),
     }  # fmt: skip
     ranks = [
         subprocess.Popen(
@@ -71,7 +73,8 @@ def test_the_survivor_names_the_rank_and_the_phase_within_the_timeout(fault: sig
             time.sleep(0.05)
         hit = time.monotonic()
         _, told = ranks[0].communicate(timeout=60)
-        assert time.monotonic() - hit < 5 + 2 + 5  # the timeout, what is allowed beyond, and a busy machine's slack
+        # The timeout and what a busy machine needs to end a process; without it, half an hour.
+        assert time.monotonic() - hit < 5 + 25
     finally:
         for rank in ranks:
             rank.kill()
