@@ -30,6 +30,7 @@ from megatron_kd.models.stages import FINAL_NORM
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.start import running_ranks
 from megatron_kd.teachers.placed import PlacedTeacher
+from megatron_kd.teachers.transfers import Exchange
 from megatron_kd.training.run import Run, build_run
 from megatron_kd.training.step import Batch, train_step
 from tools.bench import host
@@ -59,7 +60,7 @@ def bench_rank(sizes: Sizes, side: Side) -> Iterator[Answers]:
             yield {
                 "step": lambda: timed_step(run, batches),
                 "memory": lambda: memory(run, before),
-                "traffic": lambda: traffic(run, sizes),
+                "traffic": lambda: traffic(run),
             }
 
 
@@ -152,20 +153,24 @@ def _memory(tensor: Tensor, shared: list[host.SharedMapping]) -> tuple[object, .
     return os.getpid(), address
 
 
-def traffic(run: Run, sizes: Sizes) -> Traffic:
+def traffic(run: Run) -> Traffic:
     """A step's, from this rank to others."""
     teacher = run.teacher
     if not isinstance(teacher, PlacedTeacher):
         return Traffic(0, 0)
-    exchange, steps = teacher.handover.exchange, run.step
-    tokens = 0
+    exchanges = [handover.exchange for handover in teacher.rounds]
+    tokens = sum(_tokens_sent(exchange) for exchange in exchanges)
+    assert teacher.bytes_sent % run.step == 0
+    width = run.derived.padded_vocab_size // run.layout.tp.size
+    return Traffic(teacher.bytes_sent // run.step, tokens * width * teacher.rounds[0].dtype.itemsize)
+
+
+def _tokens_sent(exchange: Exchange) -> int:
+    """Final hidden states from this rank to others in a round, in tokens."""
+    found = 0
     for student in exchange.students:
-        if student.rank == dist.get_rank():
-            continue
-        for piece in exchange.pieces(dist.get_rank(), student):
+        for piece in exchange.pieces(dist.get_rank(), student) if student.rank != dist.get_rank() else ():
             if piece.layer == FINAL_NORM:
                 positions, rows = piece.positions_and_rows
-                tokens += positions * rows
-    assert teacher.handover.bytes_sent % steps == 0
-    width = run.derived.padded_vocab_size // run.layout.tp.size
-    return Traffic(teacher.handover.bytes_sent // steps, tokens * width * teacher.handover.dtype.itemsize)
+                found += positions * rows
+    return found
