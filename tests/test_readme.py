@@ -45,6 +45,10 @@ _SHORT_TOOLS = {
         *("--tokens", "32", "--vocab", "256", "--student-hidden", "16", "--teacher-hidden", "32", "--repeats", "1"),
     ],
     "tools/bench/step_breakdown.py": ["--steps", "6", *_TINY[2:], "train.train_iters=6"],
+    "tools/bench/teacher_placement.py": [
+        *("--teacher", "2x128", "--student", "2x64", "--vocab", "256", "--wide-vocab", "384", "--seq", "16"),
+        *("--sides", "colocated", "gpu0", "--rounds", "1"),
+    ],
     "tools/bench/whole_step.py": [
         *("--teacher", "2x64", "--student", "1x64", "--vocab", "256", "--batch", "2", "--seq", "16", "--rounds", "1"),
     ],
