@@ -19,6 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.models.int8 import quantise_linears
 from megatron_kd.models.provider import GPTModelProvider
 from megatron_kd.models.spec import block_spec, has_transformer_engine
 from megatron_kd.models.weights import randomise
@@ -121,16 +122,20 @@ def build_body(
     padded_vocab_size: int,
     vocab_size: int,
     dtype: str,
+    int8: bool,
     allocate: Callable[[list[Tensor]], list[Tensor]],
 ) -> DistillableGPTModel:
     """A frozen model whose parameters are yet to be filled, and whose output layer has none: its weight is on "meta".
 
-    Nothing is allocated but what `allocate` returns for the parameters, which it is given without storage.
+    Nothing is allocated but what `allocate` returns for the parameters, which it is given without storage. With
+    `int8`, the weights of the linear layers are `Int8Linear`'s.
     """
     config = transformer_config(provider, layout, DTYPES[dtype], on_host=True)
     with torch.device("meta"):
         model = _construct(provider, config, layout, padded_vocab_size, tied=False, chunk=0)
     model.true_vocab_size = vocab_size
+    if int8:
+        quantise_linears(model, layout.tp.group)
     # megatron-core's sharded_state_dict wants an output layer to be there.
     named = [(name, value) for name, value in model.named_parameters() if not name.startswith("output_layer.")]
     tensors = allocate([parameter for _, parameter in named])

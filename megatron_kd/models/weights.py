@@ -32,11 +32,16 @@ def randomise(model: DistillableGPTModel, *, seed: int, std: float, num_layers: 
         std: standard deviation of the matrices.
         num_layers: L, of the whole model.
     """
+    for shard in local_shards(model):
+        draw(shard, seed=seed, std=std, num_layers=num_layers, vocab_size=model.true_vocab_size)
+
+
+def local_shards(model: DistillableGPTModel) -> list[ShardedTensor]:
+    """The model's tensors as a checkpoint has them: views of its parameters' memory; none for those on "meta"."""
     state = model.sharded_state_dict()
-    apply_factories(state)
-    for shard in nested_values(state):
-        if isinstance(shard, ShardedTensor) and shard.data is not None:
-            draw(shard, seed=seed, std=std, num_layers=num_layers, vocab_size=model.true_vocab_size)
+    apply_factories(state)  # cuts what a checkpoint holds in parts, such as gate and up projection
+    shards = (value for value in nested_values(state) if isinstance(value, ShardedTensor))
+    return [shard for shard in shards if shard.data is not None and not shard.data.is_meta]
 
 
 def draw(shard: ShardedTensor, *, seed: int, std: float, num_layers: int, vocab_size: int | None) -> None:
@@ -57,11 +62,10 @@ def _slice_of_global(shard: ShardedTensor, seed: int, std: float, vocab_size: in
     axes = shard.prepend_axis_num
     shape, offset = list(shard.global_shape[axes:]), shard.global_offset[axes:]
     generator = torch.Generator().manual_seed(_stream(seed, shard.key, shard.global_offset[:axes]))
-    padded_rows = shape[0]
-    shape[0] = vocab_size or shape[0]
-    whole = torch.empty(shape).normal_(0.0, std, generator=generator)
-    if padded_rows > shape[0]:
-        whole = torch.cat([whole, whole.new_zeros(padded_rows - shape[0], *shape[1:])])
+    whole = torch.empty(shape)
+    whole[:vocab_size].normal_(0.0, std, generator=generator)
+    if vocab_size is not None:
+        whole[vocab_size:] = 0
     return whole[tuple(slice(start, start + size) for start, size in zip(offset, shard.local_shape, strict=True))]
 
 

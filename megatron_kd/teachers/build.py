@@ -7,9 +7,7 @@ from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from megatron.core.dist_checkpointing.dict_utils import nested_values
-from megatron.core.dist_checkpointing.mapping import ShardedTensor, apply_factories
-from torch import Tensor
+from torch import Tensor, nn
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
@@ -17,13 +15,13 @@ from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.models.build import DTYPES, build_body
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.stages import LayerPlace
-from megatron_kd.models.weights import draw
 from megatron_kd.runtime.agreement import raised_together
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.teachers.balanced import balanced_grid
 from megatron_kd.teachers.body import TeacherBody
 from megatron_kd.teachers.colocated import ColocatedTeacher
 from megatron_kd.teachers.cpu import every_rank_grid
+from megatron_kd.teachers.fill import fill, writer
 from megatron_kd.teachers.gpu0 import one_rank_grid
 from megatron_kd.teachers.grid import TeacherGrid, create_teacher_layout
 from megatron_kd.teachers.handover import Handover
@@ -33,9 +31,9 @@ from megatron_kd.teachers.placement import Teacher
 from megatron_kd.teachers.proxy import TeacherProxy
 from megatron_kd.teachers.rounds import micro_batches_a_round
 from megatron_kd.teachers.shared_memory import is_first_of_machine, shared_tensors
+from megatron_kd.teachers.streaming import must_stream, stream_layers
 from megatron_kd.teachers.transfers import Exchange, StudentRank
 from megatron_kd.teachers.wanted import local_names, readers, wanted_layers
-from megatron_kd.training.weights import load_in_place, load_weights
 
 
 def build_teacher(
@@ -47,7 +45,7 @@ def build_teacher(
         InputError: weights that do not fit, a layer that does not exist, or no room; on every rank.
     """
     if strategy == "colocated":
-        return ColocatedTeacher(_whole_model(cfg, model, derived, layout), layout)
+        return ColocatedTeacher(_whole(cfg, model, derived, layout), layout)
     return _placed(cfg, model, derived, layout, strategy)
 
 
@@ -59,26 +57,26 @@ def _grid(model: GPTDistillationProvider, derived: Derived, strategy: str) -> Te
     return one_rank_grid(model) if strategy == "gpu0" else every_rank_grid(derived.world_size)
 
 
-def _whole_model(
+def _whole(
     cfg: ConfigContainer, model: GPTDistillationProvider, derived: Derived, layout: Layout
 ) -> DistillableGPTModel:
-    provider = model.teacher
-    teacher = provider.provide(
-        layout,
-        padded_vocab_size=derived.padded_vocab_size,
-        vocab_size=_vocab_size(derived),
-        dtype=derived.teacher_dtype or derived.student_dtype,
-        seed=_seed(cfg) if provider.init == "random" else None,
-    )
-    if provider.checkpoint:
-        load_weights([teacher], provider.checkpoint, "model.teacher.checkpoint")
+    """A teacher sharded like the student, its head included."""
+    teacher = _body(model, derived, layout, layout.device, shared=False)
+    head, tied = None, model.teacher.share_embeddings_and_output_weights
+    if layout.is_last_stage and not (tied and layout.is_first_stage):
+        head = _empty_head(model, derived, layout)
+    _fill(cfg, model, derived, layout, teacher, head, stages=layout.pp.size)
+    if layout.is_last_stage:
+        weight = teacher.embedding.word_embeddings.weight if head is None else head
+        teacher.output_layer.weight = nn.Parameter(weight, requires_grad=False)
     return teacher
 
 
 def _placed(
     cfg: ConfigContainer, model: GPTDistillationProvider, derived: Derived, layout: Layout, strategy: str
 ) -> PlacedTeacher:
-    provider, shared = model.teacher, strategy == "cpu" and model.share_teacher
+    provider, in_host_memory = model.teacher, strategy == "cpu"
+    shared = in_host_memory and model.share_teacher
     dtype = DTYPES[derived.teacher_dtype or derived.student_dtype]
     grid = _grid(model, derived, strategy)
     read = readers(model.kd_config, model, layout)
@@ -97,11 +95,18 @@ def _placed(
         teacher_shards=grid.tp if provider.sequence_parallel and grid.tp > 1 else 1,
     )
     teacher_layout = create_teacher_layout(grid, layout.device)
-    body_model = _body(model, derived, teacher_layout, shared) if teacher_layout is not None else None
-    head = _head(model, derived, layout)
-    _fill(cfg, model, derived, layout, body_model, head, shared)
+    body_model = None
+    if teacher_layout is not None:
+        memory = torch.device("cpu") if in_host_memory else layout.device
+        body_model = _body(model, derived, teacher_layout, memory, shared=shared)
+    head = _empty_head(model, derived, layout) if layout.is_last_stage else None
+    mine = body_model if not shared or is_first_of_machine() else None
+    _fill(cfg, model, derived, layout, mine, head, stages=grid.pp)
+    dist.barrier()  # nobody reads shared memory before it is filled
     body = None
     with raised_together():
+        if body_model is not None and in_host_memory and must_stream(layout.device):
+            stream_layers(body_model, layout.device)
         if body_model is not None and teacher_layout is not None:
             body = TeacherBody(
                 body_model,
@@ -114,12 +119,11 @@ def _placed(
     rounds = [Handover(exchange, provider.hidden_size, dtype, layout.device)] * full
     if rest:
         rounds.append(replace(rounds[0], exchange=replace(exchange, num_microbatches=rest)))
-    proxies = _proxies(read, layout, head, provider.hidden_size)
+    teacher_head = None
+    if head is not None:
+        teacher_head = TeacherHead(head, _vocab_size(derived), layout, model.sequence_parallel)
+    proxies = _proxies(read, layout, teacher_head, provider.hidden_size)
     return PlacedTeacher(strategy, body, proxies, rounds, layout)
-
-
-def _seed(cfg: ConfigContainer) -> int:
-    return cfg.rng.seed + 1  # not the student's: a teacher of the student's shape would be the student
 
 
 def _vocab_size(derived: Derived) -> int:
@@ -135,29 +139,29 @@ def _students(layout: Layout) -> tuple[StudentRank, ...]:
 
 
 def _body(
-    model: GPTDistillationProvider, derived: Derived, teacher_layout: Layout, shared: bool
+    model: GPTDistillationProvider, derived: Derived, layout: Layout, memory: torch.device, *, shared: bool
 ) -> DistillableGPTModel:
+    """This rank's part of the teacher in `layout`, without values, in the memory of a device."""
+
     def allocate(like: list[Tensor]) -> list[Tensor]:
         if shared:
             return shared_tensors(like, derived.run_dir)
-        return [torch.empty_like(tensor, device=teacher_layout.device) for tensor in like]
+        return [torch.empty_like(tensor, device=memory) for tensor in like]
 
     return build_body(
         model.teacher,
-        teacher_layout,
+        layout,
         padded_vocab_size=derived.padded_vocab_size,
         vocab_size=_vocab_size(derived),
         dtype=derived.teacher_dtype or derived.student_dtype,
+        int8=model.teacher_quantization == "int8",
         allocate=allocate,
     )
 
 
-def _head(model: GPTDistillationProvider, derived: Derived, layout: Layout) -> TeacherHead | None:
-    if not layout.is_last_stage:
-        return None
+def _empty_head(model: GPTDistillationProvider, derived: Derived, layout: Layout) -> Tensor:
     dtype = DTYPES[derived.teacher_dtype or derived.student_dtype]
-    weight = empty_head(derived.padded_vocab_size, model.teacher.hidden_size, dtype, layout)
-    return TeacherHead(weight, _vocab_size(derived), layout, model.sequence_parallel)
+    return empty_head(derived.padded_vocab_size, model.teacher.hidden_size, dtype, layout)
 
 
 def _fill(
@@ -166,32 +170,15 @@ def _fill(
     derived: Derived,
     layout: Layout,
     body: DistillableGPTModel | None,
-    head: TeacherHead | None,
-    shared: bool,
+    head: Tensor | None,
+    *,
+    stages: int,
 ) -> None:
-    """Give body and head their weights, drawn or read into the memory they have; each rank its own shards."""
+    """Give body and head, if this rank has them to fill, their weights; the teacher has `stages` pipeline stages."""
     provider = model.teacher
-    shards: list[ShardedTensor] = []
-    mine = is_first_of_machine() if shared else True
-    if body is not None and mine:
-        state = body.sharded_state_dict()
-        apply_factories(state)
-        shards += [shard for shard in nested_values(state) if isinstance(shard, ShardedTensor)]
-        shards = [shard for shard in shards if shard.data is not None and not shard.data.is_meta]
-    if head is not None:
-        shards.append(head_shard(head.weight, layout, tied=provider.share_embeddings_and_output_weights))
-    if provider.checkpoint:
-        load_in_place(shards, provider.checkpoint, "model.teacher.checkpoint", _vocab_size(derived))
-    else:
-        for shard in shards:
-            draw(
-                shard,
-                seed=_seed(cfg),
-                std=provider.init_method_std,
-                num_layers=provider.num_layers,
-                vocab_size=_vocab_size(derived),
-            )
-    dist.barrier()  # nobody reads shared memory before it is filled
+    heads = [head_shard(head, layout, tied=provider.share_embeddings_and_output_weights)] if head is not None else []
+    int8_layers = provider.num_layers // stages if model.teacher_quantization == "int8" else 0
+    fill(body, heads, writer(cfg, provider, _vocab_size(derived)), int8_layers=int8_layers)
 
 
 def _proxies(

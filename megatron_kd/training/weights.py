@@ -11,6 +11,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from megatron_kd.errors import InputError
 from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.models.weights import local_shards
 from megatron_kd.runtime.agreement import raised_together
 
 _ITERATION = re.compile(r"iter_(\d{7,})$")
@@ -56,31 +57,27 @@ def load_weights(chunks: list[DistillableGPTModel], path: str | Path, field: str
     Raises:
         InputError: no checkpoint there, or one of another architecture or vocabulary; the message lists what differs.
     """
-    state = {f"model{index}": chunk.sharded_state_dict() for index, chunk in enumerate(chunks)}
-    with raised_together():
-        folder = find_checkpoint(path, field)
-        _refuse_mismatch(state, folder, field, chunks[0].true_vocab_size)
-    try:
-        loaded = dist_checkpointing.load(state, str(folder))
-    except CheckpointingException as error:
-        raise InputError(f"{field}={folder}: {error}") from error
-    for index, chunk in enumerate(chunks):
-        chunk.load_state_dict(loaded[f"model{index}"])
+    vocab_size = chunks[0].true_vocab_size
+    load_in_place([shard for chunk in chunks for shard in local_shards(chunk)], path, field, vocab_size)
 
 
-def load_in_place(shards: list[ShardedTensor], path: str | Path, field: str, vocab_size: int) -> None:
+def load_in_place(shards: list[ShardedTensor], path: str | Path, field: str, vocab_size: int | None) -> None:
     """Read tensors of a checkpoint into the memory that `shards` have. Every rank must call this, with any shards.
 
-    `vocab_size` counts the model's token ids; tensors of another padded width are read as in `load_weights`.
+    What is read is converted on the way, a tensor of the checkpoint at a time. `vocab_size` counts the model's token
+    ids; tensors of another padded width are read as in `load_weights`.
 
     Raises:
         InputError: no checkpoint there, or one of another architecture or vocabulary; on every rank.
     """
-    state = {str(index): shard for index, shard in enumerate(shards)}
     with raised_together():
         folder = find_checkpoint(path, field)
-        _refuse_mismatch(state, folder, field, vocab_size)
-    dist_checkpointing.load(state, str(folder), validate_access_integrity=False)
+        _refuse_mismatch(shards, folder, field, vocab_size)
+    state = {str(index): shard for index, shard in enumerate(shards)}
+    try:
+        dist_checkpointing.load(state, str(folder), validate_access_integrity=False)
+    except CheckpointingException as error:
+        raise InputError(f"{field}={folder}: {error}") from error
 
 
 def saved_vocab_size(folder: Path) -> int | None:
@@ -89,11 +86,11 @@ def saved_vocab_size(folder: Path) -> int | None:
     return size
 
 
-def _refuse_mismatch(state: dict, folder: Path, field: str, vocab_size: int | None) -> None:
+def _refuse_mismatch(shards: list[ShardedTensor], folder: Path, field: str, vocab_size: int | None) -> None:
     """Compare names and global shapes before any tensor is read, and report all differences."""
     saved, saved_ids = dist_checkpointing.load_tensors_metadata(str(folder)), saved_vocab_size(folder)
     problems = []
-    for wanted in _sharded_tensors(state):
+    for wanted in shards:
         if wanted.key not in saved:
             problems.append(f"{wanted.key} is missing")
             continue
@@ -118,14 +115,3 @@ def _vocabulary_mismatch(key: str, have: int, want: int, saved_ids: int | None, 
     if saved_ids is None and have > want:  # what would be left out may be more than padding
         return [f"{key} has {have} rows, the model {want}"]
     return []
-
-
-def _sharded_tensors(state: dict) -> list[ShardedTensor]:
-    from megatron.core.dist_checkpointing.dict_utils import nested_values
-    from megatron.core.dist_checkpointing.mapping import ShardedTensorFactory
-
-    tensors: list[ShardedTensor] = []
-    for value in nested_values(state):
-        built = value.build() if isinstance(value, ShardedTensorFactory) else value
-        tensors += [t for t in (built if isinstance(built, list) else [built]) if isinstance(t, ShardedTensor)]
-    return tensors

@@ -44,7 +44,7 @@ class AllocationCounter(TorchDispatchMode):
 
     def _count(self, tensor: torch.Tensor) -> None:
         storage = tensor.untyped_storage()
-        if storage in self._seen:
+        if tensor.is_meta or storage in self._seen:
             return
         self._seen.add(storage)
         size = storage.nbytes()
