@@ -29,6 +29,7 @@ from megatron.core.pipeline_parallel import schedules
 from megatron_kd.config.recipe_files import load_recipe
 from megatron_kd.config.resolve import load_config
 from megatron_kd.errors import ConfigError, MegatronKDError
+from megatron_kd.teachers.colocated import ColocatedTeacher
 from megatron_kd.training import step as step_module
 from megatron_kd.training import train as train_module
 from megatron_kd.training.run import Run
@@ -208,7 +209,7 @@ def _instrumented(clock: Clock, logged: _Logged) -> Iterator[None]:
         (train_module, "train_step", clock.timed("schedule, losses, glue", step)),
         (train_module.MetricsWriter, "write", keep),
         (schedules, "backward_step", clock.timed("student backward", schedules.backward_step)),
-        (step_module, "_means", clock.timed("reducing what is reported", step_module._means)),
+        (step_module, "_sums", clock.timed("reducing what is reported", step_module._sums)),
     )
     with ExitStack() as stack:
         for owner, name, new in replacements:
@@ -218,11 +219,14 @@ def _instrumented(clock: Clock, logged: _Logged) -> Iterator[None]:
 
 def _instrument(run: Run, clock: Clock) -> None:
     """Time the parts of a step that belong to this run's own objects."""
-    teacher = None if run.teacher is None else run.teacher.model
-    for part, module in (("student forward", run.students[0]), ("teacher forward", teacher)):
-        if module is not None:
-            module.register_forward_pre_hook(lambda *_, part=part: clock.enter(part))
-            module.register_forward_hook(lambda *_: clock.leave())
+    modules = {"student forward": run.students[0]}
+    if isinstance(run.teacher, ColocatedTeacher):
+        modules["teacher forward"] = run.teacher.model
+    elif run.teacher is not None:
+        run.teacher.deliver = clock.timed("teacher forward", run.teacher.deliver)  # and the hand-over
+    for part, module in modules.items():
+        module.register_forward_pre_hook(lambda *_, part=part: clock.enter(part))
+        module.register_forward_hook(lambda *_: clock.leave())
     if run.students[0].head_function is not None:
         run.students[0].head_function = clock.timed("fused head and loss", run.students[0].head_function)
     finalize = run.students[0].config.finalize_model_grads_func
