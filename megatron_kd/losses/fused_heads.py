@@ -18,7 +18,7 @@ from torch import Tensor
 
 from megatron_kd.losses.shard import compute_dtype
 
-_BLOCK_BYTES = 8 << 20
+_BLOCK_BYTES = 6 << 20
 
 
 class Head:
