@@ -19,6 +19,8 @@ from megatron_kd.planning.setup import STRATEGIES, setup
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config
 
+pytestmark = pytest.mark.slow  # whole runs on several ranks
+
 # Wide enough that the step is made of what the model counts rather than of one-element tensors.
 SIZES: dict[str, Any] = {
     "num_layers": 4, "hidden_size": 128, "num_attention_heads": 8, "num_query_groups": 4, "ffn_hidden_size": 320,

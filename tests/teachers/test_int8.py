@@ -21,6 +21,8 @@ from tests.teachers.test_strategies import COMPARED, placed_config
 from tests.teachers.test_weights import PLACES, train_and_look
 from tests.tiny import TEACHER, VOCAB
 
+pytestmark = pytest.mark.slow  # whole runs on several ranks
+
 ONE_RANK = {"strategy": "colocated"}
 
 

@@ -15,6 +15,8 @@ from tests.teachers.test_strategies import placed_config
 from tests.tiny import STUDENT, VOCAB, tiny_config, train_and_read
 from tools.bench.allocations import AllocationCounter
 
+pytestmark = pytest.mark.slow  # whole runs on several ranks
+
 TEACHER = GPTModelProvider(
     num_layers=12, hidden_size=128, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=256,
     seq_length=STUDENT.seq_length, vocab_size=VOCAB, init="random",

@@ -12,6 +12,8 @@ from tests.ranks import run_ranks
 from tests.teachers.test_strategies import COMPARED, placed_config
 from tests.tiny import tiny_config, train_and_read
 
+pytestmark = pytest.mark.slow  # whole runs on several ranks
+
 LAYERS = {"num_layers": 4}
 CHUNKS = {**LAYERS, "virtual_pipeline_model_parallel_size": 2}
 PAIRS = {

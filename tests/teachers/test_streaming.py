@@ -20,6 +20,8 @@ from tests.teachers.test_strategies import placed_config
 from tests.teachers.test_weights import PLACES, digests, train_and_look
 from tests.tiny import VOCAB
 
+pytestmark = pytest.mark.slow  # whole runs on several ranks
+
 
 def hidden_states(model: DistillableGPTModel, seed: int) -> Tensor:
     """The final hidden states [S, B, G] of some tokens."""

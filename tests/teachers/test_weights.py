@@ -15,6 +15,8 @@ from tests.ranks import RankFailed, run_ranks
 from tests.teachers.test_strategies import COMPARED, placed_config
 from tests.tiny import TEACHER, tiny_config, train_and_read
 
+pytestmark = pytest.mark.slow  # whole runs on several ranks
+
 PLACES: dict[str, tuple[int, dict[str, Any], dict[str, Any]]] = {
     "colocated": (2, {"tp": 2}, {"strategy": "colocated", "tp": 2}),
     "balanced": (2, {"micro_batch_size": 4}, {"strategy": "balanced", "pp": 2}),

@@ -25,6 +25,8 @@ from tools.bench.placement.figures import (
 )
 from tools.bench.placement.report import report
 
+pytestmark = pytest.mark.slow  # whole runs on several ranks
+
 SIZES = Sizes(teacher="4x256", student="1x64", vocab=1024, seq=16, batch=8, micro_batch=1)
 TEACHER = one_copy(SIZES.teacher, SIZES.vocab)
 KILOBYTE = 1024

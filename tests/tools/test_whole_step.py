@@ -12,6 +12,8 @@ from megatron_kd.losses.divergence import vocab_parallel_divergence
 from tools.bench import whole_step
 from tools.bench.whole_step import DEFAULTS, DISTILL, PEER, STUDENT, TEACHER, Measured, Memory, Sizes, report
 
+pytestmark = pytest.mark.slow  # whole runs on several ranks
+
 
 def test_the_peers_loss_is_the_one_we_compute() -> None:
     torch.manual_seed(0)

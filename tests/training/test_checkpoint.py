@@ -14,6 +14,8 @@ from megatron_kd.errors import InputError
 from tests.ranks import RankFailed, run_ranks
 from tests.tiny import TEACHER, read_metrics, tiny_config, train_and_read
 
+pytestmark = pytest.mark.slow  # whole runs on several ranks
+
 SAVED = {"save": True, "save_interval": 3}
 
 

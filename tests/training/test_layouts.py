@@ -11,6 +11,8 @@ import pytest
 from tests.ranks import run_ranks
 from tests.tiny import VOCAB, tiny_config, train_and_read
 
+pytestmark = pytest.mark.slow  # whole runs on several ranks
+
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP2": (2, {"tp": 2}),
     "TP2 with sequence parallel": (2, {"tp": 2, "sequence_parallel": True}),
