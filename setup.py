@@ -22,14 +22,29 @@ REQUIRES = [
     "tensorboard",
     "tokenizers",
     "safetensors",
+    "sentencepiece",
+    "protobuf",
+    "datasets",
+    "pyarrow",
     "numpy",
 ]
 EXTRAS = {
     "te": ["transformer-engine[pytorch]"],
     "ray": ["ray[default]"],
     "peft": ["peft"],
+    "eval": ["lm_eval", "accelerate"],
     "plot": ["matplotlib"],
-    "dev": ["matplotlib", "pytest", "ruff", "mypy", "types-PyYAML", "types-requests", "pre-commit"],
+    "dev": [
+        "matplotlib",
+        "lm_eval",
+        "accelerate",
+        "pytest",
+        "ruff",
+        "mypy",
+        "types-PyYAML",
+        "types-requests",
+        "pre-commit",
+    ],
 }
 
 setup(

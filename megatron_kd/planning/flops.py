@@ -9,9 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_kd.config.problems.placement import Strategy
 from megatron_kd.models.provider import GPTModelProvider
 from megatron_kd.planning.parameters import layer_sizes, shard_parameters
-from megatron_kd.planning.setup import Grid, Setup, Strategy
+from megatron_kd.planning.setup import Setup
+from megatron_kd.teachers.grid import TeacherGrid
 
 
 @dataclass(frozen=True)
@@ -82,7 +84,7 @@ def busiest_rank(plan: Setup, strategy: Strategy) -> float:
     teacher_attention = attention_flops(plan.teacher)
     student = (flops.total - flops.teacher - teacher_attention) * tokens / plan.world_size
     student /= 1 - pipeline_bubble(plan.student.pp, plan.chunks, plan.num_microbatches)
-    grid: Grid = plan.teacher_grid(strategy)
+    grid: TeacherGrid = plan.teacher_grid(strategy)
     sequences = plan.teacher_sequences(strategy) * plan.model.seq_length
     teacher = (flops.teacher + teacher_attention) * sequences / (grid.tp * grid.pp)
     return student + teacher / (1 - teacher_bubble(plan, strategy))

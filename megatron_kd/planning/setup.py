@@ -7,36 +7,18 @@ from typing import Literal
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import derived
+from megatron_kd.config.problems.placement import Strategy
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import InputError
 from megatron_kd.models.provider import GPTModelProvider
 from megatron_kd.planning.activations import Work
-from megatron_kd.teachers.even_split import even_split
+from megatron_kd.teachers.grid import TeacherGrid
 from megatron_kd.teachers.rounds import micro_batches_a_round
+from megatron_kd.teachers.strategies import placed_grid
 
-Strategy = Literal["colocated", "balanced", "gpu0", "cpu"]
-STRATEGIES: tuple[Strategy, ...] = ("colocated", "balanced", "gpu0", "cpu")
 Device = Literal["cuda", "cpu"]
 
 ITEMSIZE = {"float32": 4, "bfloat16": 2, "float16": 2}
-
-
-@dataclass(frozen=True)
-class Grid:
-    """Sizes of a parallel layout: copies (dp) of a model over tp x pp ranks, from `first_rank` on."""
-
-    tp: int
-    pp: int
-    dp: int
-    first_rank: int = 0
-
-    def stage(self, rank: int) -> int | None:
-        """The pipeline stage of a world rank, where shards are neighbours, then stages, then copies; None outside."""
-        index = rank - self.first_rank
-        return index // self.tp % self.pp if 0 <= index < self.tp * self.pp * self.dp else None
-
-    def __str__(self) -> str:
-        return f"TP {self.tp} x PP {self.pp} x DP {self.dp}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +41,7 @@ class Setup:
     cfg: ConfigContainer
     model: GPTDistillationProvider
     teacher: GPTModelProvider
-    student: Grid
+    student: TeacherGrid
     ranks_per_machine: int
     device: Device
     chunks: int
@@ -101,19 +83,11 @@ class Setup:
         size = self.cfg.train.micro_batch_size if colocated else self.teacher_micro_batch_size
         return self._work(self.teacher, size, self.teacher_grid(strategy).tp, self.teacher_itemsize)
 
-    def teacher_grid(self, strategy: Strategy) -> Grid:
+    def teacher_grid(self, strategy: Strategy) -> TeacherGrid:
         """Where the teacher's body is."""
         if strategy == "colocated":
             return self.student
-        if strategy == "gpu0":
-            return Grid(1, 1, 1, self.model.teacher_rank)
-        if strategy == "cpu":
-            return Grid(1, 1, self.world_size)
-        tp, pp = self.teacher.tensor_model_parallel_size, self.teacher.pipeline_model_parallel_size
-        if tp == pp == 1:
-            width = self.padded_vocab_size
-            return Grid(*even_split(self.teacher, self.world_size, self.ranks_per_machine, padded_vocab_size=width))
-        return Grid(tp, pp, max(self.world_size // (tp * pp), 1))
+        return placed_grid(self.model, strategy, self.world_size, self.ranks_per_machine, self.padded_vocab_size)
 
     def teacher_sequences(self, strategy: Strategy) -> int:
         """Sequences of a step that the busiest copy of the teacher runs."""
@@ -158,7 +132,7 @@ def setup(
         cfg=cfg,
         model=model,
         teacher=model.teacher,
-        student=Grid(tp, pp, values.data_parallel_size),
+        student=TeacherGrid(tp, pp, values.data_parallel_size),
         ranks_per_machine=min(ranks_per_machine or 8, world_size),
         device=device,
         chunks=model.virtual_pipeline_model_parallel_size or 1,

@@ -15,4 +15,4 @@ def balanced_grid(
     if tp == pp == 1:
         sizes = even_split(model.teacher, world_size, ranks_per_machine, padded_vocab_size=padded_vocab_size)
         return TeacherGrid(*sizes)
-    return TeacherGrid(tp, pp, world_size // (tp * pp))
+    return TeacherGrid(tp, pp, max(world_size // (tp * pp), 1))

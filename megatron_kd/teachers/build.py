@@ -17,20 +17,18 @@ from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.stages import LayerPlace
 from megatron_kd.runtime.agreement import raised_together
 from megatron_kd.runtime.layout import Layout
-from megatron_kd.teachers.balanced import balanced_grid
 from megatron_kd.teachers.body import TeacherBody
 from megatron_kd.teachers.colocated import ColocatedTeacher
-from megatron_kd.teachers.cpu import every_rank_grid
 from megatron_kd.teachers.fill import fill, writer
-from megatron_kd.teachers.gpu0 import one_rank_grid
-from megatron_kd.teachers.grid import TeacherGrid, create_teacher_layout
 from megatron_kd.teachers.handover import Handover
 from megatron_kd.teachers.head import TeacherHead, empty_head, head_shard
+from megatron_kd.teachers.layout import create_teacher_layout
 from megatron_kd.teachers.placed import PlacedTeacher
 from megatron_kd.teachers.placement import Teacher
 from megatron_kd.teachers.proxy import TeacherProxy
 from megatron_kd.teachers.rounds import micro_batches_a_round
 from megatron_kd.teachers.shared_memory import is_first_of_machine, shared_tensors
+from megatron_kd.teachers.strategies import placed_grid
 from megatron_kd.teachers.streaming import must_stream, stream_layers
 from megatron_kd.teachers.transfers import Exchange, StudentRank
 from megatron_kd.teachers.wanted import local_names, readers, wanted_layers
@@ -47,14 +45,6 @@ def build_teacher(
     if strategy == "colocated":
         return ColocatedTeacher(_whole(cfg, model, derived, layout), layout)
     return _placed(cfg, model, derived, layout, strategy)
-
-
-def _grid(model: GPTDistillationProvider, derived: Derived, strategy: str) -> TeacherGrid:
-    """The ranks of the teacher under a strategy other than `colocated`."""
-    if strategy == "balanced":
-        ranks_per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-        return balanced_grid(model, derived.world_size, ranks_per_machine, derived.padded_vocab_size)
-    return one_rank_grid(model) if strategy == "gpu0" else every_rank_grid(derived.world_size)
 
 
 def _whole(
@@ -78,7 +68,8 @@ def _placed(
     provider, in_host_memory = model.teacher, strategy == "cpu"
     shared = in_host_memory and model.share_teacher
     dtype = DTYPES[derived.teacher_dtype or derived.student_dtype]
-    grid = _grid(model, derived, strategy)
+    ranks_per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    grid = placed_grid(model, strategy, layout.world_size, ranks_per_machine, derived.padded_vocab_size)
     read = readers(model.kd_config, model, layout)
     wanted = wanted_layers(read, provider, grid)
     rows, teacher_rows = cfg.train.micro_batch_size, model.teacher_micro_batch_size or cfg.train.micro_batch_size

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from itertools import chain
+from typing import Literal
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import student_dtype
@@ -14,7 +15,8 @@ from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.models.provider import GPTModelProvider
 from megatron_kd.models.stages import LayerPlace, place_of
 
-STRATEGIES = ("colocated", "balanced", "gpu0", "cpu")  # the fastest first, where all of them fit
+Strategy = Literal["colocated", "balanced", "gpu0", "cpu"]
+STRATEGIES: tuple[Strategy, ...] = ("colocated", "balanced", "gpu0", "cpu")  # the fastest first, where all of them fit
 
 _STRATEGY = "model.teacher_device_strategy"
 _PAIRS = "model.kd_config.intermediate_layer_pairs"
