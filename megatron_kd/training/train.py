@@ -176,7 +176,7 @@ def _train_record(run: Run, report: StepReport, seconds: float) -> dict[str, flo
 
 def _measured(run: Run, values: dict[str, float], *, training: bool) -> dict[str, float]:
     """`values` without those that this run does not measure, which are 0 by construction."""
-    absent: tuple[str, ...] = ("teacher_top1_agreement",) if training else ()
+    absent: tuple[str, ...] = ("teacher_kl", "teacher_top1_agreement", "teacher_top5_agreement") if training else ()
     if not isinstance(run.cfg.model, GPTDistillationProvider):
         absent = ("logits_loss", "intermediate_loss", "teacher_")
     else:

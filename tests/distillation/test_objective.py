@@ -105,11 +105,13 @@ def formulas(
     student_logits = student_hidden @ head.T
     teacher_logits = teacher_hidden @ step["heads"]["teacher"].double()[:shared].T
     log_p, log_q = ((x / temperature).log_softmax(-1) for x in (teacher_logits, student_logits[..., :shared]))
-    agreement = (log_p.argmax(-1) == log_q.argmax(-1)).double()
+    choice = log_p.argmax(-1, keepdim=True)
+    rank = (log_q > log_q.gather(-1, choice)).sum(-1)
+    kl = _kl(teacher_logits.log_softmax(-1), student_logits[..., :shared].log_softmax(-1))
     if topk is not None:
         ids = log_p.topk(topk).indices
         log_p, log_q = (_with_bucket(log.exp().gather(-1, ids)).log() for log in (log_p, log_q))
-    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
+    divergence = _kl(log_p, log_q)
     lm = -student_logits.log_softmax(-1).gather(-1, step["labels"].T.unsqueeze(-1)).squeeze(-1)
     projected = student_hidden
     if projection is not None:
@@ -118,10 +120,20 @@ def formulas(
     cosine = 1 - (projected * teacher_hidden).sum(-1) / norms
     tokens = mask.sum()
     (gradient,) = torch.autograd.grad((divergence * mask).sum() / tokens, head)
-    means = {name: ((loss * mask).sum() / tokens).item() for name, loss in
-             (("logits_loss", divergence), ("intermediate_loss", cosine), ("lm_loss", lm),
-              ("teacher_top1_agreement", agreement))}  # fmt: skip
+    losses = {
+        "logits_loss": divergence,
+        "intermediate_loss": cosine,
+        "lm_loss": lm,
+        "teacher_kl": kl,
+        "teacher_top1_agreement": rank < 1,
+        "teacher_top5_agreement": rank < 5,
+    }
+    means = {name: ((loss * mask).sum() / tokens).item() for name, loss in losses.items()}
     return {**means, "head_gradient": gradient}
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def _with_bucket(probabilities: Tensor) -> Tensor:
@@ -171,6 +183,9 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+EVALUATED = ("logits_loss", "lm_loss", "teacher_kl", "teacher_top1_agreement", "teacher_top5_agreement")
+
+
 def one_step_each(cfgs: list[ConfigContainer], masked: int) -> list[dict[str, Any]]:
     """On a rank: `one_step` of one configuration after the other."""
     return [one_step(cfg, masked=masked) for cfg in cfgs]
@@ -197,7 +212,7 @@ def test_models_of_different_vocabulary_are_compared_over_the_ids_that_both_have
         gradient = torch.cat([step["grads"]["output_layer.weight"] for step in steps])
         torch.testing.assert_close(gradient[: sizes[0]].double(), expected["head_gradient"], rtol=1e-5, atol=1e-8)
         assert not gradient[min(sizes) :].any()  # no id of one model alone, and no padding
-        for name in ("logits_loss", "lm_loss", "teacher_top1_agreement"):  # in evaluation all of them are taken
+        for name in EVALUATED:
             assert whole["evaluated"][name] == pytest.approx(expected[name], rel=1e-5), (form, sizes, name)
 
 
