@@ -17,6 +17,7 @@ from megatron_kd.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_kd.distillation.convert import why_materialised
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import ConfigError, InputError
+from megatron_kd.huggingface.into_config import resolved
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.start import running_ranks
 from megatron_kd.runtime.timeouts import group_timeouts, set_group_timeouts
@@ -64,9 +65,11 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
         The last evaluation's values; empty where there was none.
 
     Raises:
-        ConfigError: problems that show once the tokenizers are read; before ranks wait for each other.
+        ConfigError: problems of Hugging Face folders, and those that show once the tokenizers are read; before ranks
+            wait for each other.
         MegatronKDError: see the exit codes in `megatron_kd.errors`.
     """
+    cfg = resolved(cfg)
     tokenizer = _tokenizer(cfg)
     if wrong := [*tokenizer_problems(cfg, tokenizer.vocab_size), *teacher_tokenizer_problems(cfg, tokenizer)]:
         raise ConfigError(wrong)
