@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
+from torch import nn
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
@@ -18,15 +19,21 @@ from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
 
 
-def wrap_for_training(
-    students: list[DistillableGPTModel], cfg: ConfigContainer, layout: Layout
-) -> list[DistributedDataParallel]:
-    """Wrap this rank's chunks of the student in their precision and in data parallelism.
+def in_precision(student: DistillableGPTModel) -> nn.Module:
+    """The student as its inputs and outputs need it for the precision it has. A teacher must be hidden from it."""
+    config = student.config
+    return Float16Module(config, student) if config.bf16 or config.fp16 else student
 
-    A teacher must be hidden from both.
+
+def wrap_for_training(
+    modules: Sequence[nn.Module], cfg: ConfigContainer, layout: Layout
+) -> list[DistributedDataParallel]:
+    """Wrap this rank's chunks of the student, in their precision, in data parallelism.
+
+    A teacher must be hidden from it.
     """
-    chunks = [_wrap(student, cfg, layout, first=index == 0) for index, student in enumerate(students)]
-    for config in (student.config for student in students):
+    chunks = [_wrap(module, cfg, layout, first=index == 0) for index, module in enumerate(modules)]
+    for config in (chunk.config for chunk in chunks):
         config.finalize_model_grads_func = finalize_model_grads
         if cfg.ddp.overlap_grad_reduce:
             config.no_sync_func = _one_or_list([chunk.no_sync for chunk in chunks])
@@ -35,11 +42,7 @@ def wrap_for_training(
     return chunks
 
 
-def _wrap(
-    student: DistillableGPTModel, cfg: ConfigContainer, layout: Layout, *, first: bool
-) -> DistributedDataParallel:
-    config = student.config
-    module = Float16Module(config, student) if config.bf16 or config.fp16 else student
+def _wrap(module: Any, cfg: ConfigContainer, layout: Layout, *, first: bool) -> DistributedDataParallel:
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=cfg.ddp.use_distributed_optimizer,
         grad_reduce_in_fp32=cfg.ddp.grad_reduce_in_fp32,
@@ -48,7 +51,9 @@ def _wrap(
         bucket_size=cfg.ddp.bucket_size if cfg.ddp.overlap_grad_reduce else None,
     )
     # Only the first chunk's backward comes last, with nothing to hide one large bucket behind.
-    return DistributedDataParallel(config, ddp_config, module, disable_bucketing=not first, pg_collection=layout.groups)
+    return DistributedDataParallel(
+        module.config, ddp_config, module, disable_bucketing=not first, pg_collection=layout.groups
+    )
 
 
 def _one_or_list(functions: list[Callable[..., Any]]) -> Any:

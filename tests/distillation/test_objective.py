@@ -25,9 +25,9 @@ def one_step(cfg: ConfigContainer, *, masked: int = 0) -> dict[str, Any]:
     from megatron_kd.config.derived import derived
     from megatron_kd.data.tokenizer import load_tokenizer
     from megatron_kd.runtime.start import running_ranks
+    from megatron_kd.training.data import RunData
     from megatron_kd.training.run import build_run
     from megatron_kd.training.step import forward_backward, means_of
-    from megatron_kd.training.train import _Data
 
     model = cfg.model
     with running_ranks(
@@ -37,7 +37,7 @@ def one_step(cfg: ConfigContainer, *, masked: int = 0) -> dict[str, Any]:
     ) as layout:
         values = derived(cfg, layout.world_size)
         run = build_run(cfg, values, layout)
-        batches = list(_first(_Data(cfg, values, layout, load_tokenizer(cfg.tokenizer)).training(0), values))
+        batches = list(_first(RunData(cfg, values, layout, load_tokenizer(cfg.tokenizer)).training(0), values))
         for batch in batches:
             batch["loss_mask"][:, :masked] = 0.0
         hidden = _hidden_states(run, batches)
@@ -237,8 +237,8 @@ def modelopts_own_step(cfg: ConfigContainer, masked: int) -> dict[str, Any]:
     from megatron_kd.data.tokenizer import load_tokenizer
     from megatron_kd.runtime.start import running_ranks
     from megatron_kd.teachers.build import build_teacher
+    from megatron_kd.training.data import RunData
     from megatron_kd.training.run import _build_student
-    from megatron_kd.training.train import _Data
 
     kd = cfg.model.kd_config
     with running_ranks(
@@ -258,7 +258,7 @@ def modelopts_own_step(cfg: ConfigContainer, masked: int) -> dict[str, Any]:
         mode = {"teacher_model": teacher, "criterion": settings.criterion, "loss_balancer": settings.loss_balancer}
         model = mtd.convert(student, mode=[("kd_loss", mode)])
         plugin.adjust_distillation_model_for_mcore(model, settings)
-        batch = next(_Data(cfg, values, layout, load_tokenizer(cfg.tokenizer)).training(0))
+        batch = next(RunData(cfg, values, layout, load_tokenizer(cfg.tokenizer)).training(0))
         mask = batch["loss_mask"]
         mask[:, :masked] = 0.0
         lm = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
