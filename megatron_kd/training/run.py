@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import nn
 
@@ -21,6 +21,7 @@ from megatron_kd.losses.checks import Faults
 from megatron_kd.models.build import DTYPES
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.watch import Doing
 from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
 from megatron_kd.teachers.build import build_teacher
 from megatron_kd.teachers.placement import Teacher
@@ -38,6 +39,7 @@ class ForwardRun:
         teacher: None where the run has none.
         placement: the strategy of its teacher and how it was chosen.
         faults: what the losses of this rank found wrong since the last step.
+        doing: the phase of the step that this rank is in, for others to know when it does not answer.
     """
 
     cfg: ConfigContainer
@@ -49,6 +51,7 @@ class ForwardRun:
     objective: Objective
     placement: ChosenStrategy | None
     faults: Faults
+    doing: Doing
     step: int = 0
 
     @property
@@ -62,7 +65,7 @@ class Run(ForwardRun):
     """One rank's part of a run that trains."""
 
     chunks: list[DistributedDataParallel]
-    optimizer: MegatronOptimizer
+    optimizer: ChainedOptimizer
     scheduler: OptimizerParamScheduler
 
 
@@ -75,7 +78,7 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
     models = build_forward(cfg, derived, layout)
     with hidden_teachers(models.students):
         # Both walk over every registered submodule; the teacher keeps its own precision and has no gradients.
-        chunks = wrap_for_training(models.chunks, cfg, layout)
+        chunks = wrap_for_training(models.chunks, cfg, layout, models.doing)
         optimizer = build_optimizer(chunks, cfg, DTYPES[derived.student_dtype])
     scheduler = build_scheduler(optimizer, cfg, derived)
     return Run(**{**vars(models), "chunks": chunks}, optimizer=optimizer, scheduler=scheduler)
@@ -92,7 +95,7 @@ def build_forward(cfg: ConfigContainer, derived: Derived, layout: Layout) -> For
         load_weights(students, cfg.checkpoint.pretrained_checkpoint, "checkpoint.pretrained_checkpoint")
     elif cfg.model.hf_path is not None:
         load_huggingface(students, cfg.model, "model.hf_path")
-    faults = Faults(layout.device)
+    faults, doing = Faults(layout.device), Doing()
     for student in students:
         student.faults = faults
     teacher: Teacher | None = None
@@ -107,7 +110,7 @@ def build_forward(cfg: ConfigContainer, derived: Derived, layout: Layout) -> For
         chunks = [in_precision(student) for student in students]
     return ForwardRun(
         cfg=cfg, derived=derived, layout=layout, students=students, chunks=chunks, teacher=teacher,
-        objective=objective, placement=placement, faults=faults,
+        objective=objective, placement=placement, faults=faults, doing=doing,
     )  # fmt: skip
 
 

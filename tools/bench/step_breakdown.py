@@ -231,7 +231,7 @@ def _instrument(run: Run, clock: Clock) -> None:
         run.students[0].head_function = clock.timed("fused head and loss", run.students[0].head_function)
     finalize = run.students[0].config.finalize_model_grads_func
     run.students[0].config.finalize_model_grads_func = clock.timed("reducing gradients", finalize)
-    run.optimizer.step = clock.timed("optimizer step", run.optimizer.step)
+    step_module.update = clock.timed("optimizer step", step_module.update)
     run.chunks[0].zero_grad_buffer = clock.timed("zeroing gradients", run.chunks[0].zero_grad_buffer)
 
 
