@@ -56,12 +56,21 @@ def prepare(cfg: ConfigContainer, layout: Layout, tokenizer: Tokenizer) -> Confi
         InputError: text that cannot be tokenised.
         ConfigError: epochs that do not fill one batch, or a schedule that does not fit into what they come to.
     """
-    text, given = cfg.dataset.text_path, cfg
-    if text is not None:
-        folder = Path(cfg.logger.run_dir) / "data"
-        cfg = with_tokens_at(cfg, on_rank_0(lambda: tokenised(text, folder, tokenizer)))
+    given, cfg = cfg, with_text_tokenised(cfg, tokenizer)
     data = cfg.dataset
     cfg = settled(cfg, layout.world_size, lambda: training_tokens(data))
     if cfg is not given and (wrong := problems(cfg, layout.world_size)):
         raise ConfigError(wrong)
     return cfg
+
+
+def with_text_tokenised(cfg: ConfigContainer, tokenizer: Tokenizer) -> ConfigContainer:
+    """`cfg` with its text, if it has any, as tokens in the run's folder. All ranks must call this.
+
+    Raises:
+        InputError: text that cannot be tokenised.
+    """
+    text, folder = cfg.dataset.text_path, Path(cfg.logger.run_dir) / "data"
+    if text is None:
+        return cfg
+    return with_tokens_at(cfg, on_rank_0(lambda: tokenised(text, folder, tokenizer)))

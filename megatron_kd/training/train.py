@@ -132,9 +132,7 @@ def _loop(run: Run, data: RunData, metrics: MetricsWriter, progress: Progress) -
 
 def _export(run: Run, checkpoint: Path) -> str:
     """Write a checkpoint as a Hugging Face folder, by one rank while the others wait; one that is there stays."""
-    folder = run.derived.run_dir / "hf"
-    if run.cfg.checkpoint.save_hf == "each":
-        folder /= checkpoint.name
+    folder = run.derived.run_dir / "hf" / checkpoint.name
     return on_rank_0(lambda: str(folder if folder.exists() else export_hf(checkpoint, folder)))
 
 
