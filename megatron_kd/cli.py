@@ -6,6 +6,8 @@
     megatron-kd import-hf models/llama --output checkpoints/llama
     megatron-kd export-hf runs/tiny/distilled --output models/student
     megatron-kd evaluate runs/tiny/distilled
+    megatron-kd generate --student runs/tiny/distilled --teacher runs/tiny/teacher --prompt "def main("
+    megatron-kd lm-eval --model runs/tiny/distilled --tasks my_task --include-path tasks
     megatron-kd preprocess --input corpus.jsonl --output-prefix data/corpus --tokenizer data/tokenizer
 
 Nothing here imports torch: a command that needs it imports its own module when it is called.
@@ -32,6 +34,8 @@ _MODULES = {
     "import-hf": ("megatron_kd.huggingface.import_command", "make a checkpoint of a Hugging Face folder"),
     "export-hf": ("megatron_kd.huggingface.export_command", "make a Hugging Face folder of a checkpoint"),
     "evaluate": ("megatron_kd.evaluation.command", "perplexity, and agreement with a teacher, of any checkpoint"),
+    "generate": ("megatron_kd.evaluation.generate", "show what teacher and student answer, side by side"),
+    "lm-eval": ("megatron_kd.evaluation.harness", "run tasks of EleutherAI's evaluation harness"),
     "preprocess": ("megatron_kd.data.preprocess", "turn text into tokenised .bin/.idx files"),
 }
 _WITH_OVERRIDES = ("validate", "plan", "evaluate")

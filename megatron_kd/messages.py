@@ -30,6 +30,11 @@ def tell_as_rank(error: MegatronKDError) -> None:
         print(f"rank {rank}: {error}", file=sys.stderr)
 
 
+def first_line(error: Exception) -> str:
+    """What a library says is wrong, where the rest is of no use to the user."""
+    return str(error).strip().partition("\n")[0]
+
+
 def quieten_libraries() -> None:
     """Leave out what the libraries say about missing kernels and about themselves; `python -W` brings it back.
 
@@ -37,3 +42,4 @@ def quieten_libraries() -> None:
     """
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", module=r"(megatron\.core|modelopt|torch|transformers)(\.|$)")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")

@@ -6,7 +6,6 @@ from megatron_kd.config.derived import derived
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.evaluation.report import Report
 from megatron_kd.evaluation.settings import Evaluation
-from megatron_kd.huggingface.into_config import resolved
 from megatron_kd.runtime.timeouts import set_group_timeouts
 from megatron_kd.training.checkpoint import restore_losses
 from megatron_kd.training.data import RunData
@@ -26,7 +25,7 @@ def measure(evaluation: Evaluation) -> Report:
         InputError: weights that do not fit the model, or data that cannot be read.
         NumericalFault: logits that are not finite.
     """
-    cfg = resolved(evaluation.cfg)
+    cfg = evaluation.cfg
     tokenizer = checked_tokenizer(cfg)
     with ranks_of(cfg) as layout:
         cfg = with_text_tokenised(cfg, tokenizer)
