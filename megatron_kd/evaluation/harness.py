@@ -107,7 +107,7 @@ def evaluate_tasks(
     from megatron_kd.evaluation.as_huggingface import huggingface_folder
 
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    known = _task_manager(include_path)
+    known = _task_manager(tasks, include_path)
     if missing := [name for name in tasks if not known.match_tasks([name])]:
         where = "" if include_path is None else f" nor in {include_path}"
         raise InputError(f"--tasks {','.join(missing)}: not among the harness's {len(known.all_tasks)} tasks{where}")
@@ -119,7 +119,8 @@ def evaluate_tasks(
     return results
 
 
-def _task_manager(include_path: str | None) -> Any:
+def _task_manager(tasks: list[str], include_path: str | None) -> Any:
+    """What knows the tasks; of the harness's own, whose thousands of files take seconds to read, only where needed."""
     from lm_eval.tasks import TaskManager
 
     class Tasks(TaskManager):
@@ -133,6 +134,10 @@ def _task_manager(include_path: str | None) -> Any:
                 offline = "" if os.environ.get(_OFFLINE[0]) != "1" else "; its data may need --download"
                 raise InputError(f"--tasks {','.join(task_list)}: does not load: {reason}{offline}") from error
 
+    if include_path is not None:
+        own = Tasks(include_path=include_path, include_defaults=False)
+        if set(tasks) <= set(own.all_subtasks):  # a group may hold tasks of the harness
+            return own
     return Tasks(include_path=include_path)
 
 
