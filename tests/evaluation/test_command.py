@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ def evaluate_each(arguments: list[list[str]], output: str) -> list[dict[str, Any
     for index, words in enumerate(arguments):
         file = Path(f"{output}{index}.json")
         assert cli.main(["evaluate", *words, "--output", str(file)]) == 0, words
-        reports.append(json.loads(file.read_text()) if file.exists() else {})
+        reports.append(json.loads(file.read_text()) if os.environ["RANK"] == "0" else {})
     return reports
 
 
@@ -81,6 +82,16 @@ def test_with_another_teacher_or_none_what_can_be_compared_is_told(trained: Trai
     assert list(alone) == ["lm_loss", "perplexity", "tokens"]
     assert alone["lm_loss"] == pytest.approx(given["lm_loss"], rel=1e-5)  # of logits, not of hidden states
     assert teacher["lm_loss"] == pytest.approx(record(trained.teacher)["lm_loss"], rel=1e-5)
+
+
+def test_an_exported_student_is_its_checkpoint(trained: Trained, exported: Path, tmp_path: Path) -> None:
+    run = trained.student("tp2")
+    data = [f"dataset.data_path=[{run}/data/text]", "dataset.split='90,10,0'", "validation.eval_iters=1"]
+    words = [str(exported), "--teacher", str(trained.teacher), *data, "model.seq_length=32"]
+    (report,) = run_ranks(1, evaluate_each, [words], str(tmp_path / "hf"))[0]
+    own = {name: value for name, value in record(run).items() if name in report["values"]}
+    assert report["values"] == pytest.approx(own, rel=1e-5, abs=1e-6) and len(own) == 6
+    assert (report["model"], report["step"], report["seq_length"]) == (str(exported), None, 32)
 
 
 def test_other_data(trained: Trained, tmp_path: Path) -> None:
