@@ -8,7 +8,8 @@ Prints a markdown table with the goals in its head, and says where a figure miss
 allocated beyond the inputs of the step, by counting the allocations of a run on tensors without data, so neither what
 else the machine does nor its memory plays a part; the head's gradient lies in buffers made before on all sides and is
 not counted. Time is the median (range) over `--repeats` rounds, in which the sides take turns, of the
-ratio of one round's forward and backward; with `--repeats 0` there are none.
+ratio of one round's forward and backward; with `--repeats 0` there are none. `--processor-time` takes the processor's
+seconds of rank 0 instead of the clock's, for a busy machine; one thread a rank then, since threads that wait count too.
 
 - materialised / ModelOpt: both get the same logits [N, V/tp].
 - fused / (logits + ModelOpt): both get the same hidden states and heads, and make the student's hidden gradient and
@@ -117,24 +118,27 @@ def _given_logits(step: Step) -> list[Callable[[], None]]:
 def measured_seconds(args: argparse.Namespace, dtype: torch.dtype, group: dist.ProcessGroup | None = None) -> Seconds:
     """Seconds of all sides on this rank."""
     step = Step(args, dtype, group)
-    on_logits = _interleaved_seconds(_given_logits(step), args.repeats)
+    clock = time.process_time if args.processor_time else time.perf_counter
+    on_logits = _interleaved_seconds(_given_logits(step), args.repeats, clock)
     if dtype == torch.bfloat16 and args.slow_bfloat16:
-        return Seconds(*on_logits, [], *_interleaved_seconds([step.fused], args.repeats), [])
+        return Seconds(*on_logits, [], *_interleaved_seconds([step.fused], args.repeats, clock), [])
     sides = [step.logits_and_modelopt, step.fused, step.matmuls]
-    return Seconds(*on_logits, *_interleaved_seconds(sides, args.repeats))
+    return Seconds(*on_logits, *_interleaved_seconds(sides, args.repeats, clock))
 
 
-def _interleaved_seconds(sides: list[Callable[[], Any]], repeats: int) -> list[list[float]]:
+def _interleaved_seconds(
+    sides: list[Callable[[], Any]], repeats: int, clock: Callable[[], float] = time.perf_counter
+) -> list[list[float]]:
     """Seconds of each side, `repeats` of them; the sides take turns, so that a change of the load hits all."""
     seconds: list[list[float]] = [[] for _ in sides]
     for turn in range(repeats + 1):
         for side, times in zip(sides, seconds, strict=True):
-            start = time.perf_counter()
+            start = clock()
             side()
             if torch.cuda.is_available():
                 torch.cuda.synchronize()
             if turn:  # the first warms up
-                times.append(time.perf_counter() - start)
+                times.append(clock() - start)
     return seconds
 
 
@@ -143,7 +147,7 @@ def slow_bfloat16() -> bool:
     seconds = {}
     for dtype in (torch.float32, torch.bfloat16):
         a, b = torch.ones(128, 4096, dtype=dtype), torch.ones(4096, 512, dtype=dtype)
-        seconds[dtype] = min(_interleaved_seconds([lambda a=a, b=b: torch.mm(a, b)], 3)[0])
+        seconds[dtype] = min(_interleaved_seconds([lambda a=a, b=b: torch.mm(a, b)], 5, time.process_time)[0])
     return seconds[torch.bfloat16] > 1.5 * seconds[torch.float32]
 
 
@@ -210,6 +214,7 @@ def main() -> None:
     parser.add_argument("--dtypes", nargs="+", default=["float32", "bfloat16"])
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of all ranks together")
+    parser.add_argument("--processor-time", action="store_true")
     parser.add_argument("--device", default="cpu", help="cpu, or cuda at --tp 1")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
