@@ -22,8 +22,8 @@ _KL = ForwardKL()
 class TileMetrics:
     """Reads tiles of up to `tokens` tokens over the ids of `shared`, in buffers of its own; logits are left alone."""
 
-    def __init__(self, shared: VocabShard, tokens: int, dtype: torch.dtype, device: torch.device):
-        self._shared, self._tile = shared, Tile(tokens, shared.width, dtype, device)
+    def __init__(self, shared: VocabShard, tokens: int, dtype: torch.dtype):
+        self._shared, self._tile = shared, Tile(tokens, shared.width, dtype)
 
     def of(self, student_CV: Tensor, teacher_CV: Tensor) -> tuple[Tensor, Tensor]:
         """KL(teacher || student), and how many ids the student puts before the teacher's first choice; [C] each."""
