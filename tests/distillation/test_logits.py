@@ -69,7 +69,7 @@ def largest_tensors_of_a_step(cfgs: list[ConfigContainer]) -> list[int]:
     from megatron_kd.runtime.start import running_ranks
     from megatron_kd.training.run import build_run
     from megatron_kd.training.step import forward_backward
-    from megatron_kd.training.train import _Data
+    from megatron_kd.training.data import RunData
 
     found = []
     for cfg in cfgs:
@@ -77,7 +77,7 @@ def largest_tensors_of_a_step(cfgs: list[ConfigContainer]) -> list[int]:
         with running_ranks(tensor_model_parallel_size=size, pipeline_model_parallel_size=1, seed=1) as layout:
             values = derived(cfg, layout.world_size)
             run = build_run(cfg, values, layout)
-            batches = _Data(cfg, values, layout, load_tokenizer(cfg.tokenizer)).training(0)
+            batches = RunData(cfg, values, layout, load_tokenizer(cfg.tokenizer)).training(0)
             with AllocationCounter() as counter:
                 forward_backward(run, batches, forward_only=False)
             found.append(counter.largest_numel)
