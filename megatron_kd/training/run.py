@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
@@ -18,6 +18,7 @@ from megatron_kd.losses.checks import Faults
 from megatron_kd.models.build import DTYPES
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.signals import StopSignals
 from megatron_kd.runtime.watch import Doing
 from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
 from megatron_kd.teachers.build import build_teacher
@@ -37,6 +38,8 @@ class Run:
         placement: the strategy of its teacher and how it was chosen.
         faults: what the losses of this rank found wrong since the last step.
         doing: the phase of the step that this rank is in, for others to know when it does not answer.
+        stop: the signals that this rank was sent.
+        stopping: a rank was asked to stop; equal on every rank after the same step.
     """
 
     cfg: ConfigContainer
@@ -52,6 +55,8 @@ class Run:
     faults: Faults
     doing: Doing
     step: int = 0
+    stop: StopSignals = field(default_factory=StopSignals)
+    stopping: bool = False
 
     @property
     def balancer(self) -> Balancer | None:
