@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
 from megatron_kd.errors import Preempted
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
+PASSED_ON = (*STOP_SIGNALS, signal.SIGHUP)  # by launchers to ranks: a terminal that is closed asks to stop, too
 
 # A data worker is asked to stop together with its rank, which still needs it to finish the step.
 _WORKER_GRACE_S = 30
@@ -83,12 +84,21 @@ def listening() -> Iterator[StopSignals]:
         yield _listening or StopSignals()
         return
     _listening = stop = StopSignals()
-    previous = {number: signal.getsignal(number) for number in STOP_SIGNALS}
     try:
-        for number in STOP_SIGNALS:
-            signal.signal(number, stop.handle)
-        yield stop
+        with handling(STOP_SIGNALS, stop.handle):
+            yield stop
     finally:
         _listening = None
-        for number, handler in previous.items():
+
+
+@contextmanager
+def handling(numbers: Iterable[signal.Signals], handler: Callable[[int, FrameType | None], None]) -> Iterator[None]:
+    """Have `handler` handle the signals `numbers` in the block."""
+    previous = {number: signal.getsignal(number) for number in numbers}
+    try:
+        for number in previous:
             signal.signal(number, handler)
+        yield
+    finally:
+        for number, known in previous.items():
+            signal.signal(number, known)
