@@ -4,6 +4,8 @@
     megatron-kd plan recipes/tiny/distill_tiny.py --gpus 2 --memory 16GB model.vocab_size=2048
     megatron-kd launch --local recipes/tiny/distill_tiny.py --nproc 2 train.train_iters=100
     megatron-kd ls
+    megatron-kd import-hf models/llama --output checkpoints/llama
+    megatron-kd export-hf runs/tiny/distilled --output models/student
     megatron-kd preprocess --input corpus.jsonl --output-prefix data/corpus --tokenizer data/tokenizer
 
 Nothing here imports torch: a command that needs it imports its own module when it is called.
@@ -27,6 +29,8 @@ from megatron_kd.errors import ConfigError, MegatronKDError
 _MODULES = {
     "launch": ("megatron_kd.launch.command", "start a recipe's ranks on this machine or as a SLURM job"),
     "plan": ("megatron_kd.planning.command", "estimate memory, work and traffic for each place of the teacher"),
+    "import-hf": ("megatron_kd.huggingface.import_command", "make a checkpoint of a Hugging Face folder"),
+    "export-hf": ("megatron_kd.huggingface.export_command", "make a Hugging Face folder of a checkpoint"),
     "preprocess": ("megatron_kd.data.preprocess", "turn text into tokenised .bin/.idx files"),
 }
 _WITH_OVERRIDES = ("validate", "launch", "plan")

@@ -1,13 +1,7 @@
-"""Saving and resuming a run: student, optimizer, schedule, balancer, projections and random state.
-
-A checkpoint is written under a temporary name and renamed when complete: a folder called `iter_0000100` is
-whole. It is never written to again.
-"""
+"""Saving and resuming a run: student, optimizer, schedule, balancer, projections and random state."""
 
 from __future__ import annotations
 
-import os
-import queue
 import shutil
 from pathlib import Path
 from typing import Any
@@ -15,15 +9,15 @@ from typing import Any
 import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedObject
-from megatron.core.dist_checkpointing.strategies import filesystem_async
 
+from megatron_kd.config.saved import complete_checkpoints
 from megatron_kd.config.yaml_io import dump_config
 from megatron_kd.distillation.convert import load_projections, plain_students, projection_sharded_state
 from megatron_kd.errors import InputError
 from megatron_kd.runtime.seeds import random_state, set_random_state
 from megatron_kd.training.optimizer_state import create_state, load_state
 from megatron_kd.training.run import Run
-from megatron_kd.training.weights import complete_checkpoints
+from megatron_kd.training.writing import new_checkpoint, write_state
 
 # Optimizer state is kept in the shape of the parameters, so that TP, PP and DP may change before it is loaded.
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -44,25 +38,15 @@ def save_checkpoint(run: Run) -> Path:
     final = checkpoint_path(folder, run.step)
     if final.exists():
         return final
-    temporary = folder / f".{final.name}.partial"
-    if run.layout.rank == 0:
-        shutil.rmtree(temporary, ignore_errors=True)
-        temporary.mkdir(parents=True)
-    torch.distributed.barrier()
     if run.cfg.ddp.overlap_param_gather:
         # The last update is gathered when the next forward needs it, and until then the weights here are old ones.
         for chunk in run.chunks:
             chunk.start_param_sync(force_sync=True)
-    # A save in the foreground needs no queue of another process; megatron-core would start one (6 s of imports).
-    filesystem_async._results_queue = queue.Queue()
     state = _sharded_state(run, is_loading=False)
     state["run"] = _common_state(run)
-    dist_checkpointing.save(state, str(temporary), content_metadata=_SHARDING)
+    with new_checkpoint(final, dump_config(run.cfg)) as temporary:
+        write_state(state, temporary, _SHARDING)
     if run.layout.rank == 0:
-        (temporary / "run_config.yaml").write_text(dump_config(run.cfg), encoding="utf-8")
-        _make_durable(temporary)
-        temporary.rename(final)
-        _sync(folder)
         _drop_old(folder, run.cfg.checkpoint.most_recent_k)
     torch.distributed.barrier()
     return final
@@ -156,20 +140,6 @@ def _common_state(run: Run) -> dict[str, Any]:
 
 def _layout(run: Run) -> list[int]:
     return [run.layout.tp.size, run.layout.pp.size, run.layout.dp.size]
-
-
-def _make_durable(folder: Path) -> None:
-    for path in folder.iterdir():
-        _sync(path)
-    _sync(folder)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _drop_old(folder: Path, keep: int | None) -> None:

@@ -23,6 +23,8 @@ from megatron_kd.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_kd.distillation.convert import why_materialised
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import ConfigError, InputError, LostRank, Preempted
+from megatron_kd.huggingface.export import export_hf
+from megatron_kd.huggingface.into_config import resolved
 from megatron_kd.runtime.exit_code import record_exit_code
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.rank0 import on_rank_0
@@ -75,12 +77,13 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
         The last evaluation's values; empty where there was none.
 
     Raises:
-        ConfigError: problems that show once the tokenizers are read; before ranks wait for each other.
+        ConfigError: problems of Hugging Face folders, and those that show once the tokenizers are read; before ranks
+            wait for each other.
         Preempted: a rank was sent SIGTERM, SIGUSR1 or SIGINT; after a step that all ranks have taken and saved.
         MegatronKDError: see the exit codes in `megatron_kd.errors`.
     """
     with listening() as stop:
-        return _train(cfg, stop)
+        return _train(resolved(cfg), stop)
 
 
 def _train(cfg: ConfigContainer, stop: StopSignals) -> dict[str, float]:
@@ -143,11 +146,20 @@ def _loop(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress) -> 
         if cfg.checkpoint.save and (run.stopping or _is_due(run.step, cfg.checkpoint.save_interval, last_step)):
             with group_timeouts(cfg.dist.checkpoint_timeout_s, after=cfg.dist.step_timeout_s):
                 run.doing.enter("saving a checkpoint")
-                progress.say(f"saved {save_checkpoint(run)}")
+                saved = save_checkpoint(run)
+                progress.say(f"saved {saved}")
+                if _is_exported(run):
+                    progress.say(f"exported {_export(run, saved)}")
     if run.stopping and (run.step < last_step or (_evaluation_is_due(run) and not result)):
         then = "and saved; the same command goes on" if cfg.checkpoint.save else "and lost, since checkpoint.save=false"
         raise Preempted(f"asked to stop: {run.step} of {last_step} steps are done {then}")
     return result
+
+
+def _is_exported(run: Run) -> bool:
+    """Whether the checkpoint just saved is to be a Hugging Face folder, too; there is no time where all must stop."""
+    wanted = run.cfg.checkpoint.save_hf
+    return bool(wanted) and (run.step == run.derived.train_iters or (wanted == "each" and not run.stopping))
 
 
 def _evaluation_is_due(run: Run) -> bool:
@@ -172,6 +184,12 @@ def _evaluate(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress)
     metrics.write(run.step, "validation", result)
     progress.evaluation(run.step, result)
     return result
+
+
+def _export(run: Run, checkpoint: Path) -> str:
+    """Write a checkpoint as a Hugging Face folder, by one rank while the others wait; one that is there stays."""
+    folder = run.derived.run_dir / "hf" / checkpoint.name
+    return on_rank_0(lambda: str(folder if folder.exists() else export_hf(checkpoint, folder)))
 
 
 class _Data:

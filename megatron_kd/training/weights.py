@@ -2,50 +2,17 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
+from megatron_kd.config.saved import find_checkpoint
 from megatron_kd.errors import InputError
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.weights import local_shards
 from megatron_kd.runtime.agreement import raised_together
-
-_ITERATION = re.compile(r"iter_(\d{7,})$")
-
-
-def complete_checkpoints(folder: Path) -> dict[int, Path]:
-    """The checkpoints in a `checkpoints/` folder by step, ascending. A folder of that name is complete."""
-    found = {}
-    for path in folder.iterdir() if folder.is_dir() else ():
-        if (match := _ITERATION.match(path.name)) and path.is_dir():
-            found[int(match.group(1))] = path
-    return dict(sorted(found.items()))
-
-
-def find_checkpoint(path: str | Path, field: str) -> Path:
-    """The checkpoint that `path` means: itself, or the newest in a `checkpoints/` or run folder.
-
-    Args:
-        path: `.../iter_0000100`, `.../checkpoints` or a run folder.
-        field: the configuration field the path came from, for the error.
-
-    Raises:
-        InputError: there is none.
-    """
-    path = Path(path)
-    if dist_checkpointing.check_is_distributed_checkpoint(str(path)) if path.is_dir() else False:
-        return path
-    for folder in (path, path / "checkpoints"):
-        if found := complete_checkpoints(folder):
-            return list(found.values())[-1]
-    raise InputError(
-        f"{field}={path}: no checkpoint there; give a folder such as RUN_DIR/checkpoints/iter_0001000, "
-        "written by a run with checkpoint.save=true"
-    )
 
 
 def load_weights(chunks: list[DistillableGPTModel], path: str | Path, field: str) -> None:
