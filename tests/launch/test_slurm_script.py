@@ -24,7 +24,7 @@ def directives(text: str) -> list[str]:
     return [line.removeprefix("#SBATCH ") for line in text.splitlines() if line.startswith("#SBATCH ")]
 
 
-SHOW = 'case "$2" in hostnames) echo first; echo second;; node) echo "NodeName=first NodeAddr=10.0.0.7 X=1";; esac'
+SHOW = 'case "$*" in *hostnames*) echo first; echo second;; *node*) echo "NodeName=first NodeAddr=10.0.0.7 X=1";; esac'
 
 
 def run_job(text: str, srun: str, folder: Path) -> subprocess.CompletedProcess[str]:
