@@ -24,11 +24,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from megatron_kd.config.text_files import LOSS_MASK
 from megatron_kd.data.chunks import Cursor
 from megatron_kd.data.documents import Encoded
 from megatron_kd.errors import InputError, MegatronKDError
-
-LOSS_MASK = ".loss_mask.bin"  # what a conversation's prefix ends in, beside .bin and .idx
 
 _FORMAT = 1  # to be raised when the same inputs and options would give other files
 _SECONDS_BETWEEN_COMMITS = 1.0

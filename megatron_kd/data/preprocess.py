@@ -18,12 +18,13 @@ from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
+from megatron_kd.data.chat import ChatReader, ChatTemplate, read_template
 from megatron_kd.data.documents import Encoder, Reader, TextReader
 from megatron_kd.data.parallel import encode_in_order
 from megatron_kd.data.partial import Counts, PartialOutput
 from megatron_kd.data.progress import ByteProgress
 from megatron_kd.data.sources import Source, open_sources, read_chunks
-from megatron_kd.data.tokenizer import Tokenizer, load_huggingface
+from megatron_kd.data.tokenizer import HuggingFaceTokenizer, Tokenizer, load_huggingface
 from megatron_kd.errors import ConfigError, InputError
 
 
@@ -142,8 +143,6 @@ def run(args: argparse.Namespace) -> int:
     tokenizer = load_huggingface(args.tokenizer, field="--tokenizer")
     template = None
     if args.chat_template is not None:
-        from megatron_kd.data.chat import read_template
-
         template = read_template(args.chat_template)
     with ByteProgress("tokenising") as on_progress:
         counts = preprocess(
@@ -179,19 +178,29 @@ def _check_options(args: argparse.Namespace) -> None:
         raise ConfigError(problems)
 
 
+def chat_template_of(tokenizer: Tokenizer, template: str | None = None) -> str:
+    """`template` or, where that is None, the tokenizer's own, as text.
+
+    Raises:
+        InputError: see `ChatTemplate`.
+    """
+    return _template(tokenizer, template).text
+
+
+def _template(tokenizer: Tokenizer, template: str | None) -> ChatTemplate:
+    if not isinstance(tokenizer, HuggingFaceTokenizer):
+        raise InputError("conversations need a tokenizer of type huggingface, with a chat template")
+    return ChatTemplate(tokenizer, template)
+
+
 def _reader(
     tokenizer: Tokenizer, json_key: str, append_eod: bool, chat: bool, chat_template: str | None
 ) -> tuple[Reader, dict[str, Any]]:
     """What reads the records, and the options that decide on what it makes of them."""
     if not chat:
         return TextReader(tokenizer, json_key, append_eod), {"json_key": json_key, "append_eod": append_eod}
-    from megatron_kd.data.chat import ChatReader, ChatTemplate
-    from megatron_kd.data.tokenizer import HuggingFaceTokenizer
-
-    if not isinstance(tokenizer, HuggingFaceTokenizer):
-        raise InputError("conversations need a tokenizer of type huggingface, with a chat template")
-    template = ChatTemplate(tokenizer, chat_template)
-    return ChatReader(template), {"chat_template": template.text, "names": tokenizer.hf.special_tokens_map}
+    template = _template(tokenizer, chat_template)
+    return ChatReader(template), {"chat_template": template.text, "names": template.tokenizer.hf.special_tokens_map}
 
 
 def _cores() -> int:

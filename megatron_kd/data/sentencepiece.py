@@ -23,7 +23,7 @@ _PROBES = (
     "Hello, World! It's 3:45 p.m. (UTC+2) -- isn't it?",
     "def f(x):\n    return {'a': x ** 2}  # twice",
     "déjà vu, Ærøskøbing, Straße, 漢字かな交じり文, Привет, עברית",
-    "🙂 and ﬁne ½ Ｆｕｌｌ",
+    "🙂 and ﬁne ½ \uff26\uff55ll",
     "  two  spaces   three\ttab",
     "a",
 )
@@ -58,8 +58,8 @@ def load_sentencepiece(path: Path, field: str) -> PreTrainedTokenizerFast:
             return _with_template(tokenizer, path)
         reasons.append(f"as {name}: {wrong}")
     raise InputError(
-        f"{field}={str(path)!r}: no fast tokenizer gives the ids of this SentencePiece model ({'; '.join(reasons)}); "
-        "give the model's own Hugging Face tokenizer folder"
+        f"{field}={str(path)!r}: no fast tokenizer gives the ids of this SentencePiece model "
+        f"({'; '.join(reasons[:2])}); give the model's own Hugging Face tokenizer folder"
     )
 
 
@@ -68,10 +68,11 @@ def _conversions(path: Path, model: SentencePieceProcessor) -> Iterator[tuple[st
 
     ids = {"unk_token": model.unk_id(), "bos_token": model.bos_id(), "eos_token": model.eos_id()}
     special: dict[str, Any] = {name: model.id_to_piece(i) if i >= 0 else None for name, i in ids.items()}
-    pad = model.pad_id()
-    yield "Llama", LlamaTokenizerFast(vocab_file=str(path), legacy=True, **special)
-    pad_token = model.id_to_piece(pad) if pad >= 0 else None
-    yield "T5", T5TokenizerFast(vocab_file=str(path), extra_ids=0, legacy=True, pad_token=pad_token, **special)
+    pad = model.id_to_piece(model.pad_id()) if model.pad_id() >= 0 else None
+    for prefix in (True, False):  # whether text begins as if a space came before it
+        special |= {"vocab_file": str(path), "legacy": True, "add_prefix_space": prefix}
+        yield "Llama", LlamaTokenizerFast(**special)
+        yield "T5", T5TokenizerFast(extra_ids=0, pad_token=pad, **special)
 
 
 def _disagreement(tokenizer: PreTrainedTokenizerFast, model: SentencePieceProcessor) -> str | None:
