@@ -13,6 +13,8 @@ from functools import cached_property
 import numpy as np
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 
+from megatron_kd.config.text_files import LOSS_MASK
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -166,13 +166,21 @@ def attend_in_segments(
 def packable(attention: type[nn.Module]) -> type[nn.Module]:
     """`attention`, a core attention of another library, with packed rows done by `attend_in_segments`."""
 
-    class Packable(attention):  # type: ignore[valid-type, misc]
-        def forward(self, *args: Any, packed_seq_params: PackedSeqParams | None = None, **kwargs: Any) -> Tensor:
+    class Packable(attention):
+        def forward(
+            self,
+            query_SBND: Tensor,
+            key_SBND: Tensor,
+            value_SBND: Tensor,
+            *args: Any,
+            packed_seq_params: PackedSeqParams | None = None,
+            **kwargs: Any,
+        ) -> Tensor:
             if packed_seq_params is None:
-                return super().forward(*args, **kwargs)
+                return super().forward(query_SBND, key_SBND, value_SBND, *args, **kwargs)
             scale = self.config.softmax_scale or 1.0 / math.sqrt(self.config.kv_channels)
             dropout = self.config.attention_dropout if self.training else 0.0
-            return attend_in_segments(*args[:3], packed_seq_params, scale, dropout)
+            return attend_in_segments(query_SBND, key_SBND, value_SBND, packed_seq_params, scale, dropout)
 
     return Packable
 

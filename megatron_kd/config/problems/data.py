@@ -113,12 +113,10 @@ def _chat(cfg: ConfigContainer) -> Iterator[str]:
     data = cfg.dataset
     if not data.chat:
         if data.packed_sequence:
-            why = (
-                "only conversations are packed, text fills its sequences anyway; set it to false, or dataset.chat=true"
-            )
+            why = "only conversations are packed, text fills its sequences anyway; set it to false, or chat to true"
             yield line(cfg, "dataset.packed_sequence dataset.chat", why)
         if data.long_samples != "truncate":
-            why = "only conversations can be too long, text is read on; set it to truncate, or dataset.chat=true"
+            why = "only conversations can be too long, text is read on; set it to truncate, or chat to true"
             yield line(cfg, "dataset.long_samples dataset.chat", why)
         return
     if data.mock:
