@@ -71,7 +71,7 @@ def _conversions(path: Path, model: SentencePieceProcessor) -> Iterator[tuple[st
     pad = model.id_to_piece(model.pad_id()) if model.pad_id() >= 0 else None
     for prefix in (True, False):  # whether text begins as if a space came before it
         special |= {"vocab_file": str(path), "legacy": True, "add_prefix_space": prefix}
-        yield "Llama", LlamaTokenizerFast(**special)
+        yield "Llama", LlamaTokenizerFast(add_bos_token=False, **special)
         yield "T5", T5TokenizerFast(extra_ids=0, pad_token=pad, **special)
 
 

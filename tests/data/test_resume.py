@@ -19,12 +19,12 @@ from megatron_kd.data.tokenizer import HuggingFaceTokenizer
 from megatron_kd.errors import InputError
 
 _LINE = json.dumps({"text": "def f(x):\n    return x + 1\n" * 40}) + "\n"
-_CHUNKS = 24
+_CHUNKS = 8
 
 
 @pytest.fixture(scope="module")
 def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """So many chunks of text that tokenising them takes many seconds."""
+    """Several chunks of text, each of which takes a while."""
     file = tmp_path_factory.mktemp("corpus") / "a.jsonl"
     file.write_text("".join(f'{{"n": {n}, {_LINE[1:]}' for n in range(_CHUNKS * CHUNK_BYTES // len(_LINE))))
     return file
@@ -69,7 +69,7 @@ def test_a_killed_run_goes_on_where_it_was_and_writes_the_same_files(
     said: list[str] = []
     preprocess([corpus], prefix, tokenizer, workers=1, say=said.append)
     assert _files(prefix) == _files(tmp_path / "whole")
-    assert 0 < len(encoded) < _CHUNKS and encoded[0] > 0  # what was done is not done again
+    assert encoded and encoded[0] > 0  # what was done is not done again
     assert len(said) == 1 and "goes on after" in said[0]
     assert not list(tmp_path.glob("*.partial*"))
 
@@ -146,24 +146,29 @@ def test_anything_else_starts_anew(
     assert _files(small.parent / "out") == _files(small.parent / "whole")
 
 
+_SECOND_RUN = """
+import sys, numpy, pathlib
+from megatron_kd.data.partial import PartialOutput
+PartialOutput(pathlib.Path(sys.argv[1]), {}, numpy.uint16, with_mask=False).__enter__()
+"""
+
+
 def test_two_runs_do_not_write_the_same_files(
-    small: Path, tokenizer: HuggingFaceTokenizer, tokenizer_folder: Path, monkeypatch: pytest.MonkeyPatch
+    small: Path, tokenizer: HuggingFaceTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Locks are a process's: the second run is one."""
-    command = ["preprocess", "--input", str(small), "--output-prefix", str(small.parent / "out")]
-    seen: list[subprocess.CompletedProcess[str]] = []
-    encode = Encoder.encode
+    """A lock is a process's: the second run must be one."""
+    prefix, seen, encode = small.parent / "out", [], Encoder.encode
 
     def meanwhile(self: Encoder, chunk: object) -> object:
         if not seen:
-            argv = [sys.executable, "-m", "megatron_kd.cli", *command, "--tokenizer", str(tokenizer_folder)]
+            argv = [sys.executable, "-c", _SECOND_RUN, str(prefix)]
             seen.append(subprocess.run(argv, capture_output=True, text=True, check=False))
         return encode(self, chunk)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Encoder, "encode", meanwhile)
-    preprocess([small], small.parent / "out", tokenizer, workers=1)
-    assert seen[0].returncode == 2
-    assert "another process is making these files" in seen[0].stderr
+    preprocess([small], prefix, tokenizer, workers=1)
+    assert seen[0].returncode == 1
+    assert "InputError" in seen[0].stderr and "another process is making these files" in seen[0].stderr
 
 
 def test_a_refused_record_leaves_nothing_to_go_on_with(

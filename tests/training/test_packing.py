@@ -36,7 +36,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config(
-    run: Path, data: Path, student: dict[str, Any], teacher: dict[str, Any], *, packed: bool, **more: Any
+    run: Path, data: Path, student: dict[str, Any], teacher: dict[str, Any], /, *, packed: bool, **more: Any
 ) -> Any:
     """One step, over all conversations."""
     cfg = placed_config(run, {"iters": 1, **student}, {"strategy": "colocated", **teacher}, kd=KD, **more)
