@@ -19,7 +19,7 @@ from megatron_kd.data.tokenizer import HuggingFaceTokenizer
 from megatron_kd.errors import InputError
 
 _LINE = json.dumps({"text": "def f(x):\n    return x + 1\n" * 40}) + "\n"
-_CHUNKS = 8
+_CHUNKS = 5
 
 
 @pytest.fixture(scope="module")
