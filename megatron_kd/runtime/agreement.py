@@ -7,7 +7,10 @@ from contextlib import contextmanager
 
 import torch.distributed as dist
 
-from megatron_kd.errors import InputError
+from megatron_kd.errors import CheckpointCorrupt, CheckpointNotSaved, InputError, LostRank, RunFolderInUse
+
+# What a rank's error is on all ranks: the first of these that it is an instance of.
+_SHARED = (RunFolderInUse, InputError, CheckpointCorrupt, CheckpointNotSaved)
 
 
 @contextmanager
@@ -15,15 +18,23 @@ def raised_together() -> Iterator[None]:
     """Every rank must enter and leave the block, which must not communicate.
 
     Raises:
-        InputError: on every rank, what the lowest rank that found something wrong has found.
+        InputError, CheckpointCorrupt, CheckpointNotSaved, RunFolderInUse: on every rank, what the lowest rank that
+            found something wrong has found.
+        LostRank: another rank ended with an error of any other kind, which it raises itself.
     """
-    problem: str | None = None
+    problem: tuple[int, str] | None = None  # which of _SHARED; -1 for none of them
+    unexpected: Exception | None = None
     try:
         yield
-    except InputError as error:
-        problem = str(error)
-    found: list[str | None] = [None] * dist.get_world_size()
+    except _SHARED as error:
+        problem = next(index for index, kind in enumerate(_SHARED) if isinstance(error, kind)), str(error)
+    except Exception as error:
+        problem, unexpected = (-1, f"{type(error).__name__}: {error}"), error
+    found: list[tuple[int, str] | None] = [None] * dist.get_world_size()
     dist.all_gather_object(found, problem)
-    first = next((text for text in found if text is not None), None)
-    if first is not None:
-        raise InputError(first) from None
+    if unexpected is not None:
+        raise unexpected
+    for rank, told in enumerate(found):
+        if told is not None:
+            kind, text = told
+            raise (LostRank(rank, "work that ranks do together", text) if kind < 0 else _SHARED[kind](text)) from None
