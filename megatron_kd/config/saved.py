@@ -5,9 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
+from typing import get_type_hints
 
-from megatron_kd.config.resolve import config_from_file
-from megatron_kd.errors import InputError
+from megatron_kd.config.document import read_document
+from megatron_kd.config.schema import check_value
+from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.models.provider import GPTModelProvider
 
 RUN_CONFIG = "run_config.yaml"
@@ -30,6 +32,7 @@ _OF_THE_RUN = frozenset(
         "recompute_num_layers",
         "init",
         "checkpoint",
+        "hf_path",
     }
 )
 
@@ -103,6 +106,12 @@ def architecture_of(checkpoint: str | Path, field: str = "checkpoint") -> GPTMod
     folder = find_checkpoint(checkpoint, field)
     if not (folder / RUN_CONFIG).is_file():
         raise InputError(f"{field}={folder}: has no {RUN_CONFIG}, which says what model it is; copy the folder again")
-    model = config_from_file(folder / RUN_CONFIG).model
-    kept = (f.name for f in fields(GPTModelProvider) if f.name not in _OF_THE_RUN)
-    return GPTModelProvider(**{name: getattr(model, name) for name in kept})
+    model = read_document(folder / RUN_CONFIG).data.get("model")
+    if not isinstance(model, dict):
+        raise ConfigError([f"{field}={folder}: {RUN_CONFIG} has no model; copy the folder again"])
+    types = get_type_hints(GPTModelProvider)
+    kept = [f.name for f in fields(GPTModelProvider) if f.name not in _OF_THE_RUN and f.name in model]
+    checked = {name: check_value(("model", name), types[name], model[name]) for name in kept}
+    if wrong := [problem for _, problem in checked.values() if problem is not None]:
+        raise ConfigError([f"{field}={folder}: {RUN_CONFIG}: {problem}" for problem in wrong])
+    return GPTModelProvider(**{name: value for name, (value, _) in checked.items()})

@@ -47,6 +47,7 @@ class GPTModelProvider:
     attention_dropout: float = 0.0
     hidden_dropout: float = 0.0
     init_method_std: float = 0.02
+    max_position_embeddings: int | None = None  # for exported models alone (None: seq_length)
 
     # Parallel layout.
     tensor_model_parallel_size: int = 1
@@ -60,10 +61,11 @@ class GPTModelProvider:
     recompute_method: Literal["uniform", "block"] | None = None
     recompute_num_layers: int | None = None
 
-    # Weights. A student starts from `checkpoint.pretrained_checkpoint` or from `init="random"`, a teacher
-    # from its own `checkpoint` or from `init="random"`. Random is never a silent default.
+    # Weights. A student starts from `checkpoint.pretrained_checkpoint`, from `init="random"` or from `hf_path`, a
+    # teacher from its own `checkpoint`, `init="random"` or `hf_path`. Random is never a silent default.
     init: Literal["random"] | None = None
     checkpoint: str | None = None
+    hf_path: str | None = None  # a Hugging Face folder, whose config.json is the architecture too
 
     def provide(
         self,

@@ -9,6 +9,7 @@ from functools import partial
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.huggingface.read import HuggingFaceWeights
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.int8 import int8_linears
 from megatron_kd.models.provider import GPTModelProvider
@@ -19,7 +20,10 @@ Write = Callable[[list[ShardedTensor]], None]  # gives shards their values; ever
 
 
 def writer(cfg: ConfigContainer, provider: GPTModelProvider, vocab_size: int) -> Write:
-    """What a teacher's weights are: a checkpoint's, or random ones. `vocab_size` counts its token ids."""
+    """What a teacher's weights are: a checkpoint's, a Hugging Face folder's, or random ones.
+
+    `vocab_size` counts its token ids.
+    """
 
     def randomise(shards: list[ShardedTensor]) -> None:
         for shard in shards:
@@ -31,6 +35,8 @@ def writer(cfg: ConfigContainer, provider: GPTModelProvider, vocab_size: int) ->
                 vocab_size=vocab_size,
             )
 
+    if provider.hf_path is not None:
+        return HuggingFaceWeights(provider, "model.teacher.hf_path").write
     if provider.checkpoint is None:
         return randomise
     return partial(load_in_place, path=provider.checkpoint, field="model.teacher.checkpoint", vocab_size=vocab_size)

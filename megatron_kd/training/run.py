@@ -14,6 +14,7 @@ from megatron_kd.distillation.balance import Balancer
 from megatron_kd.distillation.convert import build_distillation, hidden_teachers
 from megatron_kd.distillation.objective import LanguageModelling, Objective
 from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.huggingface.read import load_huggingface
 from megatron_kd.losses.checks import Faults
 from megatron_kd.models.build import DTYPES
 from megatron_kd.models.gpt import DistillableGPTModel
@@ -65,6 +66,8 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
     students = [_build_student(cfg, derived, layout, chunk) for chunk in range(layout.chunks)]
     if cfg.checkpoint.pretrained_checkpoint:
         load_weights(students, cfg.checkpoint.pretrained_checkpoint, "checkpoint.pretrained_checkpoint")
+    elif cfg.model.hf_path is not None:
+        load_huggingface(students, cfg.model, "model.hf_path")
     faults = Faults(layout.device)
     for student in students:
         student.faults = faults

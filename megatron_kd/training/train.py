@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived, derived, shared_vocab_size
@@ -17,7 +18,10 @@ from megatron_kd.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_kd.distillation.convert import why_materialised
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import ConfigError, InputError
+from megatron_kd.huggingface.export import export_hf
+from megatron_kd.huggingface.into_config import resolved
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.rank0 import on_rank_0
 from megatron_kd.runtime.start import running_ranks
 from megatron_kd.runtime.timeouts import group_timeouts, set_group_timeouts
 from megatron_kd.training.checkpoint import resume, save_checkpoint
@@ -64,9 +68,11 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
         The last evaluation's values; empty where there was none.
 
     Raises:
-        ConfigError: problems that show once the tokenizers are read; before ranks wait for each other.
+        ConfigError: problems of Hugging Face folders, and those that show once the tokenizers are read; before ranks
+            wait for each other.
         MegatronKDError: see the exit codes in `megatron_kd.errors`.
     """
+    cfg = resolved(cfg)
     tokenizer = _tokenizer(cfg)
     if wrong := [*tokenizer_problems(cfg, tokenizer.vocab_size), *teacher_tokenizer_problems(cfg, tokenizer)]:
         raise ConfigError(wrong)
@@ -116,8 +122,19 @@ def _loop(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress) -> 
             progress.evaluation(run.step, result)
         if cfg.checkpoint.save and _is_due(run.step, cfg.checkpoint.save_interval, last_step):
             with group_timeouts(cfg.dist.checkpoint_timeout_s, after=cfg.dist.step_timeout_s):
-                progress.say(f"saved {save_checkpoint(run)}")
+                saved = save_checkpoint(run)
+                progress.say(f"saved {saved}")
+                if cfg.checkpoint.save_hf == "each" or (cfg.checkpoint.save_hf and run.step == last_step):
+                    progress.say(f"exported {_export(run, saved)}")
     return result
+
+
+def _export(run: Run, checkpoint: Path) -> str:
+    """Write a checkpoint as a Hugging Face folder, by one rank while the others wait; one that is there stays."""
+    folder = run.derived.run_dir / "hf"
+    if run.cfg.checkpoint.save_hf == "each":
+        folder /= checkpoint.name
+    return on_rank_0(lambda: str(folder if folder.exists() else export_hf(checkpoint, folder)))
 
 
 class _Data:
