@@ -9,7 +9,10 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, TypeVar
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
 
 Result = TypeVar("Result")
 
@@ -36,7 +39,7 @@ class HashedFile(io.FileIO):
         self.sha256, self.size = hashlib.sha256(), 0
         self.failure: OSError | None = None
 
-    def write(self, data: bytes | memoryview) -> int:  # type: ignore[override]
+    def write(self, data: Buffer) -> int:
         """Write a part of `data`, and hash that part."""
         try:
             count = super().write(data)
@@ -85,11 +88,11 @@ def replace_text(path: Path, text: str) -> None:
     partial.unlink(missing_ok=True)
     write_text(partial, text)
     os.replace(partial, path)
-    sync_folder(path.parent)
+    sync(path.parent)
 
 
-def sync_folder(path: Path) -> None:
-    """Wait until the names in a folder are on the disk."""
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -8,7 +8,7 @@ import shutil
 import warnings
 from pathlib import Path
 
-from megatron_kd.checkpoints.files import sync_folder
+from megatron_kd.checkpoints.files import sync
 from megatron_kd.config.saved import complete_checkpoints
 from megatron_kd.errors import InputError
 
@@ -36,9 +36,9 @@ def make_partial(final: Path) -> Path:
 
 def publish(partial: Path, final: Path) -> None:
     """Give a folder, all of whose files are on the disk, the name that says so."""
-    sync_folder(partial)
+    sync(partial)
     os.rename(partial, final)
-    sync_folder(final.parent)
+    sync(final.parent)
 
 
 def delete_old(folder: Path, keep: int | None) -> None:
@@ -69,7 +69,7 @@ def set_aside(path: Path) -> Path:
         count += 1
         aside = path.with_name(f"{path.name}.corrupt{count}")
     os.rename(path, aside)
-    sync_folder(path.parent)
+    sync(path.parent)
     return aside
 
 

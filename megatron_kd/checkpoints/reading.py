@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from megatron.core.dist_checkpointing.dict_utils import nested_values
@@ -19,10 +18,11 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from megatron_kd.checkpoints.files import FileRecord, why_not
 from megatron_kd.checkpoints.manifest import Manifest, read_manifest, strangers
 from megatron_kd.checkpoints.pickles import check_objects, read_common, read_metadata
+from megatron_kd.checkpoints.run_state import RunState, read_run_state
 from megatron_kd.checkpoints.shards import BACKEND, COMMON_BACKEND
 from megatron_kd.config.saved import MANIFEST, METADATA, RUN_STATE, step_of
 from megatron_kd.errors import CheckpointCorrupt, InputError
-from megatron_kd.runtime.agreement import raised_together
+from megatron_kd.runtime.agreement import raised_together, rank_of_ranks
 from megatron_kd.runtime.rank0 import on_rank_0
 
 
@@ -33,11 +33,13 @@ class Verified:
     Attributes:
         folder: where it lies.
         metadata: what tensors it has.
-        manifest: None for one of another Megatron program, which has none.
+        state: what it says about its run; None, as the next, for one of another Megatron program.
+        manifest: what its files were when they were written.
     """
 
     folder: Path
     metadata: Metadata
+    state: RunState | None
     manifest: Manifest | None
 
     @property
@@ -50,7 +52,8 @@ class Verified:
 def verify(folder: Path, *, need_manifest: bool = True) -> Verified:
     """Compare a checkpoint with its manifest, and look for what a file of values must not hold.
 
-    Every rank must call this. Each reads a part of the bytes, and all have the same verdict.
+    Every rank must call this, or one process without ranks. Each reads a part of the bytes, and all have the same
+    verdict.
 
     Args:
         folder: equal on all ranks.
@@ -60,44 +63,27 @@ def verify(folder: Path, *, need_manifest: bool = True) -> Verified:
         CheckpointCorrupt: on every rank; names the file.
     """
 
-    def read() -> Manifest | None:
-        if not need_manifest and not (folder / MANIFEST).exists():
-            return None
-        return _manifest(folder)
-
-    manifest = on_rank_0(read)
-    rank, ranks = dist.get_rank(), dist.get_world_size()
+    manifest = on_rank_0(lambda: _manifest(folder) if need_manifest or (folder / MANIFEST).exists() else None)
+    rank, ranks = rank_of_ranks()
     with raised_together():
         if manifest is not None:
             _compare(folder, _share(manifest.files, rank, ranks))
     with raised_together():
-        metadata = read_metadata(folder)
-        check_objects(folder, metadata, rank, ranks)
-        if rank == 0:
-            read_common(folder)
-            _refuse_backend(folder)
-    return Verified(folder, metadata, manifest)
+        metadata = _read_values(folder, rank, ranks)
+        state = read_run_state(folder)
+    return Verified(folder, metadata, state, manifest)
 
 
-def read_run_state(verified: Verified) -> dict[str, Any]:
-    """The content of `run_state.json`; empty for a checkpoint of another Megatron program.
+def opened(folder: Path) -> Verified:
+    """A checkpoint that this process reads by itself, other ranks or not, without comparing it with its manifest.
+
+    What `verify` looks for in its pickles is looked for here too.
 
     Raises:
-        CheckpointCorrupt: not what it should be.
+        CheckpointCorrupt: names the file.
     """
-    path = verified.folder / RUN_STATE
-    if verified.manifest is None and not path.exists():
-        return {}
-    try:
-        state = json.loads(path.read_text(encoding="utf-8"))
-        step, vocab_size = state["step"], state["vocab_size"]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CheckpointCorrupt(f"{path}: cannot be read: {type(error).__name__} {error}") from error
-    for name, value in (("step", step), ("vocab_size", vocab_size)):
-        if type(value) is not int or value < 0:
-            raise CheckpointCorrupt(f"{path}: {name}={value!r} is no number of them")
-    assert isinstance(state, dict)
-    return state
+    manifest = read_manifest(folder) if (folder / MANIFEST).exists() else None
+    return Verified(folder, _read_values(folder, 0, 1), read_run_state(folder), manifest)
 
 
 def load(state: dict[str, Any], verified: Verified, *, whole: bool = True) -> dict[str, Any]:
@@ -115,9 +101,7 @@ def load(state: dict[str, Any], verified: Verified, *, whole: bool = True) -> di
         CheckpointCorrupt: what is read is not what the index says.
     """
     try:
-        loaded: dict[str, Any] = dist_checkpointing.load(
-            state, str(verified.folder), validate_access_integrity=whole
-        )
+        loaded: dict[str, Any] = dist_checkpointing.load(state, str(verified.folder), validate_access_integrity=whole)
     except (CheckpointException, CheckpointingException) as error:
         raise CheckpointCorrupt(f"{verified.folder}: {_cause(error)}") from error
     return loaded
@@ -176,6 +160,16 @@ def _manifest(folder: Path) -> Manifest:
         if name not in manifest.files:
             raise CheckpointCorrupt(f"{folder / name}: is not in {MANIFEST}")
     return manifest
+
+
+def _read_values(folder: Path, rank: int, ranks: int) -> Metadata:
+    """Refuse what is no value, this rank's part of it. Reads no tensor."""
+    if rank == 0:
+        _refuse_backend(folder)
+        read_common(folder)
+    metadata = read_metadata(folder)
+    check_objects(folder, metadata, rank, ranks)
+    return metadata
 
 
 def _share(files: Mapping[str, FileRecord], rank: int, ranks: int) -> dict[str, FileRecord]:

@@ -6,9 +6,11 @@ would leave the others waiting.
 
 from __future__ import annotations
 
+import math
 import pickle
 import queue
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -26,8 +28,10 @@ from megatron_kd.checkpoints.pickles import COMMON, METADATA
 
 BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
 COMMON_BACKEND = {"common_backend": "torch", "common_backend_version": 1}
+_HEADER = 2048  # bytes that torch adds to a tensor, about
 
-Bucket = tuple[str, str, tuple[list[Any], list[Any]]]  # path, name, (objects, tensors), each with what it is
+# Path and name of a file, its objects and its tensors, each with what it is. A tensor may be a function that makes it.
+Bucket = tuple[str, str, tuple[list[Any], list[Any]]]
 
 
 @dataclass
@@ -48,7 +52,7 @@ class Plan:
     def size(self) -> int:
         """About how many bytes this rank will write."""
         return sum(
-            sum(data.getbuffer().nbytes for _, data in objects) + sum(tensor.nbytes + 2048 for _, tensor in tensors)
+            sum(data.getbuffer().nbytes for _, data in objects) + sum(_bytes_of(item) for item, _ in tensors)
             for _, _, (objects, tensors) in self.buckets
         )
 
@@ -61,7 +65,7 @@ class Shards:
     files: dict[str, FileRecord]
 
 
-class _Strategy(TorchDistSaveShardedStrategy):  # type: ignore[misc]
+class _Strategy(TorchDistSaveShardedStrategy):
     """megatron-core's plan of a save; the writing is ours."""
 
     def _get_save_and_finalize_callbacks(
@@ -99,7 +103,7 @@ def write_shards(plan: Plan) -> Shards:
     """
     written = Shards([], {})
     for path, name, content in plan.buckets:
-        results, written.files[name] = write_file(Path(path), lambda file, c=content, n=name: _fill(file, n, c))  # type: ignore[misc]
+        results, written.files[name] = write_file(Path(path), partial(_fill, name, content))
         written.results.extend(results)
     return written
 
@@ -122,10 +126,16 @@ def write_index(plan: Plan, shards: list[Shards], folder: Path) -> dict[str, Fil
     return files
 
 
-def _fill(file: BinaryIO, name: str, content: tuple[list[Any], list[Any]]) -> list[WriteResult]:
+def _fill(name: str, content: tuple[list[Any], list[Any]], file: BinaryIO) -> list[WriteResult]:
     objects, tensors = content
     transforms, form = _StorageWriterTransforms(), SerializationFormat.TORCH_SAVE
-    results = [_write_item(transforms, file, data, item, name, form) for item, data in objects]  # type: ignore[arg-type]
+    results = [_write_item(transforms, file, data, item, name, form) for item, data in objects]
     for item, tensor in tensors:
-        results.append(_write_item(transforms, file, tensor.cpu(), item, name, form))  # type: ignore[arg-type]
+        values = tensor() if callable(tensor) else tensor
+        results.append(_write_item(transforms, file, values.cpu(), item, name, form))
     return results
+
+
+def _bytes_of(item: Any) -> int:
+    data = item.tensor_data
+    return math.prod(data.chunk.sizes) * int(data.properties.dtype.itemsize) + _HEADER

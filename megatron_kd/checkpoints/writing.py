@@ -8,36 +8,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import torch.distributed as dist
 
 from megatron_kd.checkpoints.files import write_text
 from megatron_kd.checkpoints.folders import discard, make_partial, publish
 from megatron_kd.checkpoints.manifest import Manifest
-from megatron_kd.checkpoints.shards import BACKEND, COMMON_BACKEND, Plan, Shards, plan_shards, write_index, write_shards
+from megatron_kd.checkpoints.run_state import RunState
+from megatron_kd.checkpoints.shards import BACKEND, COMMON_BACKEND, Plan, Shards, write_index, write_shards
 from megatron_kd.checkpoints.space import not_saved, refuse_full_disk
 from megatron_kd.config.saved import MANIFEST, METADATA, RUN_CONFIG, RUN_STATE
-from megatron_kd.runtime.agreement import raised_together
+from megatron_kd.errors import CheckpointNotSaved
+from megatron_kd.runtime.agreement import from_all, raised_together, rank_of_ranks, to_rank_0
 from megatron_kd.runtime.rank0 import on_rank_0
-
-
-@dataclass(frozen=True)
-class Texts:
-    """The files of a checkpoint that a person can read.
-
-    Attributes:
-        run_config: text of `run_config.yaml`.
-        run_state: goes to `run_state.json`; what a resumed run needs that is no tensor.
-        layout: sizes of the parallel layout, for the manifest.
-    """
-
-    run_config: str
-    run_state: Mapping[str, Any]
-    layout: Mapping[str, int]
 
 
 @dataclass(frozen=True)
@@ -48,16 +32,18 @@ class Draft:
     folder: Path
     plan: Plan
     needed: int  # bytes, of all ranks
-    texts: Texts
+    run_config: str
+    run_state: RunState
 
 
-def save(final: Path, state: dict[str, Any], texts: Texts) -> Path:
-    """Write a checkpoint, and return when it is complete. Every rank must call this.
+def save(final: Path, plan: Callable[[Path], Plan], run_config: str, run_state: RunState) -> Path:
+    """Write a checkpoint, and return when it is complete. Every rank must call this, or one process without ranks.
 
     Args:
         final: must not be there.
-        state: megatron-core's sharded tensors and objects, and plain values that are equal on all ranks.
-        texts: see there.
+        plan: plans what goes into a folder, such as `shards.plan_shards` of a state.
+        run_config: text of `run_config.yaml`, which says what model it is.
+        run_state: goes to `run_state.json`.
 
     Returns:
         `final`.
@@ -66,11 +52,11 @@ def save(final: Path, state: dict[str, Any], texts: Texts) -> Path:
         InputError: there is something at `final`.
         CheckpointNotSaved: on every rank; the disk of one of them is full or fails.
     """
-    draft = begin(final, state, texts)
+    draft = begin(final, plan, run_config, run_state)
     return complete(draft, attempt(draft))
 
 
-def begin(final: Path, state: dict[str, Any], texts: Texts) -> Draft:
+def begin(final: Path, plan: Callable[[Path], Plan], run_config: str, run_state: RunState) -> Draft:
     """Make the folder, plan, and look for room. Every rank must call this. Raises as `save` does."""
 
     def make() -> Path:
@@ -78,15 +64,13 @@ def begin(final: Path, state: dict[str, Any], texts: Texts) -> Draft:
             return make_partial(final)
 
     folder = on_rank_0(make)
-    plan = plan_shards(state, folder)
-    sizes = [0] * dist.get_world_size()
-    dist.all_gather_object(sizes, plan.size)
-    draft = Draft(final, folder, plan, sum(sizes), texts)
+    planned = plan(folder)
+    draft = Draft(final, folder, planned, sum(from_all(planned.size)), run_config, run_state)
     with raised_together():
-        if dist.get_rank() == 0:
+        if rank_of_ranks()[0] == 0:
             try:
                 refuse_full_disk(final, draft.needed)
-            except OSError:
+            except CheckpointNotSaved:
                 discard(folder)
                 raise
     return draft
@@ -106,27 +90,25 @@ def complete(draft: Draft, written: Shards | Exception) -> Path:
         with raised_together(), not_saved(draft.final, draft.needed):
             if isinstance(written, Exception):
                 raise written
-        everyone: list[Any] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
-        dist.gather_object(written, everyone)
+        everyone = to_rank_0(written)
         with raised_together(), not_saved(draft.final, draft.needed):
             if everyone is not None:
                 _finish(draft, everyone)
     except Exception:
-        if dist.get_rank() == 0 and draft.folder.exists():  # nobody writes into it any more
+        if rank_of_ranks()[0] == 0 and draft.folder.exists():  # nobody writes into it any more
             discard(draft.folder)
         raise
     return draft.final
 
 
 def _finish(draft: Draft, everyone: list[Shards]) -> None:
-    folder, texts = draft.folder, draft.texts
+    folder, state = draft.folder, draft.run_state
     files = write_index(draft.plan, everyone, folder)
     for name, text in (
-        (RUN_CONFIG, texts.run_config),
-        (RUN_STATE, json.dumps(texts.run_state, indent=1) + "\n"),
+        (RUN_CONFIG, draft.run_config),
+        (RUN_STATE, state.text()),
         (METADATA, json.dumps({**BACKEND, **COMMON_BACKEND})),
     ):
         files[name] = write_text(folder / name, text)
-    step = int(texts.run_state["step"])
-    write_text(folder / MANIFEST, Manifest(step, texts.layout, files[RUN_CONFIG].sha256, files).text())
+    write_text(folder / MANIFEST, Manifest(state.step, state.layout, files[RUN_CONFIG].sha256, files).text())
     publish(folder, draft.final)

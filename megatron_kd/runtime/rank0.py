@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 
 import torch.distributed as dist
 
-from megatron_kd.runtime.agreement import raised_together
+from megatron_kd.runtime.agreement import raised_together, rank_of_ranks
 
 Answer = TypeVar("Answer")
 
@@ -20,8 +20,9 @@ def on_rank_0(work: Callable[[], Answer]) -> Answer:
     """
     answer: list[Any] = [None]
     with raised_together():
-        if dist.get_rank() == 0:
+        if rank_of_ranks()[0] == 0:
             answer[0] = work()
-    dist.broadcast_object_list(answer, src=0)
+    if dist.is_initialized():
+        dist.broadcast_object_list(answer, src=0)
     result: Answer = answer[0]
     return result

@@ -6,16 +6,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-import torch.distributed as dist
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-from megatron_kd.checkpoints.reading import Verified, load, mismatches, read_run_state, refuse_other_model, verify
+from megatron_kd.checkpoints.reading import Verified, load, mismatches, refuse_other_model, verify
+from megatron_kd.checkpoints.run_state import read_run_state
 from megatron_kd.config.saved import find_checkpoint
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.weights import local_shards
-from megatron_kd.runtime.agreement import raised_together
+from megatron_kd.runtime.agreement import raised_together, rank_of_ranks
 from megatron_kd.runtime.rank0 import on_rank_0
 
 
@@ -66,11 +65,9 @@ def open_weights(path: str | Path, field: str) -> SavedWeights:
     """
     folder = on_rank_0(lambda: find_checkpoint(path, field))
     checkpoint = verify(folder, need_manifest=False)
-    if checkpoint.manifest is None and dist.get_rank() == 0:
+    if checkpoint.manifest is None and rank_of_ranks()[0] == 0:
         warnings.warn(f"{field}={folder}: has no manifest, so it cannot be told whether it is intact", stacklevel=2)
-    with raised_together():
-        state = read_run_state(checkpoint)
-    return SavedWeights(checkpoint, state.get("vocab_size"), field)
+    return SavedWeights(checkpoint, checkpoint.state.vocab_size if checkpoint.state else None, field)
 
 
 def load_weights(chunks: list[DistillableGPTModel], path: str | Path, field: str) -> None:
@@ -111,5 +108,5 @@ def vocabulary_mismatch(
 
 def saved_vocab_size(folder: Path) -> int | None:
     """How many token ids the model of a checkpoint has; None for a checkpoint that does not say."""
-    state: dict[str, Any] = read_run_state_of(folder)
-    return state.get("vocab_size")
+    state = read_run_state(folder)
+    return state.vocab_size if state else None
