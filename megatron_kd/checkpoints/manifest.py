@@ -56,6 +56,8 @@ def read_manifest(folder: Path) -> Manifest:
     """
     path = folder / MANIFEST
     try:
+        if path.is_symlink():
+            raise ValueError("it is a link")
         text = path.read_text(encoding="utf-8")
         manifest = _parsed(json.loads(text))
         intact = manifest.text() == text

@@ -83,7 +83,7 @@ def read_metadata(folder: Path) -> Metadata:
     except FileNotFoundError:
         raise CheckpointCorrupt(f"{path}: is missing") from None
     except Exception as error:  # a damaged pickle raises anything
-        raise CheckpointCorrupt(f"{path}: refused: {_short(error)}") from error
+        raise CheckpointCorrupt(f"{path}: refused: {reason(error)}") from error
     assert isinstance(metadata, Metadata)
     return metadata
 
@@ -100,7 +100,7 @@ def read_common(folder: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise CheckpointCorrupt(f"{path}: is missing") from None
     except Exception as error:
-        raise CheckpointCorrupt(f"{path}: refused: {_short(error)}") from error
+        raise CheckpointCorrupt(f"{path}: refused: {reason(error)}") from error
     if not isinstance(common, dict):
         raise CheckpointCorrupt(f"{path}: holds a {type(common).__name__}, not named values")
     return common
@@ -120,7 +120,7 @@ def check_objects(folder: Path, metadata: Metadata, part: int, parts: int) -> No
             with open(path, "rb") as file:
                 torch.load(_slice(file, info.offset, info.length), map_location="cpu", weights_only=True)
         except Exception as error:
-            raise CheckpointCorrupt(f"{path}: {index.fqn} refused: {_short(error)}") from error
+            raise CheckpointCorrupt(f"{path}: {index.fqn} refused: {reason(error)}") from error
 
 
 def _objects(metadata: Metadata) -> Iterator[tuple[MetadataIndex, Any]]:
@@ -167,7 +167,7 @@ def _refuse_odd_tensor(key: str, described: TensorStorageMetadata) -> None:
             raise ValueError(f"{key!r} has a part that is none of its shape")
 
 
-def _short(error: Exception) -> str:
+def reason(error: BaseException) -> str:
     """One line: torch explains at length how to load the file regardless."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     telling = [line for line in lines if line.startswith(("WeightsUnpickler error", "Unsupported"))]

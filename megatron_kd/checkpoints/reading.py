@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 
 from megatron_kd.checkpoints.files import FileRecord, why_not
 from megatron_kd.checkpoints.manifest import Manifest, read_manifest, strangers
-from megatron_kd.checkpoints.pickles import check_objects, read_common, read_metadata
+from megatron_kd.checkpoints.pickles import check_objects, read_common, read_metadata, reason
 from megatron_kd.checkpoints.run_state import RunState, read_run_state
 from megatron_kd.checkpoints.shards import BACKEND, COMMON_BACKEND
 from megatron_kd.config.saved import MANIFEST, METADATA, RUN_STATE, step_of
@@ -207,4 +207,4 @@ def _cause(error: BaseException) -> str:
     if not failures:
         return str(error)
     rank, (cause, _) = next(iter(failures.items()))
-    return f"rank {rank}: {str(cause).partition(chr(10))[0]}"
+    return f"rank {rank}: {reason(cause)}"

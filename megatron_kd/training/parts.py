@@ -29,8 +29,10 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from megatron_kd.checkpoints.pickles import reason
 from megatron_kd.checkpoints.reading import Verified
 from megatron_kd.checkpoints.shards import Bucket, Plan
+from megatron_kd.errors import CheckpointCorrupt
 
 Place = tuple[int, ...]
 
@@ -45,6 +47,7 @@ class CheckpointReader:
     """
 
     def __init__(self, checkpoint: Verified) -> None:
+        self._folder = checkpoint.folder
         self._reader = dcp.FileSystemReader(checkpoint.folder)
         self._reader.set_up_storage_reader(checkpoint.metadata, is_coordinator=True)
         saved = checkpoint.metadata.state_dict_metadata
@@ -52,12 +55,19 @@ class CheckpointReader:
         self.shapes = {key: tuple(value.size) for key, value in self._tensors.items()}
 
     def read(self, key: str, offset: Place, sizes: Place) -> Tensor:
-        """The part of `sizes` from `offset` on, in the dtype it was saved in."""
+        """The part of `sizes` from `offset` on, in the dtype it was saved in.
+
+        Raises:
+            CheckpointCorrupt: what is in the file is no such tensor.
+        """
         saved = self._tensors[key]
         target = torch.empty(sizes, dtype=saved.properties.dtype)
         part = ChunkStorageMetadata(offsets=torch.Size(offset), sizes=torch.Size(sizes))
         plan = LoadPlan(create_read_items_for_chunk_list(key, saved, [part]))
-        self._reader.read_data(plan, _Into(target)).wait()
+        try:
+            self._reader.read_data(plan, _Into(target)).wait()
+        except Exception as error:  # a damaged file raises anything
+            raise CheckpointCorrupt(f"{self._folder}: {key} cannot be read: {reason(error)}") from error
         return target
 
 

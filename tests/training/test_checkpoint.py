@@ -99,7 +99,8 @@ def save_what_was_loaded(cfg: ConfigContainer, elsewhere: Path) -> dict[str, tor
     """On a rank: resume `cfg`, save at once to another folder, and return that checkpoint's tensors."""
     from megatron_kd.config.derived import derived
     from megatron_kd.runtime.start import running_ranks
-    from megatron_kd.training.checkpoint import resume, save_checkpoint
+    from megatron_kd.training.checkpoint import save_checkpoint
+    from megatron_kd.training.resume import resume
     from megatron_kd.training.run import build_run
 
     model = cfg.model
@@ -263,7 +264,7 @@ def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path) -> 
 
 
 def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    from megatron_kd.training.weights import find_checkpoint
+    from megatron_kd.config.saved import find_checkpoint
 
     with pytest.raises(InputError, match=r"model\.teacher\.checkpoint=.*no checkpoint there"):
         find_checkpoint(tmp_path, "model.teacher.checkpoint")
