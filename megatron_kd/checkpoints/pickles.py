@@ -10,6 +10,7 @@ from __future__ import annotations
 import io
 import os
 import pickle
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -168,8 +169,10 @@ def _refuse_odd_tensor(key: str, described: TensorStorageMetadata) -> None:
 
 
 def reason(error: BaseException) -> str:
-    """One line: torch explains at length how to load the file regardless."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    telling = [line for line in lines if line.startswith(("WeightsUnpickler error", "Unsupported"))]
-    text = (telling or lines or [type(error).__name__])[0]
-    return text.partition(" was not an allowed global")[0].removeprefix("WeightsUnpickler error: ")
+    """An error in one line: torch explains at length how to load a file regardless."""
+    text = str(error) or type(error).__name__
+    if named := re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", text):
+        return f"it names {named.group(1)}, which is no value"
+    if told := re.search(r"WeightsUnpickler error: (.*)", text):
+        text = told.group(1)
+    return text.strip().partition("\n")[0]

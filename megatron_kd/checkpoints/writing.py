@@ -19,7 +19,7 @@ from megatron_kd.checkpoints.run_state import RunState
 from megatron_kd.checkpoints.shards import BACKEND, COMMON_BACKEND, Plan, Shards, write_index, write_shards
 from megatron_kd.checkpoints.space import not_saved, refuse_full_disk
 from megatron_kd.config.saved import MANIFEST, METADATA, RUN_CONFIG, RUN_STATE
-from megatron_kd.errors import CheckpointNotSaved
+from megatron_kd.errors import CheckpointNotSaved, MegatronKDError
 from megatron_kd.runtime.agreement import from_all, raised_together, rank_of_ranks, to_rank_0
 from megatron_kd.runtime.rank0 import on_rank_0
 
@@ -94,8 +94,8 @@ def complete(draft: Draft, written: Shards | Exception) -> Path:
         with raised_together(), not_saved(draft.final, draft.needed):
             if everyone is not None:
                 _finish(draft, everyone)
-    except Exception:
-        if rank_of_ranks()[0] == 0 and draft.folder.exists():  # nobody writes into it any more
+    except MegatronKDError:  # of all ranks, so that nobody writes into the folder any more
+        if rank_of_ranks()[0] == 0 and draft.folder.exists():
             discard(draft.folder)
         raise
     return draft.final

@@ -16,6 +16,7 @@ from tests.tiny import TEACHER, read_metrics, tiny_config, train_and_read
 
 pytestmark = pytest.mark.slow  # whole runs on several ranks
 
+DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 SAVED = {"save": True, "save_interval": 3}
 
 
@@ -49,7 +50,8 @@ def stop_after(cfg: ConfigContainer, step: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("world_size", "layout"),
-    [(1, {}), (2, {"tp": 2, "sequence_parallel": True}), (2, {"pp": 2, "micro_batch_size": 4}),
+    [(1, {}), (2, {"tp": 2, "sequence_parallel": True, "student": DROPOUT}), (2, {"pp": 2, "micro_batch_size": 4}),
+     (2, {"pp": 2, "micro_batch_size": 4, "student": DROPOUT}),
      (2, {"micro_batch_size": 4}), (2, {"micro_batch_size": 4, "precision": "bf16"}),
      (2, {"micro_batch_size": 4, "distributed_optimizer": False}), (2, {"micro_batch_size": 4, "overlap": True})],
 )  # fmt: skip
@@ -77,6 +79,9 @@ def test_overlapped_gathering_saves_the_weights_of_this_step(tmp_path: Path) -> 
         ((2, {"pp": 2, "micro_batch_size": 4}), (2, {"tp": 2, "sequence_parallel": True})),
         ((2, {"micro_batch_size": 4}), (1, {})),
         ((1, {}), (4, {"tp": 2, "micro_batch_size": 4})),
+        ((2, {"micro_batch_size": 4}), (4, {"micro_batch_size": 2})),
+        ((2, {"tp": 2}), (1, {})),
+        ((1, {}), (2, {"pp": 2, "micro_batch_size": 4})),
     ],
 )
 def test_a_run_continues_at_another_layout(first: tuple, then: tuple, tmp_path: Path) -> None:
