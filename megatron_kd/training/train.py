@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
-from megatron_kd.checkpoints.folders import delete_leftovers
-from megatron_kd.checkpoints.lock import only_run_in
+import torch.distributed as dist
+
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived, derived, shared_vocab_size
 from megatron_kd.config.problems import tokenizer_problems
-from megatron_kd.config.saved import step_of
 from megatron_kd.config.yaml_io import save_run_config
 from megatron_kd.data.datasets import build_datasets
 from megatron_kd.data.loader import micro_batches
@@ -21,23 +22,24 @@ from megatron_kd.data.shared_ids import teacher_tokenizer_problems
 from megatron_kd.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_kd.distillation.convert import why_materialised
 from megatron_kd.distillation.provider import GPTDistillationProvider
-from megatron_kd.errors import ConfigError, InputError, NumericalFault
-from megatron_kd.huggingface.export import export_hf
+from megatron_kd.errors import ConfigError, InputError, LostRank
 from megatron_kd.huggingface.into_config import resolved
-from megatron_kd.runtime.agreement import raised_together, rank_of_ranks
+from megatron_kd.runtime.exit_code import record_exit_code
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.rank0 import on_rank_0
 from megatron_kd.runtime.start import running_ranks
-from megatron_kd.runtime.timeouts import group_timeouts, set_group_timeouts
-from megatron_kd.training.best import better, write_best
-from megatron_kd.training.checkpoint import draft_checkpoint, finish_checkpoint, save_checkpoint
+from megatron_kd.runtime.timeouts import set_group_timeouts
+from megatron_kd.runtime.watch import watching
+from megatron_kd.training.attempts import train_step
+from megatron_kd.training.best import write_best
 from megatron_kd.training.evaluate import evaluate
 from megatron_kd.training.metrics import MetricsWriter
 from megatron_kd.training.prepare import prepare
 from megatron_kd.training.progress import Progress
 from megatron_kd.training.resume import resume
 from megatron_kd.training.run import Run, build_run
-from megatron_kd.training.step import Batch, StepReport, train_step
+from megatron_kd.training.saving import alone_in, keep_best, poll_saving, save, saving_ends
+from megatron_kd.training.step import Batch, StepReport
 
 
 def distill(cfg: ConfigContainer) -> dict[str, float]:
@@ -93,7 +95,7 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
             timeout_s=cfg.dist.startup_timeout_s,
             num_threads=cfg.dist.num_threads,
         ) as layout,
-        _only_run_in(Path(cfg.logger.run_dir)),
+        alone_in(Path(cfg.logger.run_dir)),
     ):
         cfg = prepare(cfg, layout, tokenizer)
         values = derived(cfg, layout.world_size, tokenizer.vocab_size)
@@ -112,8 +114,17 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
         ):
             for line in (*resumption.notes, *_opening(run, resumption.checkpoint)):
                 progress.say(line)
-            with _saving_ends(run):
+            stacks = Path(cfg.logger.run_dir) / "stacks"
+            with watching(run.doing, stacks, partial(_give_up, cfg)), saving_ends(run):
                 return _loop(run, data, metrics, progress)
+
+
+def _give_up(cfg: ConfigContainer, lost: LostRank) -> None:
+    """End this rank while its main thread waits in vain, in a kernel perhaps, and cannot raise."""
+    rank = dist.get_rank()
+    print(f"rank {rank}: {lost}" if rank else f"error: {lost}", file=sys.stderr, flush=True)
+    record_exit_code(Path(cfg.logger.run_dir), lost.exit_code)
+    os._exit(lost.exit_code)
 
 
 def _loop(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress) -> dict[str, float]:
@@ -121,7 +132,7 @@ def _loop(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress) -> 
     batches = data.training(run.step)
     result: dict[str, float] = {}
     while run.step < last_step:
-        _poll_saving(run)
+        poll_saving(run)
         start = time.perf_counter()
         report = train_step(run, batches)
         values = _train_record(run, report, time.perf_counter() - start)
@@ -130,84 +141,14 @@ def _loop(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress) -> 
         if logged:
             metrics.write(run.step, "train", values)
         if _is_due(run.step, cfg.validation.eval_interval, last_step) and cfg.validation.eval_iters:
+            run.doing.enter("evaluation")
             result = _measured(run, evaluate(run, data.validation()), training=False)
             metrics.write(run.step, "validation", result)
             progress.evaluation(run.step, result)
-            _keep_best(run, result)
+            keep_best(run, result)
         if cfg.checkpoint.save and _is_due(run.step, cfg.checkpoint.save_interval, last_step):
-            _save(run, progress)
+            save(run, progress)
     return result
-
-
-@contextmanager
-def _only_run_in(run_dir: Path) -> Iterator[None]:
-    """Have the run folder to this run, and clean up after one that was killed. Every rank must call this."""
-    with ExitStack() as held:
-        with raised_together():
-            if rank_of_ranks()[0] == 0:
-                held.enter_context(only_run_in(run_dir))
-                delete_leftovers(run_dir / "checkpoints")
-        yield
-
-
-def _save(run: Run, progress: Progress) -> None:
-    """Save in the foreground, or begin to in the background, and tell once it is done."""
-
-    def saved(path: Path) -> None:
-        progress.say(f"saved {path}")
-        save_hf = run.cfg.checkpoint.save_hf
-        if save_hf == "each" or (save_hf and step_of(path) == run.derived.train_iters):
-            progress.say(f"exported {_export(run, path)}")
-
-    def finished(path: Path) -> None:
-        finish_checkpoint(run, path)
-        saved(path)
-
-    with _checkpoint_timeouts(run):
-        if not run.cfg.checkpoint.async_save:
-            saved(save_checkpoint(run))
-            return
-        run.saving.wait()
-        if (draft := draft_checkpoint(run)) is not None:
-            run.saving.start(draft, finished)
-
-
-def _poll_saving(run: Run) -> None:
-    if run.saving.pending:
-        with _checkpoint_timeouts(run):
-            run.saving.poll()
-
-
-@contextmanager
-def _saving_ends(run: Run) -> Iterator[None]:
-    """A run does not end before its last save has, unless it ends with an error that not all ranks know of."""
-    try:
-        yield
-    except NumericalFault:  # on all ranks at the same step
-        with _checkpoint_timeouts(run):
-            run.saving.wait()
-        raise
-    with _checkpoint_timeouts(run):
-        run.saving.wait()
-
-
-def _checkpoint_timeouts(run: Run) -> AbstractContextManager[None]:
-    return group_timeouts(run.cfg.dist.checkpoint_timeout_s, after=run.cfg.dist.step_timeout_s)
-
-
-def _keep_best(run: Run, result: dict[str, float]) -> None:
-    best = better(run.best, run.step, result)
-    if best != run.best:
-        run.best = best
-        on_rank_0(lambda: write_best(run.derived.best_file, best))
-
-
-def _export(run: Run, checkpoint: Path) -> str:
-    """Write a checkpoint as a Hugging Face folder, by one rank while the others wait; one that is there stays."""
-    folder = run.derived.run_dir / "hf"
-    if run.cfg.checkpoint.save_hf == "each":
-        folder /= checkpoint.name
-    return on_rank_0(lambda: str(folder if folder.exists() else export_hf(checkpoint, folder, verified=True)))
 
 
 class _Data:

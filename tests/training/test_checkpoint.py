@@ -27,12 +27,13 @@ def losses(records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 def stop_after(cfg: ConfigContainer, step: int) -> list[dict[str, Any]]:
     """Run `cfg` until `step` steps are done, as a kill right after the checkpoint of that step would."""
+    from megatron_kd.training import saving
     from megatron_kd.training import train as loop
 
     class Killed(BaseException):
         pass
 
-    original = loop.save_checkpoint
+    original = saving.save_checkpoint
 
     def save_then_die(run: Any) -> Path:
         path = original(run)
@@ -40,7 +41,7 @@ def stop_after(cfg: ConfigContainer, step: int) -> list[dict[str, Any]]:
             raise Killed
         return path
 
-    loop.save_checkpoint = save_then_die
+    saving.save_checkpoint = save_then_die
     try:
         loop.train(cfg)
     except Killed:
@@ -72,6 +73,12 @@ def test_overlapped_gathering_saves_the_weights_of_this_step(tmp_path: Path) -> 
     assert weights_of(tmp_path / "plain", 2) == weights_of(tmp_path / "overlapped", 2)
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The records of a run of one rank that nobody stopped."""
+    return run_ranks(1, train_and_read, tiny_config(tmp_path_factory.mktemp("unbroken"), iters=6, **SAVED))[0]
+
+
 @pytest.mark.parametrize(
     ("first", "then"),
     [
@@ -84,8 +91,9 @@ def test_overlapped_gathering_saves_the_weights_of_this_step(tmp_path: Path) -> 
         ((1, {}), (2, {"pp": 2, "micro_batch_size": 4})),
     ],
 )
-def test_a_run_continues_at_another_layout(first: tuple, then: tuple, tmp_path: Path) -> None:
-    unbroken = run_ranks(1, train_and_read, tiny_config(tmp_path / "a", iters=6, **SAVED))[0]
+def test_a_run_continues_at_another_layout(
+    first: tuple, then: tuple, unbroken: list[dict[str, Any]], tmp_path: Path
+) -> None:
     before = run_ranks(first[0], stop_after, tiny_config(tmp_path / "b", iters=6, **SAVED, **first[1]), 3)[0]
     saved = run_ranks(1, state_tensors, tmp_path / "b/checkpoints/iter_0000003")[0]
     again = tiny_config(tmp_path / "b", iters=6, **SAVED, **then[1])

@@ -108,6 +108,7 @@ NOT_IN_A_CHECKPOINT = {
         "teacher": "frozen; read from where it came",
         "placement": "from cfg and the ranks",
         "faults": "taken in each step",
+        "doing": "what is being done",
         "saving": "ends before the next save, and with the run",
     },
     "Balancer": {"config": "from cfg"},
