@@ -75,7 +75,8 @@ def fail_everywhere(cfg: ConfigContainer) -> list[tuple[str, int]]:
                 if rank == dist.get_rank():
                     hits.append((names[number], number))
         # The last operation syncs the parent after the folder has its name: that one is complete.
-        assert sorted(p.name for p in folder.iterdir()) == ["iter_0000000", "iter_0000001", "iter_0000002"]
+        left = sorted(p.name for p in folder.iterdir())
+        assert left == ["iter_0000000", "iter_0000001", "iter_0000002"], left
         for path in folder.iterdir():
             verify(path)
     return hits

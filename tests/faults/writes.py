@@ -111,9 +111,9 @@ def at(number: int, do: Act, after: Callable[[Operation], bool] = lambda _: True
 
     def act(operation: Operation) -> None:
         if after(operation):
-            if left[0] == 0:
-                do(operation)
             left[0] -= 1
+            if left[0] == -1:  # once: what follows is the reaction to it
+                do(operation)
 
     return act
 
