@@ -13,7 +13,7 @@ from pathlib import Path
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.flags import HELP, flags_help
 from megatron_kd.config.resolve import check_config
-from megatron_kd.errors import ConfigError, MegatronKDError
+from megatron_kd.errors import ConfigError, MegatronKDError, RunFolderInUse
 from megatron_kd.runtime.exit_code import clear_exit_code, record_exit_code
 
 _USAGE = """\
@@ -71,6 +71,7 @@ def _run(cfg: ConfigContainer, rank: int) -> int:
     from megatron_kd.training.train import train
 
     run_dir = Path(cfg.logger.run_dir)
+    mine = True  # the run folder, unless another run is at work in it
     code = 1  # unless we learn better: an exception that is not ours is a bug
     if rank == 0:
         clear_exit_code(run_dir)
@@ -79,12 +80,14 @@ def _run(cfg: ConfigContainer, rank: int) -> int:
         code = 0
     except MegatronKDError as error:
         code = error.exit_code
+        mine = not isinstance(error, RunFolderInUse)
         if rank == 0:
             _tell(error)
         else:
             print(f"rank {rank}: {error}", file=sys.stderr)
     finally:
-        record_exit_code(run_dir, code)
+        if mine:
+            record_exit_code(run_dir, code)
     return code
 
 

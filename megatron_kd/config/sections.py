@@ -119,6 +119,7 @@ class CheckpointConfig:
 
     save: bool = True
     save_interval: int = 1000  # in iterations; the last iteration is always saved
+    async_save: bool = False  # write while the run goes on, from a copy of the state in host memory
     most_recent_k: int | None = None  # None: keep all
     pretrained_checkpoint: str | None = None  # the student's weights to start from
     resume: Literal["auto", "never"] | int = "auto"  # or the step to continue from

@@ -23,21 +23,22 @@ from megatron_kd.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_kd.distillation.convert import why_materialised
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import ConfigError, InputError, LostRank
-from megatron_kd.huggingface.export import export_hf
 from megatron_kd.huggingface.into_config import resolved
 from megatron_kd.runtime.exit_code import record_exit_code
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.rank0 import on_rank_0
 from megatron_kd.runtime.start import running_ranks
-from megatron_kd.runtime.timeouts import group_timeouts, set_group_timeouts
+from megatron_kd.runtime.timeouts import set_group_timeouts
 from megatron_kd.runtime.watch import watching
 from megatron_kd.training.attempts import train_step
-from megatron_kd.training.checkpoint import resume, save_checkpoint
+from megatron_kd.training.best import write_best
 from megatron_kd.training.evaluate import evaluate
 from megatron_kd.training.metrics import MetricsWriter
 from megatron_kd.training.prepare import prepare
 from megatron_kd.training.progress import Progress
+from megatron_kd.training.resume import resume
 from megatron_kd.training.run import Run, build_run
+from megatron_kd.training.saving import alone_in, keep_best, poll_saving, save, saving_ends
 from megatron_kd.training.step import Batch, StepReport
 
 
@@ -84,22 +85,26 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
     tokenizer = _tokenizer(cfg)
     if wrong := [*tokenizer_problems(cfg, tokenizer.vocab_size), *teacher_tokenizer_problems(cfg, tokenizer)]:
         raise ConfigError(wrong)
-    with running_ranks(
-        tensor_model_parallel_size=cfg.model.tensor_model_parallel_size,
-        pipeline_model_parallel_size=cfg.model.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=cfg.model.virtual_pipeline_model_parallel_size,
-        seed=cfg.rng.seed,
-        backend=cfg.dist.distributed_backend,
-        timeout_s=cfg.dist.startup_timeout_s,
-        num_threads=cfg.dist.num_threads,
-    ) as layout:
+    with (
+        running_ranks(
+            tensor_model_parallel_size=cfg.model.tensor_model_parallel_size,
+            pipeline_model_parallel_size=cfg.model.pipeline_model_parallel_size,
+            virtual_pipeline_model_parallel_size=cfg.model.virtual_pipeline_model_parallel_size,
+            seed=cfg.rng.seed,
+            backend=cfg.dist.distributed_backend,
+            timeout_s=cfg.dist.startup_timeout_s,
+            num_threads=cfg.dist.num_threads,
+        ) as layout,
+        alone_in(Path(cfg.logger.run_dir)),
+    ):
         cfg = prepare(cfg, layout, tokenizer)
         values = derived(cfg, layout.world_size, tokenizer.vocab_size)
         if layout.rank == 0:
             save_run_config(cfg, values.run_config_file)
         data = _Data(cfg, values, layout, tokenizer)
         run = build_run(cfg, values, layout)
-        resumed_from = resume(run)
+        resumption = resume(run)
+        on_rank_0(lambda: write_best(values.best_file, run.best))
         set_group_timeouts(cfg.dist.step_timeout_s)
         main_rank = layout.rank == 0
         board = values.tensorboard_dir if cfg.logger.tensorboard else None
@@ -107,9 +112,10 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
             Progress(cfg.logger.progress if main_rank else "off", values.train_iters, run.step) as progress,
             MetricsWriter(values.metrics_file, board, run.step, enabled=main_rank) as metrics,
         ):
-            for line in _opening(run, resumed_from):
+            for line in (*resumption.notes, *_opening(run, resumption.checkpoint)):
                 progress.say(line)
-            with watching(run.doing, Path(cfg.logger.run_dir) / "stacks", partial(_give_up, cfg)):
+            stacks = Path(cfg.logger.run_dir) / "stacks"
+            with watching(run.doing, stacks, partial(_give_up, cfg)), saving_ends(run):
                 return _loop(run, data, metrics, progress)
 
 
@@ -126,6 +132,7 @@ def _loop(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress) -> 
     batches = data.training(run.step)
     result: dict[str, float] = {}
     while run.step < last_step:
+        poll_saving(run)
         start = time.perf_counter()
         report = train_step(run, batches)
         values = _train_record(run, report, time.perf_counter() - start)
@@ -138,20 +145,10 @@ def _loop(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress) -> 
             result = _measured(run, evaluate(run, data.validation()), training=False)
             metrics.write(run.step, "validation", result)
             progress.evaluation(run.step, result)
+            keep_best(run, result)
         if cfg.checkpoint.save and _is_due(run.step, cfg.checkpoint.save_interval, last_step):
-            with group_timeouts(cfg.dist.checkpoint_timeout_s, after=cfg.dist.step_timeout_s):
-                run.doing.enter("saving a checkpoint")
-                saved = save_checkpoint(run)
-                progress.say(f"saved {saved}")
-                if cfg.checkpoint.save_hf == "each" or (cfg.checkpoint.save_hf and run.step == last_step):
-                    progress.say(f"exported {_export(run, saved)}")
+            save(run, progress)
     return result
-
-
-def _export(run: Run, checkpoint: Path) -> str:
-    """Write a checkpoint as a Hugging Face folder, by one rank while the others wait; one that is there stays."""
-    folder = run.derived.run_dir / "hf" / checkpoint.name
-    return on_rank_0(lambda: str(folder if folder.exists() else export_hf(checkpoint, folder)))
 
 
 class _Data:
