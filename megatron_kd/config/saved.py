@@ -18,7 +18,7 @@ _METADATA = "metadata.json"  # what makes a folder a checkpoint of megatron-core
 _ITERATION = re.compile(r"iter_(\d{7,})$")
 
 # Fields of a provider that are a run's choice, and no part of what the model is.
-_OF_THE_RUN = frozenset(
+OF_THE_RUN = frozenset(
     {
         "tensor_model_parallel_size",
         "pipeline_model_parallel_size",
@@ -86,7 +86,7 @@ def architecture_of(checkpoint: str | Path, field: str = "checkpoint") -> GPTMod
     model = read_document(folder / RUN_CONFIG).data.get("model")
     if not isinstance(model, dict):
         raise ConfigError([f"{field}={folder}: {RUN_CONFIG} has no model; copy the folder again"])
-    kept = {name: value for name, value in model.items() if name not in _OF_THE_RUN}
+    kept = {name: value for name, value in model.items() if name not in OF_THE_RUN}
     return GPTModelProvider(**_checked(GPTModelProvider, kept, "model", f"{field}={folder}"))
 
 
