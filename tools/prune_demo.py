@@ -24,7 +24,7 @@ from tools.demo_report import gap_table, table, write_report
 from tools.demo_runs import Job, Result, RunFailed, finish
 
 _DISTIL, _LABELS = "recipes/tiny/distill_pruned_tiny.py", "recipes/tiny/pretrain_pruned_tiny.py"
-_SIZES = ("--num-layers", "3", "--hidden-size", "128", "--ffn-hidden-size", "384")  # PRUNED of recipes/tiny
+SIZES = ("--num-layers", "3", "--hidden-size", "128", "--ffn-hidden-size", "384")  # PRUNED of recipes/tiny
 _CALIBRATION = ("--calibration-batches", "16", "--batch-size", "8")
 # A recipe evaluates at the end of a step; one of this learning rate leaves the weights it starts from as they are.
 _NO_STEP = ("train.train_iters=1", "optimizer.lr=1e-12", "checkpoint.save=false")
@@ -115,7 +115,7 @@ def _prune(plan: Plan, teacher: Job) -> None:
     record.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     say("  " + shlex.join(["megatron-kd", *command]))
-    code = subprocess.run([sys.executable, "-m", "megatron_kd.cli", *command], check=False).returncode
+    code = subprocess.run([sys.executable, "-W", "ignore", "-m", "megatron_kd.cli", *command], check=False).returncode
     if code:
         raise RunFailed(f"the teacher could not be pruned: exit code {code}", code)
     record.write_text(fingerprint, encoding="ascii")
@@ -123,7 +123,7 @@ def _prune(plan: Plan, teacher: Job) -> None:
 
 def _prune_command(plan: Plan, teacher: Job) -> list[str]:
     places = ["--output", str(pruned_folder(teacher)), "--data", f"{plan.corpus}/train"]
-    return ["prune", str(teacher.run_dir), *places, *_SIZES, *_CALIBRATION]
+    return ["prune", str(teacher.run_dir), *places, *SIZES, *_CALIBRATION]
 
 
 def _fingerprint(teacher: Job, command: Sequence[str]) -> str:

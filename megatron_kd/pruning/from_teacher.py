@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
+import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from megatron_kd.config.container import ConfigContainer
@@ -20,6 +21,7 @@ from megatron_kd.pruning.spaced import spaced_layers
 from megatron_kd.teachers.fill import writer
 
 
+@torch.no_grad()
 def load_from_teacher(chunks: list[DistillableGPTModel], cfg: ConfigContainer, derived: Derived) -> None:
     """Give this rank's chunks of the student the teacher's weights, by the rule of `spaced_layers`.
 

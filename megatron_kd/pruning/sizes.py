@@ -86,7 +86,7 @@ def _why(model: GPTModelProvider, name: str, value: int) -> str:
         return "must be 1 or more"
     if name == "num_attention_heads":
         return f"heads must be a multiple of the teacher's {model.num_query_groups} query groups"
-    return f"must be a multiple of {choices(model, name).step}, which the teacher's {largest} and {_ALIGNED} both are"
+    return f"must be a multiple of {choices(model, name).step}, which the teacher's {largest} is too"
 
 
 def _listed(possible: range) -> str:
