@@ -62,6 +62,9 @@ def test_pruning_nothing_is_refused(sizes: Sizes) -> None:
 def test_the_tiny_recipes_student_is_what_the_demo_prunes_to() -> None:
     folder = Path(__file__).resolve().parents[2] / "recipes/tiny"
     student, teacher = (load_recipe(folder / name)().model for name in ("pretrain_pruned_tiny.py", "pretrain_tiny.py"))
-    given = {name.removeprefix("--").replace("-", "_"): int(value) for name, value in zip(SIZES[::2], SIZES[1::2])}
+    given = {
+        name.removeprefix("--").replace("-", "_"): int(value)
+        for name, value in zip(SIZES[::2], SIZES[1::2], strict=True)
+    }
     teacher = replace(teacher, init=None)
     assert explicit(student) == pruned_architecture(teacher, Sizes(**given))

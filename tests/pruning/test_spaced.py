@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 from megatron_kd.pruning.spaced import spaced_layers
 
 
@@ -13,6 +15,6 @@ def test_the_layers_are_evenly_spaced_from_the_first_to_the_last() -> None:
         assert spaced_layers(of, of) == list(range(of))
         for count in range(2, of):
             layers = spaced_layers(count, of)
-            steps = {b - a for a, b in zip(layers, layers[1:], strict=False)}
+            steps = {b - a for a, b in pairwise(layers)}
             assert (layers[0], layers[-1], len(set(layers))) == (0, of - 1, count)
             assert max(steps) - min(steps) <= 1
