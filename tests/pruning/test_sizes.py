@@ -62,7 +62,8 @@ def test_pruning_nothing_is_refused(sizes: Sizes) -> None:
 def test_the_tiny_recipes_student_is_what_the_demo_prunes_to() -> None:
     folder = Path(__file__).resolve().parents[2] / "recipes/tiny"
     student, teacher = (load_recipe(folder / name)().model for name in ("pretrain_pruned_tiny.py", "pretrain_tiny.py"))
-    given = {
+    words = zip(SIZES[::2], SIZES[1::2], strict=True)
+    given = {name.removeprefix("--").replace("-", "_"): int(value) for name, value in words}
         name.removeprefix("--").replace("-", "_"): int(value)
         for name, value in zip(SIZES[::2], SIZES[1::2], strict=True)
     }
