@@ -113,8 +113,8 @@ class TokenizerConfig:
 class CheckpointConfig:
     """Student checkpoints go to `logger.run_dir`/checkpoints/iter_0000100.
 
-    With `save_hf=true` the last one is also written as a Hugging Face folder, `logger.run_dir`/hf; with `each`, every
-    one is, to `logger.run_dir`/hf/iter_0000100, where none is dropped.
+    With `save_hf=true` the last one is also written as a Hugging Face folder, `logger.run_dir`/hf/iter_0000100, with
+    `save_hf=each` every one; none of these is dropped.
     """
 
     save: bool = True

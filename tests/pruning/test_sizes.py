@@ -64,8 +64,5 @@ def test_the_tiny_recipes_student_is_what_the_demo_prunes_to() -> None:
     student, teacher = (load_recipe(folder / name)().model for name in ("pretrain_pruned_tiny.py", "pretrain_tiny.py"))
     words = zip(SIZES[::2], SIZES[1::2], strict=True)
     given = {name.removeprefix("--").replace("-", "_"): int(value) for name, value in words}
-        name.removeprefix("--").replace("-", "_"): int(value)
-        for name, value in zip(SIZES[::2], SIZES[1::2], strict=True)
-    }
     teacher = replace(teacher, init=None)
     assert explicit(student) == pruned_architecture(teacher, Sizes(**given))
