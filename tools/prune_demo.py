@@ -141,7 +141,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
         quiet = ("logger.log_interval=50",)
         output = args.output or Path("runs/tiny")
         plan = Plan(
-            output=output, student_lrs=(2e-3, 4e-3, 8e-3), teacher_overrides=quiet, student_overrides=quiet, **common
+            output=output, student_lrs=(1e-3, 2e-3, 4e-3), teacher_overrides=quiet, student_overrides=quiet, **common
         )
     return plan, f"make distill-pruned SEEDS={args.seeds}{' SMOKE=1' if args.smoke else ''}"
 
