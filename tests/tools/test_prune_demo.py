@@ -39,11 +39,12 @@ def test_another_teacher_makes_all_students_anew(plan: Plan) -> None:
 
 def test_the_share_of_the_gap_is_that_of_each_seed() -> None:
     one = [*ONE_SEED, replace(result("untrained", 1, 0.0, 5.0), tokens=0)]
-    assert gap_table(one).splitlines()[2:] == [
-        "| student, as pruned        |               2.000 |                 0.500 |          75.0 % |",
-        "| student, labels alone     |               0.900 |                 0.500 |          44.4 % |",
+    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in gap_table(one).splitlines()[2:]]
+    assert rows == [
+        ["student, as pruned", "2.000", "0.500", "75.0 %"],
+        ["student, labels alone", "0.900", "0.500", "44.4 %"],
     ]
     two = [*one, *SECOND_SEED, result("untrained", 2, 0.0, 5.2)]
-    assert "2.000 ± 0.000" in gap_table(two) and "40.9 ± 5.0 %" in gap_table(two)
+    assert "2.000 ± 0.000" in gap_table(two) and "41.0 ± 4.9 %" in gap_table(two)
     row = table(one).splitlines()[3]
     assert [cell.strip() for cell in row.split("|")[1:6]] == ["student, as pruned", "-", "5.000", "50.0", "0"]
