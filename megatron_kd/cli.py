@@ -5,6 +5,7 @@
     megatron-kd ls
     megatron-kd import-hf models/llama --output checkpoints/llama
     megatron-kd export-hf runs/tiny/distilled --output models/student
+    megatron-kd prune checkpoints/llama --output checkpoints/half --hidden-size 2048 --data data/corpus
     megatron-kd preprocess --input corpus.jsonl --output-prefix data/corpus --tokenizer data/tokenizer
 
 Nothing here imports torch: a command that needs it imports its own module when it is called.
@@ -29,6 +30,7 @@ _MODULES = {
     "plan": ("megatron_kd.planning.command", "estimate memory, work and traffic for each place of the teacher"),
     "import-hf": ("megatron_kd.huggingface.import_command", "make a checkpoint of a Hugging Face folder"),
     "export-hf": ("megatron_kd.huggingface.export_command", "make a Hugging Face folder of a checkpoint"),
+    "prune": ("megatron_kd.pruning.command", "make a student by pruning a teacher in depth and width"),
     "preprocess": ("megatron_kd.data.preprocess", "turn text into tokenised .bin/.idx files"),
 }
 _WITH_OVERRIDES = ("validate", "plan")

@@ -11,7 +11,7 @@ import importlib.util
 import re
 import shlex
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,6 +34,7 @@ _MADE_UP_DATA = [f"dataset={{{_NO_DATA}, mock: true}}", "tokenizer.tokenizer_mod
 _TINY = [
     *_MADE_UP_DATA,
     "model.init=random",
+    "checkpoint.pretrained_checkpoint=null",
     "model.vocab_size=250",
     "train.train_iters=2",
     "train.num_epochs=null",
@@ -161,7 +162,7 @@ def _torchrun(words: list[str], exit_code: int) -> None:
         _validate([script, *arguments, f"--world-size={ranks}"], exit_code)
     else:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        _finish([*launcher, script, *arguments, *_shrinking(script)], exit_code)
+        _finish([*launcher, script, *arguments, *_shrinking(script, arguments)], exit_code)
 
 
 def _python(words: list[str], exit_code: int) -> None:
@@ -169,7 +170,7 @@ def _python(words: list[str], exit_code: int) -> None:
     if script.startswith("recipes/"):
         _torchrun(words, exit_code)
     elif script in _SHORT_TOOLS:
-        _finish([*words, *_shrinking(script)], exit_code)
+        _finish([*words, *_shrinking(script, words)], exit_code)
     elif script == "-m":
         assert importlib.util.find_spec(words[1]), f"there is no module {words[1]}"
     else:
@@ -186,7 +187,7 @@ _RULES: dict[str, Callable[[list[str], int], None]] = {
 
 def _validate(words: list[str], exit_code: int) -> None:
     """Check a recipe and its overrides; what has no weights or data here is given made-up ones."""
-    made_up = SMALL_LLAMA if "llama" in words[0] else _shrinking(words[0])
+    made_up = SMALL_LLAMA if "llama" in words[0] else _shrinking(words[0], words)
     named = _make_huggingface_folders(words)
     if named:  # a folder's sizes are not a reader's to change
         made_up = [word for word in made_up if not word.startswith(named) or ".seq_length=" in word]
@@ -204,12 +205,15 @@ def _make_huggingface_folders(words: list[str]) -> tuple[str, ...]:
     return tuple(f"{model}.{field}" for model in folders for field in _OF_A_FOLDER)
 
 
-def _shrinking(script: str) -> list[str]:
+def _shrinking(script: str, words: Sequence[str]) -> list[str]:
+    """Overrides that make a script short and let it do without weights and data, where `words` do not say."""
     if script in _SHORT_TOOLS:
         is_model = script == "tools/bench/step_breakdown.py"
         return [*_SHORT_TOOLS[script], *(_MADE_UP_DATA if is_model else []), *(_RANDOM_TEACHER if is_model else [])]
     distils = isinstance(load_recipe(script)().model, GPTDistillationProvider)
-    return [*_TINY, *(_RANDOM_TEACHER if distils else [])]
+    asked_for = any(word.startswith("model.init=") for word in words)
+    tiny = [word for word in _TINY if not (asked_for and word.startswith("model.init="))]
+    return [*tiny, *(_RANDOM_TEACHER if distils else [])]
 
 
 def _finish(words: list[str], exit_code: int) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from megatron_kd.config.document import read_document
 from megatron_kd.config.schema import check_value
+from megatron_kd.config.sections import TokenizerConfig
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.models.provider import GPTModelProvider
 
@@ -20,7 +21,7 @@ _TRACKER = "latest_checkpointed_iteration.txt"
 _ITERATION = re.compile(r"iter_([0-9]{7,})")
 
 # Fields of a provider that are a run's choice, and no part of what the model is.
-_OF_THE_RUN = frozenset(
+OF_THE_RUN = frozenset(
     {
         "tensor_model_parallel_size",
         "pipeline_model_parallel_size",
@@ -109,9 +110,28 @@ def architecture_of(checkpoint: str | Path, field: str = "checkpoint") -> GPTMod
     model = read_document(folder / RUN_CONFIG).data.get("model")
     if not isinstance(model, dict):
         raise ConfigError([f"{field}={folder}: {RUN_CONFIG} has no model; copy the folder again"])
-    types = get_type_hints(GPTModelProvider)
-    kept = [f.name for f in fields(GPTModelProvider) if f.name not in _OF_THE_RUN and f.name in model]
-    checked = {name: check_value(("model", name), types[name], model[name]) for name in kept}
+    kept = {name: value for name, value in model.items() if name not in OF_THE_RUN}
+    return GPTModelProvider(**_checked(GPTModelProvider, kept, "model", f"{field}={folder}"))
+
+
+def tokenizer_of(checkpoint: str | Path, field: str = "checkpoint") -> TokenizerConfig | None:
+    """The tokenizer that a checkpoint's model was trained with, from its own `run_config.yaml`; None if unknown.
+
+    Raises:
+        InputError: no checkpoint, or one whose `run_config.yaml` is damaged.
+    """
+    folder = find_checkpoint(checkpoint, field)
+    section = read_document(folder / RUN_CONFIG).data.get("tokenizer") if (folder / RUN_CONFIG).is_file() else None
+    if not isinstance(section, dict):
+        return None
+    return TokenizerConfig(**_checked(TokenizerConfig, section, "tokenizer", f"{field}={folder}"))
+
+
+def _checked(section: type, values: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    """Those of `values` that are fields of the dataclass `section`, which have their types, or a ConfigError."""
+    types = get_type_hints(section)
+    kept = [field.name for field in fields(section) if field.name in values]
+    checked = {field: check_value((name, field), types[field], values[field]) for field in kept}
     if wrong := [problem for _, problem in checked.values() if problem is not None]:
-        raise ConfigError([f"{field}={folder}: {RUN_CONFIG}: {problem}" for problem in wrong])
-    return GPTModelProvider(**{name: value for name, (value, _) in checked.items()})
+        raise ConfigError([f"{where}: {RUN_CONFIG}: {problem}" for problem in wrong])
+    return {field: value for field, (value, _) in checked.items()}

@@ -61,9 +61,10 @@ class GPTModelProvider:
     recompute_method: Literal["uniform", "block"] | None = None
     recompute_num_layers: int | None = None
 
-    # Weights. A student starts from `checkpoint.pretrained_checkpoint`, from `init="random"` or from `hf_path`, a
-    # teacher from its own `checkpoint`, `init="random"` or `hf_path`. Random is never a silent default.
-    init: Literal["random"] | None = None
+    # Weights. A student starts from `checkpoint.pretrained_checkpoint`, `init="random"`, layers of its teacher
+    # (`init="from_teacher"`) or from `hf_path`, a teacher from its own `checkpoint`, `init="random"` or `hf_path`.
+    # Random is never a silent default.
+    init: Literal["random", "from_teacher"] | None = None
     checkpoint: str | None = None
     hf_path: str | None = None  # a Hugging Face folder, whose config.json is the architecture too
 

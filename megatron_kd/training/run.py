@@ -19,6 +19,7 @@ from megatron_kd.huggingface.read import load_huggingface
 from megatron_kd.losses.checks import Faults
 from megatron_kd.models.build import DTYPES
 from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.pruning.from_teacher import load_from_teacher
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.watch import Doing
 from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
@@ -77,6 +78,8 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
         load_weights(students, cfg.checkpoint.pretrained_checkpoint, "checkpoint.pretrained_checkpoint")
     elif cfg.model.hf_path is not None:
         load_huggingface(students, cfg.model, "model.hf_path")
+    elif cfg.model.init == "from_teacher":
+        load_from_teacher(students, cfg, derived)
     faults, doing = Faults(layout.device), Doing()
     for student in students:
         student.faults = faults

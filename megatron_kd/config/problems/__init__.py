@@ -13,6 +13,7 @@ from megatron_kd.config.problems.architecture import architecture_problems
 from megatron_kd.config.problems.batch import batch_problems
 from megatron_kd.config.problems.data import data_problems
 from megatron_kd.config.problems.distillation import distillation_problems
+from megatron_kd.config.problems.from_teacher import from_teacher_problems
 from megatron_kd.config.problems.layout import layout_problems
 from megatron_kd.config.problems.placement import placement_problems
 from megatron_kd.config.problems.ranges import range_problems
@@ -48,6 +49,7 @@ def problems(cfg: ConfigContainer, world_size: int | None = None, tokenizer_voca
         distillation_problems(cfg, tokenizer_vocab_size),
         placement_problems(cfg, world_size),
         weight_problems(cfg),
+        from_teacher_problems(cfg, tokenizer_vocab_size),
         data_problems(cfg),
         optimizer_problems(cfg),
         scheduler_problems(cfg),
