@@ -62,6 +62,11 @@ class Run:
     saving: BackgroundSave = field(default_factory=BackgroundSave)
 
     @property
+    def packed(self) -> bool:
+        """Whether a row holds several samples, none of which sees another."""
+        return self.cfg.dataset.packed_sequence
+
+    @property
     def balancer(self) -> Balancer | None:
         """The loss balancer, where this run has one."""
         return getattr(self.objective, "balancer", None)
