@@ -21,6 +21,7 @@ from megatron_kd.models.build import DTYPES
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.pruning.from_teacher import load_from_teacher
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.signals import StopSignals
 from megatron_kd.runtime.watch import Doing
 from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
 from megatron_kd.teachers.build import build_teacher
@@ -43,6 +44,8 @@ class Run:
         doing: the phase of the step that this rank is in, for others to know when it does not answer.
         best: the best validation so far.
         saving: the checkpoint that is being written in the background, if one is.
+        stop: the signals that this rank was sent.
+        stopping: a rank was asked to stop; equal on every rank after the same step.
     """
 
     cfg: ConfigContainer
@@ -60,6 +63,8 @@ class Run:
     step: int = 0
     best: Best | None = None
     saving: BackgroundSave = field(default_factory=BackgroundSave)
+    stop: StopSignals = field(default_factory=StopSignals)
+    stopping: bool = False
 
     @property
     def packed(self) -> bool:

@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_kd.checkpoints.folders import checkpoint_path, delete_leftovers
 from megatron_kd.checkpoints.lock import only_run_in
 from megatron_kd.config.saved import step_of
-from megatron_kd.errors import NumericalFault
+from megatron_kd.errors import NumericalFault, Preempted
 from megatron_kd.huggingface.export import export_hf
 from megatron_kd.runtime.agreement import raised_together, rank_of_ranks
 from megatron_kd.runtime.rank0 import on_rank_0
@@ -67,7 +67,7 @@ def saving_ends(run: Run) -> Iterator[None]:
     """A run does not end before its last save has, unless it ends with an error that not all ranks know of."""
     try:
         yield
-    except NumericalFault:  # on all ranks at the same step
+    except (NumericalFault, Preempted):  # on all ranks at the same step
         with _at_a_checkpoint(run):
             run.saving.wait()
         raise

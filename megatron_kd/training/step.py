@@ -148,13 +148,16 @@ def _sums(results: list[Tensor], run: Run, where: str) -> dict[str, float]:
     """Add up the micro-batches of every data-parallel rank; only one rank of each last stage contributes.
 
     What the losses found wrong travels along, so that all ranks raise it together and nobody waits for a rank that is
-    gone. It costs no wait for the device beyond that for the losses.
+    gone; so does that a rank was asked to stop, for all to stop after the same step. It costs no wait for the device
+    beyond that for the losses.
     """
     sums = run.objective.take_stage_sums().to(run.layout.device)
     if run.layout.is_last_stage and run.layout.tp.rank == 0:
         sums += torch.stack(results).sum(0)
-    sums = torch.cat((sums, run.faults.take()))
+    sums = torch.cat((sums, run.faults.take(), sums.new_full((1,), run.stop.received is not None)))
     torch.distributed.all_reduce(sums)
-    values = dict(zip(REPORTED + FAULTS, sums.tolist(), strict=True))
+    *summed, asked_to_stop = sums.tolist()
+    run.stopping = asked_to_stop > 0
+    values = dict(zip(REPORTED + FAULTS, summed, strict=True))
     raise_faults([fault for fault in FAULTS if values.pop(fault)], where)
     return values
