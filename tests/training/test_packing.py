@@ -26,7 +26,7 @@ KD = {"skip_lm_loss": False}  # beside the logits' divergence and the default pa
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """200 conversations, tokenised, and their tokenizer."""
     folder = tmp_path_factory.mktemp("chats")
-    conversations = chats(COUNT)
+    conversations = chats(COUNT, longest=3)
     texts = ["".join(f"<|{m['role']}|>\n{m['content']}\n" for m in messages) for messages in conversations]
     train_byte_bpe(texts, VOCAB, folder / "tokenizer")
     file = write_chats(folder / "chats.jsonl", conversations)

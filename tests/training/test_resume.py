@@ -110,6 +110,8 @@ NOT_IN_A_CHECKPOINT = {
         "faults": "taken in each step",
         "doing": "what is being done",
         "saving": "ends before the next save, and with the run",
+        "stop": "signals of this process",
+        "stopping": "follows from the signals of all ranks",
     },
     "Balancer": {"config": "from cfg"},
     "Best": {},
