@@ -37,7 +37,7 @@ def table(results: Sequence[Result]) -> str:
         rows.append(
             (
                 _NAMES[kind],
-                ", ".join(dict.fromkeys(f"{run.lr:g}" if run.lr else "-" for run in runs)),
+                ", ".join(dict.fromkeys(_rate(run.lr) for run in runs)),
                 _average(runs, lambda run: run.lm_loss, 3),
                 _average(runs, lambda run: run.perplexity, 1),
                 f"{round(statistics.mean(run.tokens for run in runs)):,}",
@@ -53,7 +53,7 @@ def sweep_table(results: Sequence[Result]) -> str:
     rows = [("model", "learning rate", *(f"seed {seed}" for seed in seeds))]
     for kind, lr in dict.fromkeys((result.kind, result.lr) for result in results):
         losses = {result.seed: result.lm_loss for result in results if (result.kind, result.lr) == (kind, lr)}
-        rows.append((_NAMES[kind], f"{lr:g}", *(f"{losses[seed]:.3f}" for seed in seeds)))
+        rows.append((_NAMES[kind], _rate(lr), *(f"{losses[seed]:.3f}" for seed in seeds)))
     return _markdown(rows)
 
 
@@ -101,6 +101,10 @@ def write_report(folder: Path, results: Sequence[Result], command: str, *more: s
 
 def _average(runs: Sequence[Result], value: Callable[[Result], float], digits: int) -> str:
     return _mean([value(run) for run in runs], digits)
+
+
+def _rate(lr: float) -> str:
+    return f"{lr:g}" if lr else "-"  # of what is not trained
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
