@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from megatron_kd import cli
+from megatron_kd.config.overrides import parse_arguments
 from megatron_kd.config.recipe_files import load_recipe
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from tests.huggingface.families import FAMILIES, save
@@ -150,10 +151,14 @@ def _megatron_kd(words: list[str], exit_code: int) -> None:
     elif words[0] == "plan" or words[0] == "ls":  # reads neither weights nor data
         assert cli.main(words) == exit_code
     else:  # they read files that the reader has and we do not
-        cli._parser(words[0]).parse_args(words)
+        _, rest = cli._parser(words[0]).parse_known_args(words)
+        assert not rest or (words[0] in cli._WITH_OVERRIDES and not parse_arguments(rest).problems), rest
 
 
 def _torchrun(words: list[str], exit_code: int) -> None:
+    if "megatron_kd.evaluation" in words:
+        _megatron_kd(["evaluate", *words[words.index("megatron_kd.evaluation") + 1 :]], exit_code)
+        return
     place = next(index for index, word in enumerate(words) if word.endswith(".py"))
     options = dict(word.removeprefix("--").split("=") for word in words[:place] if "=" in word)
     ranks = int(options.get("nproc_per_node", 1)) * int(options.get("nnodes", 1))

@@ -59,9 +59,9 @@ class Plan:
     faults: Faults | None = None
 
     def run(
-        self, hidden_NH: Tensor, student: Head, gradients: HeadGradients | None, agreement: bool = False
+        self, hidden_NH: Tensor, student: Head, gradients: HeadGradients | None, with_metrics: bool = False
     ) -> TokenOutputs:
-        """Per-token losses of whole hidden states, checked; fills `gradients`, if any are wanted.
+        """Per-token losses of whole hidden states, checked; fills `gradients`, and computes `fused_metrics`, if wanted.
 
         Raises:
             NumericalFault: logits that are not finite, on any rank.
@@ -76,7 +76,7 @@ class Plan:
             hidden_CH = hidden_NH[rows].to(student.dtype)
             student.logits_(hidden_CH, student_CV[:count])
             self.teacher.logits_(self.teacher_hidden[rows].to(self.teacher.dtype), teacher_CV[:count])
-            self._chunk_losses(out, student_CV[:count], teacher_CV[:count], rows, gradients is not None, agreement)
+            self._chunk_losses(out, student_CV[:count], teacher_CV[:count], rows, gradients is not None, with_metrics)
             if gradients is not None:
                 gradients.add_(student, student_CV[:count], hidden_CH, rows)
         self._check(out)
@@ -89,12 +89,12 @@ class Plan:
         teacher_CV: Tensor,
         rows: slice,
         with_gradient: bool,
-        agreement: bool,
+        with_metrics: bool,
     ) -> None:
         """Losses of a chunk, which holds the tokens `rows`, a tile at a time; see `TileLosses.run`."""
         tile = min(self.chunk, default_chunk_tokens(self.terms.shared.widest, student_CV.device))
         dtype = compute_dtype(student_CV)
-        losses = TileLosses(self.terms, self.inputs, out, tile, dtype, agreement)
+        losses = TileLosses(self.terms, self.inputs, out, tile, dtype, with_metrics)
         for part in tiles(len(student_CV), tile):
             tokens = slice(rows.start + part.start, rows.start + part.stop)
             losses.run(student_CV[part], teacher_CV[part], tokens, with_gradient)

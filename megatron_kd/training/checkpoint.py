@@ -9,7 +9,7 @@ from typing import Any
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 
 from megatron_kd.checkpoints.folders import checkpoint_path, delete_old
-from megatron_kd.checkpoints.reading import Verified, load, mismatches, refuse_other_model
+from megatron_kd.checkpoints.reading import Verified, load, mismatches, refuse_other_model, verify
 from megatron_kd.checkpoints.run_state import RunState
 from megatron_kd.checkpoints.shards import plan_shards
 from megatron_kd.checkpoints.writing import Draft, attempt, begin, complete
@@ -21,7 +21,7 @@ from megatron_kd.runtime.rank0 import on_rank_0
 from megatron_kd.runtime.seeds import random_state, reseed, set_random_state
 from megatron_kd.training.best import Best
 from megatron_kd.training.optimizer_state import create_state, load_state
-from megatron_kd.training.run import Run
+from megatron_kd.training.run import ForwardRun, Run
 from megatron_kd.training.weights import vocabulary_mismatch
 
 # Optimizer state is kept in the shape of the parameters, so that TP, PP and DP may change before it is loaded.
@@ -121,6 +121,26 @@ def _load_run_state(run: Run, state: RunState, folder: Path) -> None:
     except (KeyError, TypeError) as error:
         raise CheckpointCorrupt(f"{folder}: its run_state.json lacks {error}") from error
     run.step = state.step
+
+
+def restore_losses(run: ForwardRun, path: Path, *, with_state: bool) -> None:
+    """Let a run that only evaluates know the step of the checkpoint whose student it has, and weigh losses as it did.
+
+    Args:
+        run: built with the checkpoint's student.
+        path: the checkpoint.
+        with_state: whether projections and balancer are the checkpoint's too; it must be of the same distillation.
+    """
+    checkpoint = verify(path)
+    assert checkpoint.state is not None, "a checkpoint with a manifest has it"
+    run.step = checkpoint.state.step
+    if not with_state or run.balancer is None:
+        return
+    # Every rank must call `load`, and those without a paired layer have nothing to load.
+    wanted = {"kd": projection_sharded_state(run.students, run.layout)}
+    load_projections(run.students, load(wanted, checkpoint, whole=False).get("kd", {}))
+    if checkpoint.state.balancer:
+        run.balancer.load_state_dict(dict(checkpoint.state.balancer))
 
 
 def _sharded_state(run: Run, *, is_loading: bool) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-from megatron_kd.checkpoints.reading import Verified, load, mismatches, refuse_other_model, verify
+from megatron_kd.checkpoints.reading import Verified, load, mismatches, opened, refuse_other_model, verify
 from megatron_kd.checkpoints.run_state import read_run_state
 from megatron_kd.config.saved import find_checkpoint
 from megatron_kd.models.gpt import DistillableGPTModel
@@ -110,3 +110,9 @@ def saved_vocab_size(folder: Path) -> int | None:
     """How many token ids the model of a checkpoint has; None for a checkpoint that does not say."""
     state = read_run_state(folder)
     return state.vocab_size if state else None
+
+
+def saved_dtype(folder: Path) -> str:
+    """The precision that the model of a checkpoint is in, such as "bfloat16"."""
+    described = opened(folder).metadata.state_dict_metadata["embedding.word_embeddings.weight"]
+    return str(described.properties.dtype).removeprefix("torch.")

@@ -76,7 +76,7 @@ def test_epochs_of_conversations_are_counted_in_rows() -> None:
     )
     assert settled(config, 1, lambda: 10).train.train_iters == 6
     config.train.num_epochs = 1.0
-    with pytest.raises(ConfigError, match="has 3 sequences of conversations.*set train.num_epochs=2 or more"):
+    with pytest.raises(ConfigError, match=r"has 3 sequences of conversations.*set train.num_epochs=2 or more"):
         settled(config, 1, lambda: 3)
 
 
