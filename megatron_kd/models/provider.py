@@ -61,6 +61,11 @@ class GPTModelProvider:
     recompute_method: Literal["uniform", "block"] | None = None
     recompute_num_layers: int | None = None
 
+    # Fake quantisation of a student's linear layers while it is trained (docs/quantization.md). Scales are fixed at the
+    # start, those of inputs over that many global batches of the training data.
+    quantization: Literal["int8", "int8_weight_only", "fp8", "int4_weight_only", "nvfp4"] | None = None
+    quantization_calibration_batches: int = 8
+
     # Weights. A student starts from `checkpoint.pretrained_checkpoint`, from `init="random"` or from `hf_path`, a
     # teacher from its own `checkpoint`, `init="random"` or `hf_path`. Random is never a silent default.
     init: Literal["random"] | None = None

@@ -14,6 +14,7 @@ from megatron_kd.config.saved import complete_checkpoints
 from megatron_kd.config.yaml_io import dump_config
 from megatron_kd.distillation.convert import load_projections, plain_students, projection_sharded_state
 from megatron_kd.errors import InputError
+from megatron_kd.models.fake_quantization import expect_input_scales
 from megatron_kd.runtime.seeds import random_state, set_random_state
 from megatron_kd.training.optimizer_state import create_state, load_state
 from megatron_kd.training.run import Run
@@ -86,9 +87,12 @@ def _refuse_lost_saves(run: Run, wanted: int | str, found: dict[int, Path]) -> N
 
 def load_checkpoint(run: Run, path: Path) -> None:
     """Put the run back to where it was when `path` was saved. The parallel layout may differ."""
-    create_state(run.optimizer)
-    state = _sharded_state(run, is_loading=True)
     common = dist_checkpointing.load_common_state_dict(str(path))["run"]
+    _refuse_other_quantization(run, path, common.get("quantization"))
+    create_state(run.optimizer)
+    for student in run.students:
+        expect_input_scales(student)
+    state = _sharded_state(run, is_loading=True)
     if common["world_size"] == run.layout.world_size and common["layout"] == _layout(run):
         state["random"] = _random_object(run, None)
     loaded = dist_checkpointing.load(state, str(path))
@@ -104,6 +108,16 @@ def load_checkpoint(run: Run, path: Path) -> None:
     run.step = common["step"]
     if "random" in loaded:
         set_random_state(loaded["random"])
+
+
+def _refuse_other_quantization(run: Run, path: Path, saved: str | None) -> None:
+    """A run's quantisation is part of what it continues; another one starts from the weights instead."""
+    if saved != run.cfg.model.quantization:
+        raise InputError(
+            f"checkpoint.resume: {path} is of a run with model.quantization={saved or 'null'}, this one has "
+            f"{run.cfg.model.quantization or 'null'}; set it back, or name {path} in checkpoint.pretrained_checkpoint "
+            "and choose another logger.run_dir"
+        )
 
 
 def _sharded_state(run: Run, *, is_loading: bool) -> dict[str, Any]:
@@ -135,6 +149,7 @@ def _common_state(run: Run) -> dict[str, Any]:
         "world_size": run.layout.world_size,
         "layout": _layout(run),
         "vocab_size": run.derived.true_vocab_size,
+        "quantization": run.cfg.model.quantization,
     }
 
 

@@ -17,6 +17,7 @@ from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.huggingface.read import load_huggingface
 from megatron_kd.losses.checks import Faults
 from megatron_kd.models.build import DTYPES
+from megatron_kd.models.fake_quantization import fake_quantise
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
@@ -68,6 +69,9 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
         load_weights(students, cfg.checkpoint.pretrained_checkpoint, "checkpoint.pretrained_checkpoint")
     elif cfg.model.hf_path is not None:
         load_huggingface(students, cfg.model, "model.hf_path")
+    if cfg.model.quantization is not None:
+        for student in students:
+            fake_quantise(student, cfg.model.quantization, layout.device)
     faults = Faults(layout.device)
     for student in students:
         student.faults = faults

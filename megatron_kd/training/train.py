@@ -21,6 +21,7 @@ from megatron_kd.huggingface.into_config import resolved
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.start import running_ranks
 from megatron_kd.runtime.timeouts import group_timeouts, set_group_timeouts
+from megatron_kd.training.calibrate import calibrate
 from megatron_kd.training.checkpoint import resume, save_checkpoint
 from megatron_kd.training.evaluate import evaluate
 from megatron_kd.training.metrics import MetricsWriter
@@ -89,6 +90,7 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
         data = _Data(cfg, values, layout, tokenizer)
         run = build_run(cfg, values, layout)
         resumed_from = resume(run)
+        calibrate(run, data.training(0))
         set_group_timeouts(cfg.dist.step_timeout_s)
         main_rank = layout.rank == 0
         board = values.tensorboard_dir if cfg.logger.tensorboard else None
@@ -196,6 +198,8 @@ def _opening(run: Run, resumed_from: object) -> list[str]:
     begin = f"continues from {resumed_from}" if resumed_from else "starts"
     task = "training" if run.teacher is None else "distillation"
     lines = [f"{task} {begin} at step {run.step} of {run.derived.train_iters}, {where}"]
+    if run.cfg.model.quantization is not None:
+        lines.append(f"student: fake-quantised as {run.cfg.model.quantization}, but for embedding and head")
     if isinstance(run.cfg.model, GPTDistillationProvider):
         kd = run.cfg.model.kd_config
         if run.placement is not None:
