@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from megatron_kd.models.gpt import DistillableGPTModel
     from megatron_kd.runtime.layout import Layout
 
+# Formats of `quantization` that leave the inputs of linear layers as they are.
+WEIGHT_ONLY = ("int8_weight_only", "int4_weight_only")
+
 
 @dataclass(kw_only=True)
 class GPTModelProvider:
