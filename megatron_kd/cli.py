@@ -3,6 +3,8 @@
     megatron-kd validate recipes/tiny/distill_tiny.py --world-size 2 --batch_size 4 model.num_layers=1
     megatron-kd plan recipes/tiny/distill_tiny.py --gpus 2 --memory 16GB model.vocab_size=2048
     megatron-kd ls
+    megatron-kd import-hf models/llama --output checkpoints/llama
+    megatron-kd export-hf runs/tiny/distilled --output models/student
     megatron-kd preprocess --input corpus.jsonl --output-prefix data/corpus --tokenizer data/tokenizer
 
 Nothing here imports torch: a command that needs it imports its own module when it is called.
@@ -25,6 +27,8 @@ from megatron_kd.errors import ConfigError, MegatronKDError
 # overrides are given them as a second argument.
 _MODULES = {
     "plan": ("megatron_kd.planning.command", "estimate memory, work and traffic for each place of the teacher"),
+    "import-hf": ("megatron_kd.huggingface.import_command", "make a checkpoint of a Hugging Face folder"),
+    "export-hf": ("megatron_kd.huggingface.export_command", "make a Hugging Face folder of a checkpoint"),
     "preprocess": ("megatron_kd.data.preprocess", "turn text into tokenised .bin/.idx files"),
 }
 _WITH_OVERRIDES = ("validate", "plan")

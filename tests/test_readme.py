@@ -20,6 +20,7 @@ import pytest
 from megatron_kd import cli
 from megatron_kd.config.recipe_files import load_recipe
 from megatron_kd.distillation.provider import GPTDistillationProvider
+from tests.huggingface.families import FAMILIES, save
 from tests.recipes.launch import ROOT, SMALL_LLAMA, checkout, run
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -54,6 +55,7 @@ _SHORT_TOOLS = {
     ],
     "tools/make_corpus.py": ["--source", str(Path(sysconfig.get_paths()["stdlib"]) / "json"), "--vocab-size", "300"],
 }
+_OF_A_FOLDER = ("num_", "hidden_size", "ffn_hidden_size", "kv_channels", "vocab_size", "init")
 
 
 @dataclass(frozen=True)
@@ -185,7 +187,21 @@ _RULES: dict[str, Callable[[list[str], int], None]] = {
 def _validate(words: list[str], exit_code: int) -> None:
     """Check a recipe and its overrides; what has no weights or data here is given made-up ones."""
     made_up = SMALL_LLAMA if "llama" in words[0] else _shrinking(words[0])
+    named = _make_huggingface_folders(words)
+    if named:  # a folder's sizes are not a reader's to change
+        made_up = [word for word in made_up if not word.startswith(named) or ".seq_length=" in word]
     assert cli.main(["validate", *words, *made_up]) == exit_code
+
+
+def _make_huggingface_folders(words: list[str]) -> tuple[str, ...]:
+    """Make a small model wherever `words` name a Hugging Face folder; the beginnings of the fields it fills."""
+    given = dict(zip(words, [*words[1:], ""], strict=True))
+    folders = {word.partition(".hf_path=")[0]: word.partition("=")[2] for word in words if ".hf_path=" in word}
+    if (teacher := given.get("--teacher_path", "")).startswith("models/"):
+        folders["model.teacher"] = teacher
+    for folder in set(folders.values()):
+        save(next(iter(FAMILIES)), Path(folder))
+    return tuple(f"{model}.{field}" for model in folders for field in _OF_A_FOLDER)
 
 
 def _shrinking(script: str) -> list[str]:

@@ -68,24 +68,26 @@ def resolved(cfg: ConfigContainer) -> ConfigContainer:
 def _filled(model: Any, path: FieldPath, edited: set[FieldPath]) -> tuple[Any, list[tuple[FieldPath, str]]]:
     """A provider with its folder's architecture, or as it is with what is wrong."""
     where, name = (*path, "hf_path"), ".".join(path)
+    later = where in edited  # than the recipe, whose own weights and sizes give way
+    if later:
+        model = replace(model, **{field: None for field in _WEIGHTS if (*path, field) not in edited})
     try:
         found = read_architecture(model.hf_path)
     except ConfigError as error:
         return model, [(where, f"{name}.hf_path={show(model.hf_path)}: {problem}") for problem in error.problems]
-    given = {field for field in found.fields if (*path, field) in edited}
-    values = dict(found.fields)
-    if where in edited:  # later than the recipe
-        values |= {field: None for field in _WEIGHTS if (*path, field) not in edited}
-    else:
-        given |= {field for field in found.fields if getattr(model, field) != _DEFAULTS[field]}
+    given = {
+        field
+        for field in found.fields
+        if (*path, field) in edited or (not later and getattr(model, field) != _DEFAULTS[field])
+    }
+    filled = replace(model, **found.fields)
     wrong = [
         ((*path, field), _contradiction(model, found, name, field))
         for field in found.fields
-        if field in given and _meaning(model, field) != _meaning(replace(model, **found.fields), field)
+        if field in given and _meaning(model, field) != _meaning(filled, field)
     ]
-    # A preset says in numbers what a file may leave to be worked out; both mean the same.
-    values = {f: v for f, v in values.items() if not (v is None and f in given)}
-    return replace(model, **values), wrong
+    # What a file leaves to be worked out may have been written out here; both mean the same.
+    return replace(filled, **{f: getattr(model, f) for f in given if found.fields[f] is None}), wrong
 
 
 def _meaning(model: GPTModelProvider, field: str) -> Any:

@@ -54,7 +54,7 @@ class HuggingFaceWeights:
         with raised_together():
             try:
                 self._open()
-                with _Files() as files:
+                with Files() as files:
                     for shard in shards:
                         self._fill(shard, files)
             except ConfigError as error:
@@ -72,24 +72,18 @@ class HuggingFaceWeights:
         self._sources = {(source.key, source.layer): source for source in tensors_of(self._provider)}
 
     @torch.no_grad()
-    def _fill(self, shard: ShardedTensor, files: _Files) -> None:
+    def _fill(self, shard: ShardedTensor, files: Files) -> None:
         assert self._entries is not None and shard.data is not None
         axes = shard.prepend_axis_num
         source = self._sources.get((shard.key, shard.global_offset[0] if axes else None))
         if source is None:
             raise ConfigError([f"the model has {shard.key}, which these families do not have"])
         _check_shape(shard, source)
-        first, last = shard.global_offset[axes], shard.global_offset[axes] + shard.local_shape[0]
-        columns = tuple(slice(start, start + n) for start, n in zip(shard.global_offset[axes + 1 :],
-                        shard.local_shape[1:], strict=True))  # fmt: skip
-        for block in source.blocks:
-            start, end = max(first, block.at), min(last, block.at + block.rows)
-            if start < end:
-                tensor = files.slices(self._entries[block.name].file, block.name)
-                offset = block.start - block.at
-                _copy_rows(shard.data[start - first : end - first], tensor, start + offset, columns)
-        end_of_source = max(first, min(last, source.shape[0]))
-        shard.data[end_of_source - first :] = 0  # padding
+        columns = tuple(
+            slice(at, at + count)
+            for at, count in zip(shard.global_offset[axes + 1 :], shard.local_shape[1:], strict=True)
+        )
+        files.copy_rows(shard.data, shard.global_offset[axes], source, self._entries, columns)
 
 
 def load_huggingface(chunks: list[DistillableGPTModel], provider: GPTModelProvider, field: str) -> None:
@@ -106,17 +100,37 @@ def load_huggingface(chunks: list[DistillableGPTModel], provider: GPTModelProvid
     HuggingFaceWeights(provider, field).write([shard for chunk in chunks for shard in local_shards(chunk)])
 
 
-class _Files:
+class Files:
     """Safetensors files, each opened once and mapped into memory; closed when the block is left."""
 
-    def __enter__(self) -> _Files:
+    def __enter__(self) -> Files:
         self._stack, self._open = ExitStack(), dict[Path, Any]()
         return self
 
     def __exit__(self, *error: Any) -> None:
         self._stack.close()
 
-    def slices(self, file: Path, name: str) -> Any:
+    def copy_rows(
+        self, target: Tensor, first: int, source: Source, entries: dict[str, Entry], columns: tuple[slice, ...] = ()
+    ) -> None:
+        """Fill `target` with rows of megatron-core's tensor `source` from `first` on; beyond its last, with 0.
+
+        Args:
+            target: [R, C], or [R] of a vector.
+            first: in `source`.
+            source: what it is made of.
+            entries: of the folder.
+            columns: those wanted; empty for all.
+        """
+        last = first + len(target)
+        for block in source.blocks:
+            start, end = max(first, block.at), min(last, block.at + block.rows)
+            if start < end:
+                rows = self._slices(entries[block.name].file, block.name)
+                _copy_rows(target[start - first : end - first], rows, start - block.at + block.start, columns)
+        target[max(0, source.shape[0] - first) :] = 0
+
+    def _slices(self, file: Path, name: str) -> Any:
         """What is indexed to read a part of the tensor `name`."""
         if file not in self._open:
             self._open[file] = self._stack.enter_context(safe_open(file, framework="pt", device="cpu"))

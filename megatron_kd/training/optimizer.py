@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.optimizer import MegatronOptimizer, get_megatron_optimizer
+from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
@@ -16,18 +16,24 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.watch import Doing
 
 
 def wrap_for_training(
-    students: list[DistillableGPTModel], cfg: ConfigContainer, layout: Layout
+    students: list[DistillableGPTModel], cfg: ConfigContainer, layout: Layout, doing: Doing
 ) -> list[DistributedDataParallel]:
     """Wrap this rank's chunks of the student in their precision and in data parallelism.
 
-    A teacher must be hidden from both.
+    A teacher must be hidden from both. `doing` is told when a step comes to reducing its gradients.
     """
+
+    def reduce_gradients(*args: Any, **kwargs: Any) -> None:
+        doing.enter("reducing gradients")
+        finalize_model_grads(*args, **kwargs)
+
     chunks = [_wrap(student, cfg, layout, first=index == 0) for index, student in enumerate(students)]
     for config in (student.config for student in students):
-        config.finalize_model_grads_func = finalize_model_grads
+        config.finalize_model_grads_func = reduce_gradients
         if cfg.ddp.overlap_grad_reduce:
             config.no_sync_func = _one_or_list([chunk.no_sync for chunk in chunks])
             if layout.pp.size > 1:
@@ -58,7 +64,7 @@ def _one_or_list(functions: list[Callable[..., Any]]) -> Any:
 
 def build_optimizer(
     chunks: list[DistributedDataParallel], cfg: ConfigContainer, dtype: torch.dtype
-) -> MegatronOptimizer:
+) -> ChainedOptimizer:
     """The optimizer over the parameters of `chunks` that need a gradient."""
     settings = MegatronOptimizerConfig(
         optimizer=cfg.optimizer.optimizer,
@@ -80,7 +86,7 @@ def build_optimizer(
     return built
 
 
-def _fuse_on_cpu(optimizer: MegatronOptimizer) -> None:
+def _fuse_on_cpu(optimizer: ChainedOptimizer) -> None:
     """Let torch's AdamW update a CPU's parameters in one pass: it is 9 times as fast, and off by default.
 
     megatron-core makes the optimizer and has no setting for this; torch reads the choice from the groups.
@@ -90,7 +96,7 @@ def _fuse_on_cpu(optimizer: MegatronOptimizer) -> None:
             group["fused"] = True
 
 
-def build_scheduler(optimizer: MegatronOptimizer, cfg: ConfigContainer, derived: Derived) -> OptimizerParamScheduler:
+def build_scheduler(optimizer: ChainedOptimizer, cfg: ConfigContainer, derived: Derived) -> OptimizerParamScheduler:
     """The schedule of learning rate and weight decay, counted in iterations."""
     s, weight_decay = cfg.scheduler, cfg.optimizer.weight_decay
     return OptimizerParamScheduler(

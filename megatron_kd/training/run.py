@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron.core.distributed import DistributedDataParallel
-from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
 from megatron_kd.config.container import ConfigContainer
@@ -20,6 +20,7 @@ from megatron_kd.models.build import DTYPES
 from megatron_kd.models.fake_quantization import fake_quantise
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.watch import Doing
 from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
 from megatron_kd.teachers.build import build_teacher
 from megatron_kd.teachers.placement import Teacher
@@ -37,6 +38,7 @@ class Run:
         teacher: None where the run has none.
         placement: the strategy of its teacher and how it was chosen.
         faults: what the losses of this rank found wrong since the last step.
+        doing: the phase of the step that this rank is in, for others to know when it does not answer.
     """
 
     cfg: ConfigContainer
@@ -46,10 +48,11 @@ class Run:
     chunks: list[DistributedDataParallel]
     teacher: Teacher | None
     objective: Objective
-    optimizer: MegatronOptimizer
+    optimizer: ChainedOptimizer
     scheduler: OptimizerParamScheduler
     placement: ChosenStrategy | None
     faults: Faults
+    doing: Doing
     step: int = 0
 
     @property
@@ -72,7 +75,7 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
     if cfg.model.quantization is not None:
         for student in students:
             fake_quantise(student, cfg.model.quantization, layout.device)
-    faults = Faults(layout.device)
+    faults, doing = Faults(layout.device), Doing()
     for student in students:
         student.faults = faults
     teacher: Teacher | None = None
@@ -85,10 +88,12 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
         students, objective = built.models, built.objective
     with hidden_teachers(students):
         # Both walk over every registered submodule; the teacher keeps its own precision and has no gradients.
-        chunks = wrap_for_training(students, cfg, layout)
+        chunks = wrap_for_training(students, cfg, layout, doing)
         optimizer = build_optimizer(chunks, cfg, DTYPES[derived.student_dtype])
     scheduler = build_scheduler(optimizer, cfg, derived)
-    return Run(cfg, derived, layout, students, chunks, teacher, objective, optimizer, scheduler, placement, faults)
+    return Run(
+        cfg, derived, layout, students, chunks, teacher, objective, optimizer, scheduler, placement, faults, doing
+    )
 
 
 def _build_student(cfg: ConfigContainer, derived: Derived, layout: Layout, chunk: int) -> DistillableGPTModel:

@@ -15,9 +15,10 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_kd.distillation.objective import REPORTED, LossResult
-from megatron_kd.errors import LostRank, NumericalFault
+from megatron_kd.errors import NumericalFault
 from megatron_kd.losses.checks import FAULTS, raise_faults
 from megatron_kd.training.run import Run
+from megatron_kd.training.update import update
 
 Batch = dict[str, Tensor]
 
@@ -32,35 +33,37 @@ class StepReport:
     lr: float
 
 
-def train_step(run: Run, micro_batches: Iterator[Batch]) -> StepReport:
+def take_step(run: Run, batches: list[Batch]) -> StepReport:
     """Forward, backward and update on one global batch.
 
     Args:
         run: changed in place: weights, optimizer, schedule, balancer, `step`.
-        micro_batches: yields this rank's micro-batches of the step.
+        batches: this rank's micro-batches of the step.
 
     Raises:
-        NumericalFault: logits, loss or gradient norm are not finite; on every rank at the same step.
+        NumericalFault: logits, loss or gradients are not finite; on every rank at the same step. `run` is as before,
+            but for gradients and random state.
         InputError: a label that is no id, likewise.
     """
     for chunk in run.chunks:
         chunk.zero_grad_buffer()
     run.optimizer.zero_grad()
-    means, tokens = means_of(forward_backward(run, micro_batches, forward_only=False))
+    means, tokens = means_of(forward_backward(run, iter(batches), forward_only=False))
     if not math.isfinite(means["loss"]):
         parts = ", ".join(f"{name}={value}" for name, value in means.items() if not math.isfinite(value))
         raise NumericalFault(
             f"step {run.step + 1} was not taken: the logits are finite, but not what follows from them: {parts}"
         )
     lr = run.optimizer.param_groups[0]["lr"]
-    _, grad_norm, _ = run.optimizer.step()
+    run.doing.enter("optimizer step")
+    try:
+        grad_norm = update(run.optimizer)
+    except NumericalFault as fault:
+        raise NumericalFault(f"step {run.step + 1} was not taken: {fault}") from None
     run.scheduler.step(increment=1)
     run.step += 1
-    report = StepReport(means, tokens, float(grad_norm), float(lr))
-    if not math.isfinite(report.grad_norm):
-        raise NumericalFault(f"step {run.step}: the gradient norm is {report.grad_norm}")
     run.objective.observe(means)
-    return report
+    return StepReport(means, tokens, grad_norm, float(lr))
 
 
 def forward_backward(run: Run, micro_batches: Iterator[Batch], *, forward_only: bool) -> dict[str, float]:
@@ -76,10 +79,8 @@ def forward_backward(run: Run, micro_batches: Iterator[Batch], *, forward_only: 
     shape = {"seq_length": run.cfg.model.seq_length, "micro_batch_size": run.cfg.train.micro_batch_size}
     batches = [_to_device(batch, run) for batch in islice(micro_batches, run.derived.num_microbatches)]
     if run.teacher is not None:
-        try:
-            run.teacher.deliver(batches)
-        except LostRank as lost:
-            raise LostRank(lost.rank, f"step {run.step + 1}, {lost.phase}", lost.detail) from None
+        run.doing.enter("teacher hand-over")
+        run.teacher.deliver(batches)
     interleaved = run.layout.chunks > 1
     # Each chunk reads the step's micro-batches from the first.
     iterators = [iter(enumerate(batches)) for _ in run.chunks]
@@ -92,6 +93,7 @@ def forward_backward(run: Run, micro_batches: Iterator[Batch], *, forward_only: 
         adjust_tensor_shapes_fn=_joint_shapes(run, shape),
         **shape,
     )
+    run.doing.enter("adding up the losses")
     where = f"evaluation after step {run.step}: " if forward_only else f"step {run.step + 1} was not taken: "
     return _sums(results, run, where)
 
@@ -106,6 +108,8 @@ def _forward_step(
     run: Run, micro_batches: Iterator[tuple[int, Batch]], model: Any
 ) -> tuple[Tensor, Callable[[Tensor], LossResult]]:
     index, batch = next(micro_batches)
+    run.doing.enter("forward and backward")
+    run.faults.begin(index)
     run.objective.begin(index, batch["loss_mask"])
     output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"])
     return output, partial(_loss, run, batch["loss_mask"])

@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import sys
 import time
 from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import torch.distributed as dist
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived, derived, shared_vocab_size
@@ -16,11 +22,16 @@ from megatron_kd.data.shared_ids import teacher_tokenizer_problems
 from megatron_kd.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_kd.distillation.convert import why_materialised
 from megatron_kd.distillation.provider import GPTDistillationProvider
-from megatron_kd.errors import ConfigError, InputError
+from megatron_kd.errors import ConfigError, InputError, LostRank
+from megatron_kd.huggingface.export import export_hf
 from megatron_kd.huggingface.into_config import resolved
+from megatron_kd.runtime.exit_code import record_exit_code
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.rank0 import on_rank_0
 from megatron_kd.runtime.start import running_ranks
 from megatron_kd.runtime.timeouts import group_timeouts, set_group_timeouts
+from megatron_kd.runtime.watch import watching
+from megatron_kd.training.attempts import train_step
 from megatron_kd.training.calibrate import calibrate
 from megatron_kd.training.checkpoint import resume, save_checkpoint
 from megatron_kd.training.evaluate import evaluate
@@ -28,7 +39,7 @@ from megatron_kd.training.metrics import MetricsWriter
 from megatron_kd.training.prepare import prepare
 from megatron_kd.training.progress import Progress
 from megatron_kd.training.run import Run, build_run
-from megatron_kd.training.step import Batch, StepReport, train_step
+from megatron_kd.training.step import Batch, StepReport
 
 
 def distill(cfg: ConfigContainer) -> dict[str, float]:
@@ -100,7 +111,16 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
         ):
             for line in _opening(run, resumed_from):
                 progress.say(line)
-            return _loop(run, data, metrics, progress)
+            with watching(run.doing, Path(cfg.logger.run_dir) / "stacks", partial(_give_up, cfg)):
+                return _loop(run, data, metrics, progress)
+
+
+def _give_up(cfg: ConfigContainer, lost: LostRank) -> None:
+    """End this rank while its main thread waits in vain, in a kernel perhaps, and cannot raise."""
+    rank = dist.get_rank()
+    print(f"rank {rank}: {lost}" if rank else f"error: {lost}", file=sys.stderr, flush=True)
+    record_exit_code(Path(cfg.logger.run_dir), lost.exit_code)
+    os._exit(lost.exit_code)
 
 
 def _loop(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress) -> dict[str, float]:
@@ -116,13 +136,24 @@ def _loop(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress) -> 
         if logged:
             metrics.write(run.step, "train", values)
         if _is_due(run.step, cfg.validation.eval_interval, last_step) and cfg.validation.eval_iters:
+            run.doing.enter("evaluation")
             result = _measured(run, evaluate(run, data.validation()), training=False)
             metrics.write(run.step, "validation", result)
             progress.evaluation(run.step, result)
         if cfg.checkpoint.save and _is_due(run.step, cfg.checkpoint.save_interval, last_step):
             with group_timeouts(cfg.dist.checkpoint_timeout_s, after=cfg.dist.step_timeout_s):
-                progress.say(f"saved {save_checkpoint(run)}")
+                run.doing.enter("saving a checkpoint")
+                saved = save_checkpoint(run)
+                progress.say(f"saved {saved}")
+                if cfg.checkpoint.save_hf == "each" or (cfg.checkpoint.save_hf and run.step == last_step):
+                    progress.say(f"exported {_export(run, saved)}")
     return result
+
+
+def _export(run: Run, checkpoint: Path) -> str:
+    """Write a checkpoint as a Hugging Face folder, by one rank while the others wait; one that is there stays."""
+    folder = run.derived.run_dir / "hf" / checkpoint.name
+    return on_rank_0(lambda: str(folder if folder.exists() else export_hf(checkpoint, folder)))
 
 
 class _Data:

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
+import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies import filesystem_async
@@ -31,26 +31,37 @@ from megatron_kd.runtime.agreement import raised_together
 def new_checkpoint(final: Path, run_config: str) -> Iterator[Path]:
     """A folder to write a checkpoint into, which has the name `final` once the block is left without an error.
 
-    Every rank must enter and leave the block.
+    Every rank must enter and leave the block; a process without ranks may do so alone.
 
     Args:
         final: must not be there.
         run_config: text of the checkpoint's `run_config.yaml`.
     """
     temporary = final.with_name(f".{final.name}.partial")
-    if torch.distributed.get_rank() == 0:
+    if _is_first():
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
-    torch.distributed.barrier()
+    _wait_for_all()
     yield temporary
-    if torch.distributed.get_rank() == 0:
+    if _is_first():
         (temporary / RUN_CONFIG).write_text(run_config, encoding="utf-8")
-        for path in temporary.iterdir():
-            _sync(path)
-        _sync(temporary)
+        make_durable(temporary)
         temporary.rename(final)
         _sync(final.parent)
-    torch.distributed.barrier()
+    _wait_for_all()
+
+
+def make_durable(folder: Path) -> None:
+    """Wait until the files of a folder are on the disk."""
+    for path in folder.iterdir():
+        _sync(path)
+    _sync(folder)
+
+
+def refuse_existing(path: Path) -> None:
+    """InputError if there is something at `path`, where a folder is to be made."""
+    if path.exists():
+        raise InputError(f"{path}: is already there, and is never overwritten; name another folder")
 
 
 def write_state(state: dict[str, Any], folder: Path, content_metadata: dict[str, Any] | None = None) -> None:
@@ -88,8 +99,7 @@ def save_weights(
     """
     final = Path(path)
     with raised_together():
-        if final.exists():
-            raise InputError(f"{final}: is already there, and a checkpoint is never overwritten; name another folder")
+        refuse_existing(final)
     state: dict[str, Any] = {str(index): shard for index, shard in enumerate(shards)}
     state["run"] = {"step": 0, "vocab_size": vocab_size}
     with new_checkpoint(final, weights_config(model, vocab_size, tokenizer)) as folder:
@@ -103,6 +113,15 @@ def weights_config(model: GPTModelProvider, vocab_size: int, tokenizer: Tokenize
     if tokenizer is not None:
         sections["tokenizer"] = asdict(tokenizer)
     return write_yaml(sections)
+
+
+def _is_first() -> bool:
+    return not dist.is_initialized() or dist.get_rank() == 0
+
+
+def _wait_for_all() -> None:
+    if dist.is_initialized():
+        dist.barrier()
 
 
 def _sync(path: Path) -> None:

@@ -487,14 +487,6 @@ def test_text_needs_bytes_a_tokenizer_and_all_splits(tmp_path: Path) -> None:
     assert "tokenizer.tokenizer_type=huggingface" in line
 
 
-@pytest.mark.parametrize("name", ["config.json", "model_index.json", "model-00001-of-00002.safetensors"])
-def test_huggingface_weights_are_refused_by_name(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("{}")
-    (line,) = problems(edited(distillation(), {"model.teacher.checkpoint": str(tmp_path), "model.teacher.init": None}))
-    assert "Hugging Face weights" in line
-    assert "cannot be imported yet; give a checkpoint folder of a megatron_kd run" in line
-
-
 def test_an_interleaved_pipeline_wants_more_than_one_micro_batch_a_rank() -> None:
     chunks = {"model.pipeline_model_parallel_size": 2, "model.virtual_pipeline_model_parallel_size": 2}
     config = edited(plain(model__num_layers=4, train__global_batch_size=None), chunks)

@@ -21,7 +21,13 @@ _LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_
 FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
     "llama3, tied, scaled rotary frequencies": (
         "LlamaConfig",
-        {"tie_word_embeddings": True, "rope_theta": 500000.0, "rope_scaling": _LLAMA3, "rms_norm_eps": 1e-5},
+        {
+            "tie_word_embeddings": True,
+            "rope_theta": 500000.0,
+            "rope_scaling": _LLAMA3,
+            "rms_norm_eps": 1e-5,
+            "max_position_embeddings": 16384,
+        },
     ),
     "llama2, as many groups as heads": ("LlamaConfig", {"num_key_value_heads": 8}),
     "llama, biases everywhere": ("LlamaConfig", {"attention_bias": True, "mlp_bias": True}),

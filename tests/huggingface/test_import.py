@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -53,3 +54,39 @@ def test_logits_are_those_of_transformers(
     for name, logits in ranks[-1].items():
         assert expected[name].std() > 0.3, name
         torch.testing.assert_close(logits, expected[name], atol=1e-5, rtol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def bytes_read(folder: Path) -> tuple[int, int, int, int]:
+    """On a rank of TP2: bytes of the slices read and of the largest, of the largest parameter, and of all of them."""
+    from megatron_kd.huggingface import read
+    from megatron_kd.runtime.start import running_ranks
+
+    slices: list[int] = []
+
+    class Counted:
+        def __init__(self, tensor: Any) -> None:
+            self._tensor = tensor
+
+        def __getitem__(self, index: Any) -> Tensor:
+            part = self._tensor[index]
+            slices.append(part.nbytes)
+            return part
+
+    class CountedFiles(read.Files):
+        def _slices(self, file: Path, name: str) -> Any:
+            return Counted(super()._slices(file, name))
+
+    read.Files = CountedFiles
+    provider = provider_from_hf(folder, seq_length=SEQUENCE)
+    with running_ranks(tensor_model_parallel_size=2, pipeline_model_parallel_size=1, seed=1) as layout:
+        model = provider.provide(layout, padded_vocab_size=384)
+        read.load_huggingface([model], provider, "model.hf_path")
+        sizes = [parameter.nbytes for parameter in model.parameters()]
+        return sum(slices), max(slices), max(sizes), sum(sizes)
+
+
+def test_a_rank_reads_its_shard_and_nothing_else(folders: dict[str, Path]) -> None:
+    """So beside its memory a rank holds one slice; all of it is read but the padding of the vocabulary."""
+    for total, largest, largest_parameter, parameters in run_ranks(2, bytes_read, folders["qwen3, q/k norm"]):
+        assert largest <= largest_parameter
+        assert 0.7 * parameters < total <= parameters
