@@ -42,7 +42,7 @@ _UNITS = {"": 1e9, "gb": 1e9, "gib": 2**30, "mb": 1e6, "mib": 2**20, "tb": 1e12,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments; overrides are what is left."""
     parser.usage = USAGE
-    parser.add_argument("recipe", metavar="RECIPE", help="path of a recipe script, such as `ls` lists")
+    parser.add_argument("recipe", metavar="RECIPE", help="the name or path of a recipe, such as `ls` lists")
     parser.add_argument("--config-file", action="append", default=[], metavar="FILE", help="YAML over the recipe")
     parser.add_argument("--gpus", type=int, metavar="N", help="ranks (WORLD_SIZE, else one copy of the student)")
     parser.add_argument("--memory", metavar="SIZE", help="of a rank's device, 80GB or 74GiB (dist.device_memory_gb)")

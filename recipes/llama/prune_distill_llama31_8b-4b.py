@@ -15,7 +15,7 @@ from megatron_kd.models.llama import llama31_8b
 
 
 def recipe() -> ConfigContainer:
-    """12,000 steps of 256 x 4096 tokens: 12.6 billion. The widths are those of Sreenivas et al. 2024 (arXiv:2408.11796)."""
+    """12,000 steps of 256 x 4096 tokens: 12.6 billion. Widths are those of Sreenivas et al. 2024, arXiv:2408.11796."""
     return replace(
         LLAMA3,
         model=GPTDistillationProvider.from_student(
