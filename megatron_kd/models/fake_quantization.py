@@ -87,6 +87,11 @@ def needs_calibration(models: list[Any]) -> bool:
     return any(quantiser.amax is None for model in models for quantiser in _input_quantisers(model))
 
 
+def is_scale(key: str) -> bool:
+    """Whether a checkpoint's tensor is a scale."""
+    return key.endswith("_quantizer._amax")
+
+
 def split_gated_scales(state: dict[str, Any]) -> None:
     """Cut the scales of gated layers like their weights, into those of the gate and those of the up projection.
 

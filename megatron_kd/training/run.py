@@ -25,7 +25,7 @@ from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
 from megatron_kd.teachers.build import build_teacher
 from megatron_kd.teachers.placement import Teacher
 from megatron_kd.training.optimizer import build_optimizer, build_scheduler, wrap_for_training
-from megatron_kd.training.weights import load_weights
+from megatron_kd.training.weights import load_scales, load_weights
 
 
 @dataclass
@@ -73,8 +73,7 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
     elif cfg.model.hf_path is not None:
         load_huggingface(students, cfg.model, "model.hf_path")
     if cfg.model.quantization is not None:
-        for student in students:
-            fake_quantise(student, cfg.model.quantization, layout.device)
+        _quantise(students, cfg, cfg.model.quantization, layout)
     faults, doing = Faults(layout.device), Doing()
     for student in students:
         student.faults = faults
@@ -94,6 +93,15 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
     return Run(
         cfg, derived, layout, students, chunks, teacher, objective, optimizer, scheduler, placement, faults, doing
     )
+
+
+def _quantise(students: list[DistillableGPTModel], cfg: ConfigContainer, quantization: str, layout: Layout) -> None:
+    """Fake-quantise the student, by the scales that its checkpoint brings if it was quantised alike."""
+    for student in students:
+        fake_quantise(student, quantization, layout.device)
+    origin = cfg.checkpoint.pretrained_checkpoint
+    if origin:
+        load_scales(students, origin, "checkpoint.pretrained_checkpoint", quantization)
 
 
 def _build_student(cfg: ConfigContainer, derived: Derived, layout: Layout, chunk: int) -> DistillableGPTModel:

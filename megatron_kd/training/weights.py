@@ -10,6 +10,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from megatron_kd.config.saved import find_checkpoint
 from megatron_kd.errors import InputError
+from megatron_kd.models.fake_quantization import expect_input_scales, is_scale
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.weights import local_shards
 from megatron_kd.runtime.agreement import raised_together
@@ -26,6 +27,21 @@ def load_weights(chunks: list[DistillableGPTModel], path: str | Path, field: str
     """
     vocab_size = chunks[0].true_vocab_size
     load_in_place([shard for chunk in chunks for shard in local_shards(chunk)], path, field, vocab_size)
+
+
+def load_scales(chunks: list[DistillableGPTModel], path: str | Path, field: str, quantization: str) -> None:
+    """Load the scales of a student that was fake-quantised alike; of any other checkpoint, nothing.
+
+    Args:
+        chunks: this rank's, fake-quantised as `quantization`.
+        path, field: as in `load_weights`, whose checkpoint this is.
+    """
+    if saved_quantization(find_checkpoint(path, field)) != quantization:
+        return
+    for chunk in chunks:
+        expect_input_scales(chunk)
+    scales = [shard for chunk in chunks for shard in local_shards(chunk) if is_scale(shard.key)]
+    load_in_place(scales, path, field, chunks[0].true_vocab_size)
 
 
 def load_in_place(shards: list[ShardedTensor], path: str | Path, field: str, vocab_size: int | None) -> None:
@@ -51,6 +67,12 @@ def saved_vocab_size(folder: Path) -> int | None:
     """How many token ids the model of a checkpoint has; None for a checkpoint that does not say."""
     size: int | None = dist_checkpointing.load_common_state_dict(str(folder)).get("run", {}).get("vocab_size")
     return size
+
+
+def saved_quantization(folder: Path) -> str | None:
+    """The fake quantisation that the model of a checkpoint was trained with, if any."""
+    name: str | None = dist_checkpointing.load_common_state_dict(str(folder)).get("run", {}).get("quantization")
+    return name
 
 
 def _refuse_mismatch(shards: list[ShardedTensor], folder: Path, field: str, vocab_size: int | None) -> None:
