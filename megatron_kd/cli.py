@@ -6,6 +6,9 @@
     megatron-kd cp distill_llama32_3b-1b my_runs
     megatron-kd import-hf models/llama --output checkpoints/llama
     megatron-kd export-hf runs/tiny/distilled --output models/student
+    megatron-kd evaluate runs/tiny/distilled
+    megatron-kd generate --student runs/tiny/distilled --teacher runs/tiny/teacher --prompt "def main("
+    megatron-kd lm-eval --model runs/tiny/distilled --tasks my_task --include-path tasks
     megatron-kd preprocess --input corpus.jsonl --output-prefix data/corpus --tokenizer data/tokenizer
 
 Nothing here imports torch: a command that needs it imports its own module when it is called.
@@ -23,6 +26,7 @@ from megatron_kd.config.recipe_files import list_recipes, load_recipe, recipes_f
 from megatron_kd.config.resolve import load_config
 from megatron_kd.config.yaml_io import dump_config
 from megatron_kd.errors import ConfigError, MegatronKDError
+from megatron_kd.messages import tell_as_rank
 
 # Commands with a module of their own, which has `add_arguments(parser)` and `run(args) -> int`; those that take
 # overrides are given them as a second argument.
@@ -31,9 +35,12 @@ _MODULES = {
     "plan": ("megatron_kd.planning.command", "estimate memory, work and traffic for each place of the teacher"),
     "import-hf": ("megatron_kd.huggingface.import_command", "make a checkpoint of a Hugging Face folder"),
     "export-hf": ("megatron_kd.huggingface.export_command", "make a Hugging Face folder of a checkpoint"),
+    "evaluate": ("megatron_kd.evaluation.command", "perplexity, and agreement with a teacher, of any checkpoint"),
+    "generate": ("megatron_kd.evaluation.generate", "show what teacher and student answer, side by side"),
+    "lm-eval": ("megatron_kd.evaluation.harness", "run tasks of EleutherAI's evaluation harness"),
     "preprocess": ("megatron_kd.data.preprocess", "turn text into tokenised .bin/.idx files"),
 }
-_WITH_OVERRIDES = ("validate", "plan")
+_WITH_OVERRIDES = ("validate", "plan", "evaluate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -58,8 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         code: int = module.run(args, rest) if args.command in _WITH_OVERRIDES else module.run(args)
         return code
     except MegatronKDError as error:
-        for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
-            print(f"error: {line}", file=sys.stderr)
+        tell_as_rank(error)
         return error.exit_code
 
 

@@ -6,7 +6,6 @@ import contextlib
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.flags import HELP, flags_help
 from megatron_kd.config.resolve import check_config
 from megatron_kd.errors import ConfigError, MegatronKDError
+from megatron_kd.messages import SECONDS_FOR_RANK_0, quieten_libraries, tell
 from megatron_kd.runtime.exit_code import clear_exit_code, record_exit_code
 
 _USAGE = """\
@@ -24,9 +24,6 @@ Later arguments win over earlier ones, the command line over files, and files ov
 {flags}
 `megatron-kd validate RECIPE` with the same arguments checks them and prints all fields with their values.
 """
-
-# torchrun ends all ranks as soon as one has gone: the others leave rank 0 the time to say what is wrong.
-_SECONDS_FOR_RANK_0 = 10.0
 
 
 def main(recipe: Callable[[], ConfigContainer], argv: Sequence[str] | None = None) -> int:
@@ -56,9 +53,9 @@ def main(recipe: Callable[[], ConfigContainer], argv: Sequence[str] | None = Non
 def _refuse(error: ConfigError, rank: int, run_dir: Path | None) -> int:
     """Tell, once for all ranks, why the run cannot start."""
     if rank != 0:
-        time.sleep(_SECONDS_FOR_RANK_0)
+        time.sleep(SECONDS_FOR_RANK_0)
         return error.exit_code
-    _tell(error)
+    tell(error)
     if run_dir is not None:
         with contextlib.suppress(OSError):  # the folder may be what is wrong
             clear_exit_code(run_dir)
@@ -67,7 +64,7 @@ def _refuse(error: ConfigError, rank: int, run_dir: Path | None) -> int:
 
 
 def _run(cfg: ConfigContainer, rank: int) -> int:
-    _quieten_libraries()
+    quieten_libraries()
     from megatron_kd.training.train import train
 
     run_dir = Path(cfg.logger.run_dir)
@@ -80,23 +77,9 @@ def _run(cfg: ConfigContainer, rank: int) -> int:
     except MegatronKDError as error:
         code = error.exit_code
         if rank == 0:
-            _tell(error)
+            tell(error)
         else:
             print(f"rank {rank}: {error}", file=sys.stderr)
     finally:
         record_exit_code(run_dir, code)
     return code
-
-
-def _quieten_libraries() -> None:
-    """Leave out what the libraries say about missing kernels and about themselves; `python -W` brings it back.
-
-    Said once a rank while importing, it would bury the one line that the user needs.
-    """
-    if not sys.warnoptions:
-        warnings.filterwarnings("ignore", module=r"(megatron\.core|modelopt|torch|transformers)(\.|$)")
-
-
-def _tell(error: MegatronKDError) -> None:
-    for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
-        print(f"error: {line}", file=sys.stderr)

@@ -29,7 +29,7 @@ def test_only_rank_0_tells_why_a_run_is_refused(
     monkeypatch.setenv("RANK", "1")
     assert main(lambda: config, ["model.seq_length=9"]) == 2
     assert capsys.readouterr().err == ""
-    assert waited == [entry._SECONDS_FOR_RANK_0]
+    assert waited == [entry.SECONDS_FOR_RANK_0]
     assert not (tmp_path / "exit_code").exists()
     monkeypatch.setenv("RANK", "0")
     assert main(lambda: config, ["model.seq_length=9"]) == 2

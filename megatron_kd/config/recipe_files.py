@@ -17,7 +17,7 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.errors import InputError
 
 # What code with a mistake in it raises. A recipe is the user's code, so these are the user's to mend.
-_MISTAKES = (
+MISTAKES = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -135,7 +135,7 @@ def _import(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.resolve().parent))  # as when Python runs the script
     try:
         spec.loader.exec_module(module)
-    except _MISTAKES as error:
+    except MISTAKES as error:
         raise InputError(f"{path}: cannot be imported: {_place(path, error)}") from error
     finally:
         sys.path.pop(0)
@@ -147,7 +147,7 @@ def _configuration(path: Path, function: Callable[[], ConfigContainer]) -> Confi
         config = function()
     except InputError:
         raise
-    except _MISTAKES as error:
+    except MISTAKES as error:
         raise InputError(f"{path}: the recipe fails: {_place(path, error)}") from error
     if not isinstance(config, ConfigContainer):
         raise InputError(f"{path}: the recipe must return a ConfigContainer, and returned a {type(config).__name__}")

@@ -59,9 +59,9 @@ class Plan:
     faults: Faults | None = None
 
     def run(
-        self, hidden_NH: Tensor, student: Head, gradients: HeadGradients | None, agreement: bool = False
+        self, hidden_NH: Tensor, student: Head, gradients: HeadGradients | None, with_metrics: bool = False
     ) -> TokenOutputs:
-        """Per-token losses of whole hidden states, checked; fills `gradients`, if any are wanted.
+        """Per-token losses of whole hidden states, checked; fills `gradients`, and computes `fused_metrics`, if wanted.
 
         Raises:
             NumericalFault: logits that are not finite, on any rank.
@@ -70,7 +70,7 @@ class Plan:
         device, width = hidden_NH.device, self.terms.shared.width
         dtype = compute_dtype(hidden_NH)
         tile = min(self.chunk, default_chunk_tokens(self.terms.shared.widest, device))
-        losses = TileLosses(self.terms, self.inputs, tile, dtype, agreement)
+        losses = TileLosses(self.terms, self.inputs, tile, dtype, with_metrics)
         student_CV = torch.empty(self.chunk, student.width, dtype=student.dtype, device=device)
         teacher_CV = torch.empty(self.chunk, width, dtype=self.teacher.dtype, device=device)
         for rows in tiles(len(hidden_NH), self.chunk):

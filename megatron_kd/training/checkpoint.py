@@ -17,7 +17,7 @@ from megatron_kd.errors import InputError
 from megatron_kd.models.fake_quantization import expect_input_scales
 from megatron_kd.runtime.seeds import random_state, set_random_state
 from megatron_kd.training.optimizer_state import create_state, load_state
-from megatron_kd.training.run import Run
+from megatron_kd.training.run import ForwardRun, Run
 from megatron_kd.training.writing import new_checkpoint, write_state
 
 # Optimizer state is kept in the shape of the parameters, so that TP, PP and DP may change before it is loaded.
@@ -118,6 +118,25 @@ def _refuse_other_quantization(run: Run, path: Path, saved: str | None) -> None:
             f"{run.cfg.model.quantization or 'null'}; set it back, or name {path} in checkpoint.pretrained_checkpoint "
             "and choose another logger.run_dir"
         )
+
+
+def restore_losses(run: ForwardRun, path: Path, *, with_state: bool) -> None:
+    """Let a run that only evaluates know the step of the checkpoint whose student it has, and weigh losses as it did.
+
+    Args:
+        run: built with the checkpoint's student.
+        path: the checkpoint.
+        with_state: whether projections and balancer are the checkpoint's too; it must be of the same distillation.
+    """
+    common = dist_checkpointing.load_common_state_dict(str(path))["run"]
+    run.step = common["step"]
+    if not with_state or run.balancer is None:
+        return
+    # Every rank must call `load`, and those without a paired layer have nothing to load.
+    wanted = {"kd": projection_sharded_state(run.students, run.layout)}
+    load_projections(run.students, dist_checkpointing.load(wanted, str(path)).get("kd", {}))
+    if common["balancer"]:
+        run.balancer.load_state_dict(common["balancer"])
 
 
 def _sharded_state(run: Run, *, is_loading: bool) -> dict[str, Any]:

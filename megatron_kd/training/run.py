@@ -1,12 +1,14 @@
-"""`Run`: all the parts of a training run on one rank, and how they are put together."""
+"""`Run`: all the parts of a training run on one rank, and how they are put together; `ForwardRun` without training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch import nn
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
@@ -24,17 +26,17 @@ from megatron_kd.runtime.watch import Doing
 from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
 from megatron_kd.teachers.build import build_teacher
 from megatron_kd.teachers.placement import Teacher
-from megatron_kd.training.optimizer import build_optimizer, build_scheduler, wrap_for_training
+from megatron_kd.training.optimizer import build_optimizer, build_scheduler, in_precision, wrap_for_training
 from megatron_kd.training.weights import load_scales, load_weights
 
 
-@dataclass
-class Run:
-    """One rank's part of a run. `step` counts finished steps.
+@dataclass(kw_only=True)
+class ForwardRun:
+    """One rank's part of what a forward pass and its losses take. `step` counts finished steps.
 
     Attributes:
         students: this rank's chunks of the student, one without a virtual pipeline; inside the wrappers of `chunks`.
-        chunks: the same, wrapped in their precision and in data parallelism.
+        chunks: the same, wrapped in their precision and, to be trained, in data parallelism.
         teacher: None where the run has none.
         placement: the strategy of its teacher and how it was chosen.
         faults: what the losses of this rank found wrong since the last step.
@@ -45,11 +47,9 @@ class Run:
     derived: Derived
     layout: Layout
     students: list[DistillableGPTModel]
-    chunks: list[DistributedDataParallel]
+    chunks: Sequence[nn.Module]
     teacher: Teacher | None
     objective: Objective
-    optimizer: ChainedOptimizer
-    scheduler: OptimizerParamScheduler
     placement: ChosenStrategy | None
     faults: Faults
     doing: Doing
@@ -61,8 +61,32 @@ class Run:
         return getattr(self.objective, "balancer", None)
 
 
+@dataclass(kw_only=True)
+class Run(ForwardRun):
+    """One rank's part of a run that trains."""
+
+    chunks: list[DistributedDataParallel]
+    optimizer: ChainedOptimizer
+    scheduler: OptimizerParamScheduler
+
+
 def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
     """Build models, losses, optimizer and schedule, with the weights the run starts from.
+
+    Raises:
+        InputError: a checkpoint that does not fit the model it is loaded into.
+    """
+    models = build_forward(cfg, derived, layout)
+    with hidden_teachers(models.students):
+        # Both walk over every registered submodule; the teacher keeps its own precision and has no gradients.
+        chunks = wrap_for_training(models.chunks, cfg, layout, models.doing)
+        optimizer = build_optimizer(chunks, cfg, DTYPES[derived.student_dtype])
+    scheduler = build_scheduler(optimizer, cfg, derived)
+    return Run(**{**vars(models), "chunks": chunks}, optimizer=optimizer, scheduler=scheduler)
+
+
+def build_forward(cfg: ConfigContainer, derived: Derived, layout: Layout) -> ForwardRun:
+    """Build models and losses, with the weights the run starts from: what evaluation takes, without any gradient.
 
     Raises:
         InputError: a checkpoint that does not fit the model it is loaded into.
@@ -86,13 +110,11 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
         built = build_distillation(students, teacher, cfg.model.kd_config, layout, seed=cfg.rng.seed)
         students, objective = built.models, built.objective
     with hidden_teachers(students):
-        # Both walk over every registered submodule; the teacher keeps its own precision and has no gradients.
-        chunks = wrap_for_training(students, cfg, layout, doing)
-        optimizer = build_optimizer(chunks, cfg, DTYPES[derived.student_dtype])
-    scheduler = build_scheduler(optimizer, cfg, derived)
-    return Run(
-        cfg, derived, layout, students, chunks, teacher, objective, optimizer, scheduler, placement, faults, doing
-    )
+        chunks = [in_precision(student) for student in students]
+    return ForwardRun(
+        cfg=cfg, derived=derived, layout=layout, students=students, chunks=chunks, teacher=teacher,
+        objective=objective, placement=placement, faults=faults, doing=doing,
+    )  # fmt: skip
 
 
 def _quantise(students: list[DistillableGPTModel], cfg: ConfigContainer, quantization: str, layout: Layout) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 from megatron_kd.distillation.objective import REPORTED, LossResult
 from megatron_kd.errors import NumericalFault
 from megatron_kd.losses.checks import FAULTS, raise_faults
-from megatron_kd.training.run import Run
+from megatron_kd.training.run import ForwardRun, Run
 from megatron_kd.training.update import update
 
 Batch = dict[str, Tensor]
@@ -66,7 +66,7 @@ def take_step(run: Run, batches: list[Batch]) -> StepReport:
     return StepReport(means, tokens, grad_norm, float(lr))
 
 
-def forward_backward(run: Run, micro_batches: Iterator[Batch], *, forward_only: bool) -> dict[str, float]:
+def forward_backward(run: ForwardRun, micro_batches: Iterator[Batch], *, forward_only: bool) -> dict[str, float]:
     """Run megatron-core's schedule over one global batch.
 
     Returns:
@@ -105,7 +105,7 @@ def means_of(sums: dict[str, float]) -> tuple[dict[str, float], int]:
 
 
 def _forward_step(
-    run: Run, micro_batches: Iterator[tuple[int, Batch]], model: Any
+    run: ForwardRun, micro_batches: Iterator[tuple[int, Batch]], model: Any
 ) -> tuple[Tensor, Callable[[Tensor], LossResult]]:
     index, batch = next(micro_batches)
     run.doing.enter("forward and backward")
@@ -115,15 +115,15 @@ def _forward_step(
     return output, partial(_loss, run, batch["loss_mask"])
 
 
-def _to_device(batch: Batch, run: Run) -> Batch:
+def _to_device(batch: Batch, run: ForwardRun) -> Batch:
     return {name: value.to(run.layout.device, non_blocking=True) for name, value in batch.items()}
 
 
-def _loss(run: Run, loss_mask_BS: Tensor, output: Tensor) -> LossResult:
+def _loss(run: ForwardRun, loss_mask_BS: Tensor, output: Tensor) -> LossResult:
     return run.objective(output, loss_mask_BS)
 
 
-def _joint_shapes(run: Run, shape: dict[str, int]) -> Any:
+def _joint_shapes(run: ForwardRun, shape: dict[str, int]) -> Any:
     # Under pipeline parallelism, ModelOpt sends the hidden states of student and teacher concatenated.
     if run.teacher is None or not run.teacher.in_student_pipeline:
         return None
@@ -132,7 +132,7 @@ def _joint_shapes(run: Run, shape: dict[str, int]) -> Any:
     )
 
 
-def _sums(results: list[Tensor], run: Run, where: str) -> dict[str, float]:
+def _sums(results: list[Tensor], run: ForwardRun, where: str) -> dict[str, float]:
     """Add up the micro-batches of every data-parallel rank; only one rank of each last stage contributes.
 
     What the losses found wrong travels along, so that all ranks raise it together and nobody waits for a rank that is

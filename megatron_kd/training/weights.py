@@ -75,6 +75,13 @@ def saved_quantization(folder: Path) -> str | None:
     return name
 
 
+def saved_dtype(folder: Path) -> str:
+    """The precision that the model of a checkpoint is in, such as "bfloat16"."""
+    shards = dist_checkpointing.load_tensors_metadata(str(folder))
+    dtype = shards["embedding.word_embeddings.weight"].dtype
+    return str(dtype).removeprefix("torch.")
+
+
 def _refuse_mismatch(shards: list[ShardedTensor], folder: Path, field: str, vocab_size: int | None) -> None:
     """Compare names and global shapes before any tensor is read, and report all differences."""
     saved, saved_ids = dist_checkpointing.load_tensors_metadata(str(folder)), saved_vocab_size(folder)
