@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from megatron_kd import cli
 from megatron_kd.config.container import ConfigContainer
 from tests.ranks import RankFailed, run_ranks
 from tests.tiny import tiny_config, train_and_read
@@ -115,6 +117,21 @@ def test_another_quantisation_is_no_continuation(teacher: str, tmp_path: Path) -
     run_ranks(1, train_and_read, quantised(tmp_path, teacher, "int8", iters=1, **saving))
     with pytest.raises(RankFailed, match=r"a run with model.quantization=int8, this one has null; set it back"):
         run_ranks(1, train_and_read, quantised(tmp_path, teacher, None, iters=2, **saving))
+
+
+def evaluated(run_dir: str, output: str) -> dict[str, float]:
+    """On a rank: what `megatron-kd evaluate` measures of a run's student."""
+    assert cli.main(["evaluate", run_dir, "--output", output]) == 0
+    values: dict[str, float] = json.loads(Path(output).read_text())["values"]
+    return values
+
+
+def test_evaluation_is_of_the_quantised_student_by_its_own_scales(teacher: str, tmp_path: Path) -> None:
+    cfg = quantised(tmp_path / "a", teacher, "int8", iters=2, save=True)
+    cfg.optimizer.lr = 1e-3  # the weights part from those that scales were made of
+    (run,) = run_ranks(1, train_and_read, cfg)
+    (values,) = run_ranks(1, evaluated, str(tmp_path / "a"), str(tmp_path / "values.json"))
+    assert values == {name: value for name, value in run[-1].items() if name not in ("step", "split")}
 
 
 def test_the_weights_of_a_quantised_student_are_read_as_a_plain_models(teacher: str, tmp_path: Path) -> None:
