@@ -120,13 +120,16 @@ def _mlp_kept(model: GPTModelProvider, work: Work, sizes: LayerSizes) -> int:
 
 
 def _rounded(model: GPTModelProvider, work: Work, sizes: LayerSizes) -> int:
-    """With fake quantisation: the layer's matrices, and where inputs are quantised those too, beside what they were."""
+    """With fake quantisation: the layer's matrices, and the attention's output where it keeps that as it was.
+
+    Other inputs are kept rounded instead of as they were.
+    """
     if model.quantization is None:
         return 0
     rows = sizes.qkv + sizes.queries + sizes.fc1 + sizes.ffn  # of matrices as wide, or as high, as hidden states
     kept = rows * sizes.hidden * work.itemsize
     if model.quantization not in WEIGHT_ONLY:
-        kept += 2 * work.hidden(sizes.hidden) + work.whole(sizes.queries) + work.whole(sizes.ffn)
+        kept += work.whole(sizes.queries)
     return kept
 
 

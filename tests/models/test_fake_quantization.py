@@ -59,10 +59,10 @@ def test_int8_rounds_weights_by_row_and_inputs_by_their_calibrated_range() -> No
     hidden = rounded(clipped, layer["amax"], 127)
     torch.testing.assert_close(layer["output"].double(), hidden @ weight.T, rtol=1e-5, atol=1e-5)
     assert not torch.allclose(layer["output"], layer["hidden"] @ layer["weight"].T, rtol=1e-3, atol=1e-3)
-    inside = layer["hidden"].abs() <= layer["amax"]
-    assert inside.any() and not inside.all()
-    torch.testing.assert_close(layer["hidden_grad"].double(), weight.sum(0).expand(8, 2, 128) * inside)
-    torch.testing.assert_close(layer["weight_grad"].double(), hidden.sum((0, 1)).expand(128, 128))
+    assert (layer["hidden"].abs() > layer["amax"]).any()
+    # The gradient goes past the rounding, but through what was rounded on the other side.
+    torch.testing.assert_close(layer["hidden_grad"].double(), weight.sum(0).expand(8, 2, 128), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(layer["weight_grad"].double(), hidden.sum((0, 1)).expand(128, 128), rtol=1e-5, atol=1e-4)
     assert layer["measures"] and layer["scales"] == 2 * 2 * 4 and not layer["outside"]
 
 

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.slow  # whole runs on several ranks
 
 # Wide enough for blocks of 128 at TP2. The gate's and the up projection's rows differ in size, so that a scale that
 # were read in another row's place would show.
-SHAPE: dict[str, Any] = {"hidden_size": 256, "ffn_hidden_size": 256, "init_method_std": 0.05}
+SHAPE: dict[str, Any] = {"hidden_size": 256, "ffn_hidden_size": 256, "init_method_std": 0.08}
 LAYOUTS = [
     {"tp": 2}, {"tp": 2, "sequence_parallel": True}, {"pp": 2, "micro_batch_size": 4}, {"micro_batch_size": 4},
 ]  # fmt: skip
@@ -53,15 +53,15 @@ def logits_losses(records: list[dict[str, Any]]) -> list[float]:
     return [record["logits_loss"] for record in records if record["split"] == "train"]
 
 
-@pytest.mark.parametrize("quantization", ["int4_weight_only", "fp8"])
-def test_the_quantised_copy_recovers(quantization: str, teacher: str, tmp_path: Path) -> None:
-    cfg = quantised(tmp_path, teacher, quantization, iters=12)
+def test_the_quantised_copy_recovers(teacher: str, tmp_path: Path) -> None:
+    cfg = quantised(tmp_path, teacher, "int4_weight_only", iters=12)
+    cfg.train.global_batch_size, cfg.optimizer.lr, cfg.optimizer.adam_beta2 = 32, 2e-4, 0.95
     records = run_ranks(1, train_and_read, cfg)[0]
     first, *_, last = logits_losses(records)
-    assert first > 1e-4  # a copy that is not quantised starts at 0
+    assert first > 0.1  # a copy that is not quantised starts at 0, as the next test says
     assert last < 0.8 * first
     assert records[-1]["split"] == "validation"
-    assert first > records[-1]["logits_loss"] > 1e-5  # of the quantised student
+    assert records[-1]["logits_loss"] < 0.8 * first  # on tokens it has not seen
 
 
 def test_quantisation_is_what_keeps_the_copy_from_its_teacher(teacher: str, tmp_path: Path) -> None:
