@@ -53,7 +53,8 @@ def _sections(run: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     if teacher is not None:
         sizes = {name: teacher.get(name) for name in ("num_layers", "hidden_size", "vocab_size")}
         found.append(("Teacher", _origin(teacher) | sizes))
-        found.append(("Losses", {name: student["kd_config"][name] for name in _KD if name in student["kd_config"]}))
+        losses = student.get("kd_config") or {}
+        found.append(("Losses", {name: losses[name] for name in _KD if name in losses}))
     data = {name: run.get("dataset", {}).get(name) for name in _DATA}
     found.append(("Data", {name: value for name, value in data.items() if value not in (None, False)}))
     training = {name: run.get("train", {}).get(name) for name in _TRAINING} if "train" in run else {}

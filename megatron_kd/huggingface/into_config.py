@@ -93,7 +93,7 @@ def _filled(model: Any, path: FieldPath, edited: set[FieldPath]) -> tuple[Any, l
 def _meaning(model: GPTModelProvider, field: str) -> Any:
     """A field's value, with None replaced by what it stands for."""
     if field == "kv_channels":
-        return head_channels(model)
+        return head_channels(model) if model.num_attention_heads > 0 else None
     if field == "num_query_groups":
         return model.num_query_groups or model.num_attention_heads
     if field == "ffn_hidden_size":

@@ -29,6 +29,9 @@ from tests.tiny import tiny_config
 LAYOUTS = [(4, 2, 2), (2, 2, 1), (2, 1, 2), (2, 1, 1), (2, 2, 1), (2, 1, 2)]
 
 
+slow = pytest.mark.slow  # whole runs on several ranks
+
+
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("export")
@@ -79,6 +82,7 @@ def checkpoint_logits(folders: list[str]) -> list[Tensor | None]:
     return found
 
 
+@slow
 def test_an_exported_student_has_the_logits_of_its_checkpoint(runs: dict[str, ConfigContainer], root: Path) -> None:
     ours = run_ranks(1, checkpoint_logits, [cfg.logger.run_dir for cfg in runs.values()])[0]
     for index, (name, cfg) in enumerate(runs.items()):
@@ -90,6 +94,7 @@ def test_an_exported_student_has_the_logits_of_its_checkpoint(runs: dict[str, Co
         assert len(list(folder.glob("*.safetensors"))) > 1
 
 
+@slow
 def test_an_exported_student_generates_and_says_what_it_was_made_of(
     runs: dict[str, ConfigContainer], root: Path
 ) -> None:
@@ -142,6 +147,7 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     return {name: value for file in folder.glob("*.safetensors") for name, value in load_file(file).items()}
 
 
+@slow
 def test_what_cannot_be_exported_is_said(runs: dict[str, ConfigContainer], root: Path) -> None:
     run_dir = next(iter(runs.values())).logger.run_dir
 

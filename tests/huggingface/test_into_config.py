@@ -108,6 +108,20 @@ def test_the_tokenizer_comes_with_the_model(qwen: Path, tmp_path: Path) -> None:
     assert wrong == [] and cfg.tokenizer.teacher_tokenizer_model == str(qwen)  # to be compared at the start
 
 
+def test_a_tokenizer_that_disagrees_with_the_teachers_is_refused_before_ranks_start(qwen: Path, tmp_path: Path) -> None:
+    import torch
+
+    from megatron_kd.training.train import train
+
+    text = tmp_path / "text.txt"
+    text.write_text("cats\n")
+    words = [f"model.teacher.hf_path={qwen}", f"tokenizer.tokenizer_model={train_other(tmp_path / 'other')}"]
+    words += ["dataset.mock=false", f"dataset.text_path={text}"]
+    with pytest.raises(ConfigError, match="stand for different tokens"):
+        train(checked(*words)[0])
+    assert not torch.distributed.is_initialized()
+
+
 def train_other(folder: Path) -> Path:
     train_byte_bpe([f"{n} dogs" for n in range(300)], 265, folder)
     return folder

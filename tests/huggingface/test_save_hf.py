@@ -15,6 +15,7 @@ from tests.ranks import run_ranks
 from tests.tiny import tiny_config, train_and_read
 
 
+@pytest.mark.slow  # whole runs on several ranks
 @pytest.mark.parametrize(("value", "folders"), [(True, ["iter_0000002"]), ("each", ["iter_0000001", "iter_0000002"])])
 def test_a_run_writes_the_last_checkpoint_or_each(value: Any, folders: list[str], tmp_path: Path) -> None:
     cfg = tiny_config(tmp_path, tp=2, iters=2, save=True, save_interval=1, save_hf=value, distilled=False)

@@ -55,6 +55,7 @@ def first_losses(configs: list[ConfigContainer]) -> list[float]:
     return [read_metrics(Path(cfg.logger.run_dir))[0]["logits_loss"] for cfg in configs]
 
 
+@pytest.mark.slow  # whole runs on several ranks
 @pytest.mark.parametrize("name", [TIED, UNTIED])
 def test_a_student_agrees_with_its_own_folder_under_every_strategy(name: str, tmp_path: Path) -> None:
     folder = save(name, tmp_path / "model", num_hidden_layers=2)
