@@ -2,8 +2,8 @@
 
 Weights stay what they are and are trained as such; in the forward pass each weight, and in some formats each input, is
 rounded to the format and scaled back, and the gradient goes past that as if nothing were done (ModelOpt's
-straight-through estimate). Scales are those of the largest magnitude: of the weights as they were at the start, of the inputs
-over the calibration batches. They are `_amax` buffers, part of the model's state, and are not trained.
+straight-through estimate). Scales are those of the largest magnitude: of the weights as they were at the start, of the
+inputs over the calibration batches. They are `_amax` buffers, part of the model's state, and are not trained.
 
 Embedding, output head and norms keep full precision, as ModelOpt's own configurations have it.
 """

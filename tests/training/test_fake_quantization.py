@@ -54,9 +54,9 @@ def logits_losses(records: list[dict[str, Any]]) -> list[float]:
 
 
 def test_the_quantised_copy_recovers(teacher: str, tmp_path: Path) -> None:
-    cfg = quantised(tmp_path, teacher, "int4_weight_only", iters=12)
+    cfg = quantised(tmp_path, teacher, "int4_weight_only", iters=12, micro_batch_size=32)
     cfg.train.global_batch_size, cfg.optimizer.lr, cfg.optimizer.adam_beta2 = 32, 2e-4, 0.95
-    records = run_ranks(1, train_and_read, cfg)[0]
+    records = run_ranks(1, train_and_read, cfg, timeout=300)[0]
     first, *_, last = logits_losses(records)
     assert first > 0.1  # a copy that is not quantised starts at 0, as the next test says
     assert last < 0.8 * first
@@ -69,11 +69,13 @@ def test_quantisation_is_what_keeps_the_copy_from_its_teacher(teacher: str, tmp_
     assert logits_losses(plain)[0] == pytest.approx(0.0, abs=1e-7)
 
 
-@pytest.mark.parametrize("quantization", ["int8", "int4_weight_only"])
-def test_every_layout_quantises_alike(quantization: str, teacher: str, tmp_path: Path) -> None:
-    one = logits_losses(run_ranks(1, train_and_read, quantised(tmp_path / "one", teacher, quantization, iters=3))[0])
-    for index, layout in enumerate(LAYOUTS):
-        cfg = quantised(tmp_path / str(index), teacher, quantization, iters=3, **layout)
+@pytest.mark.parametrize(("quantization", "layouts"), [("int8", LAYOUTS[1:]), ("int4_weight_only", LAYOUTS[:1])])
+def test_every_layout_quantises_alike(
+    quantization: str, layouts: list[dict[str, Any]], teacher: str, tmp_path: Path
+) -> None:
+    one = logits_losses(run_ranks(1, train_and_read, quantised(tmp_path / "one", teacher, quantization, iters=2))[0])
+    for index, layout in enumerate(layouts):
+        cfg = quantised(tmp_path / str(index), teacher, quantization, iters=2, **layout)
         other = logits_losses(run_ranks(2, train_and_read, cfg)[0])
         # A rounding error can send an input to the next of its 255 values.
         assert other == pytest.approx(one, rel=1e-2 if quantization == "int8" else 1e-4), layout
