@@ -4,6 +4,7 @@
     megatron-kd plan recipes/tiny/distill_tiny.py --gpus 2 --memory 16GB model.vocab_size=2048
     megatron-kd launch --local recipes/tiny/distill_tiny.py --nproc 2 train.train_iters=100
     megatron-kd ls
+    megatron-kd cp distill_llama32_3b-1b my_runs
     megatron-kd import-hf models/llama --output checkpoints/llama
     megatron-kd export-hf runs/tiny/distilled --output models/student
     megatron-kd prune checkpoints/llama --output checkpoints/half --hidden-size 2048 --data data/corpus
@@ -33,6 +34,7 @@ from megatron_kd.messages import tell_as_rank
 # overrides are given them as a second argument.
 _MODULES = {
     "launch": ("megatron_kd.launch.command", "start a recipe's ranks on this machine or as a SLURM job"),
+    "cp": ("megatron_kd.config.copy_recipe", "copy a recipe, with what it shares with others, to change it"),
     "plan": ("megatron_kd.planning.command", "estimate memory, work and traffic for each place of the teacher"),
     "import-hf": ("megatron_kd.huggingface.import_command", "make a checkpoint of a Hugging Face folder"),
     "export-hf": ("megatron_kd.huggingface.export_command", "make a Hugging Face folder of a checkpoint"),
@@ -83,7 +85,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         epilog=f"the flags of a recipe's command line:\n\n{flags_help()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    validate.add_argument("recipe", metavar="RECIPE", help="path of a recipe script, such as `ls` lists")
+    validate.add_argument("recipe", metavar="RECIPE", help="the name or path of a recipe, such as `ls` lists")
     validate.add_argument("--config-file", action="append", default=[], metavar="FILE", help="YAML over the recipe")
     validate.add_argument("--world-size", type=int, metavar="N", help="ranks (WORLD_SIZE, else unknown)")
     commands.add_parser("ls", help="list the recipes")

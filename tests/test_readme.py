@@ -148,7 +148,7 @@ def _make(words: list[str], exit_code: int) -> None:
 def _megatron_kd(words: list[str], exit_code: int) -> None:
     if words[0] == "validate":
         _validate(words[1:], exit_code)
-    elif words[0] == "plan" or words[0] == "ls":  # reads neither weights nor data
+    elif words[0] in ("plan", "ls", "cp"):  # reads neither weights nor data
         assert cli.main(words) == exit_code
     else:  # they read files that the reader has and we do not
         _, rest = cli._parser(words[0]).parse_known_args(words)
@@ -163,7 +163,7 @@ def _torchrun(words: list[str], exit_code: int) -> None:
     options = dict(word.removeprefix("--").split("=") for word in words[:place] if "=" in word)
     ranks = int(options.get("nproc_per_node", 1)) * int(options.get("nnodes", 1))
     script, arguments = words[place], words[place + 1 :]
-    if ranks > 2 or "llama" in script:
+    if ranks > 2 or _is_of_real_size(script):
         _validate([script, *arguments, f"--world-size={ranks}"], exit_code)
     else:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
@@ -192,11 +192,15 @@ _RULES: dict[str, Callable[[list[str], int], None]] = {
 
 def _validate(words: list[str], exit_code: int) -> None:
     """Check a recipe and its overrides; what has no weights or data here is given made-up ones."""
-    made_up = SMALL_LLAMA if "llama" in words[0] else _shrinking(words[0], words)
+    made_up = SMALL_LLAMA if _is_of_real_size(words[0]) else _shrinking(words[0], words)
     named = _make_huggingface_folders(words)
     if named:  # a folder's sizes are not a reader's to change
         made_up = [word for word in made_up if not word.startswith(named) or ".seq_length=" in word]
     assert cli.main(["validate", *words, *made_up]) == exit_code
+
+
+def _is_of_real_size(recipe: str) -> bool:
+    return "llama" in recipe or "qwen" in recipe
 
 
 def _make_huggingface_folders(words: list[str]) -> tuple[str, ...]:

@@ -14,11 +14,12 @@ from megatron_kd.errors import CheckpointCorrupt
 
 @dataclass(frozen=True)
 class RunState:
-    """The content of the file. A checkpoint of weights alone has the first two.
+    """The content of the file. A checkpoint of weights alone has the first three.
 
     Attributes:
         step: finished steps, from which the data's position follows.
         vocab_size: token ids of the model, without padding.
+        quantization: the fake quantisation that the model was trained with, if any; its scales are among the tensors.
         scheduler, balancer: the states of the schedule and of the loss balancer, numbers and texts.
         best: the best validation so far: its step and loss.
         layout: sizes of the parallel layout by name; the random state is that of its ranks.
@@ -26,6 +27,7 @@ class RunState:
 
     step: int
     vocab_size: int
+    quantization: str | None = None
     scheduler: Mapping[str, Any] | None = None
     balancer: Mapping[str, Any] | None = None
     best: Mapping[str, Any] | None = None
@@ -58,6 +60,8 @@ def _checked(content: Any) -> RunState:
     for name in ("step", "vocab_size"):
         if type(content[name]) is not int or content[name] < 0:
             raise ValueError(f"{name} is {content[name]!r}")
+    if not isinstance(content["quantization"], str | None):
+        raise ValueError(f"quantization is {content['quantization']!r}")
     for name in ("scheduler", "balancer", "best", "layout"):
         if not isinstance(content[name], dict) and not (content[name] is None and name != "layout"):
             raise ValueError(f"{name} is {content[name]!r}")

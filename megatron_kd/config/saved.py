@@ -31,6 +31,7 @@ OF_THE_RUN = frozenset(
         "recompute_granularity",
         "recompute_method",
         "recompute_num_layers",
+        "quantization_calibration_batches",
         "init",
         "checkpoint",
         "hf_path",

@@ -55,6 +55,8 @@ def _sections(run: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     data = {name: run.get("dataset", {}).get(name) for name in _DATA}
     found.append(("Data", {name: value for name, value in data.items() if value not in (None, False)}))
     training = {name: run.get("train", {}).get(name) for name in _TRAINING} if "train" in run else {}
+    if student.get("quantization") is not None:
+        found.append(("Quantization", {"trained for": student["quantization"], "weights here": "full precision"}))
     return [*found, ("Training", {**training, "seq_length": student.get("seq_length")} if training else {})]
 
 

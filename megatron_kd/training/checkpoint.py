@@ -16,6 +16,7 @@ from megatron_kd.checkpoints.writing import Draft, attempt, begin, complete
 from megatron_kd.config.yaml_io import dump_config
 from megatron_kd.distillation.convert import load_projections, plain_students, projection_sharded_state
 from megatron_kd.errors import CheckpointCorrupt, InputError
+from megatron_kd.models.fake_quantization import expect_input_scales
 from megatron_kd.runtime.agreement import raised_together
 from megatron_kd.runtime.rank0 import on_rank_0
 from megatron_kd.runtime.seeds import random_state, reseed, set_random_state
@@ -77,8 +78,11 @@ def load_checkpoint(run: Run, checkpoint: Verified) -> None:
     with raised_together():
         if common is None or common.scheduler is None:
             raise InputError(f"{checkpoint.folder}: holds weights alone, from which no run can continue")
+        _refuse_other_quantization(run, checkpoint.folder, common.quantization)
     assert common is not None and common.scheduler is not None
     create_state(run.optimizer)
+    for student in run.students:
+        expect_input_scales(student)
     state = _sharded_state(run, is_loading=True)
     with raised_together():
         _refuse_other_model(run, state, checkpoint)
@@ -121,6 +125,16 @@ def _load_run_state(run: Run, state: RunState, folder: Path) -> None:
     except (KeyError, TypeError) as error:
         raise CheckpointCorrupt(f"{folder}: its run_state.json lacks {error}") from error
     run.step = state.step
+
+
+def _refuse_other_quantization(run: Run, path: Path, saved: str | None) -> None:
+    """A run's quantisation is part of what it continues; another one starts from the weights instead."""
+    if saved != run.cfg.model.quantization:
+        raise InputError(
+            f"checkpoint.resume: {path} is of a run with model.quantization={saved or 'null'}, this one has "
+            f"{run.cfg.model.quantization or 'null'}; set it back, or name {path} in checkpoint.pretrained_checkpoint "
+            "and choose another logger.run_dir"
+        )
 
 
 def restore_losses(run: ForwardRun, path: Path, *, with_state: bool) -> None:
@@ -169,6 +183,7 @@ def _run_state(run: Run) -> RunState:
     return RunState(
         step=run.step,
         vocab_size=run.derived.true_vocab_size,
+        quantization=run.cfg.model.quantization,
         scheduler=run.scheduler.state_dict(),
         balancer=run.balancer.state_dict() if run.balancer is not None else None,
         best=asdict(run.best) if run.best is not None else None,

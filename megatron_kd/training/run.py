@@ -20,6 +20,7 @@ from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.huggingface.read import load_huggingface
 from megatron_kd.losses.checks import Faults
 from megatron_kd.models.build import DTYPES
+from megatron_kd.models.fake_quantization import fake_quantise
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.pruning.from_teacher import load_from_teacher
 from megatron_kd.runtime.layout import Layout
@@ -30,7 +31,7 @@ from megatron_kd.teachers.build import build_teacher
 from megatron_kd.teachers.placement import Teacher
 from megatron_kd.training.best import Best
 from megatron_kd.training.optimizer import build_optimizer, build_scheduler, in_precision, wrap_for_training
-from megatron_kd.training.weights import load_weights
+from megatron_kd.training.weights import load_scales, load_weights
 
 
 @dataclass(kw_only=True)
@@ -117,6 +118,8 @@ def build_forward(cfg: ConfigContainer, derived: Derived, layout: Layout) -> For
         load_huggingface(students, cfg.model, "model.hf_path")
     elif cfg.model.init == "from_teacher":
         load_from_teacher(students, cfg, derived)
+    if cfg.model.quantization is not None:
+        _quantise(students, cfg, cfg.model.quantization, layout)
     faults, doing = Faults(layout.device), Doing()
     for student in students:
         student.faults = faults
@@ -134,6 +137,15 @@ def build_forward(cfg: ConfigContainer, derived: Derived, layout: Layout) -> For
         cfg=cfg, derived=derived, layout=layout, students=students, chunks=chunks, teacher=teacher,
         objective=objective, placement=placement, faults=faults, doing=doing,
     )  # fmt: skip
+
+
+def _quantise(students: list[DistillableGPTModel], cfg: ConfigContainer, quantization: str, layout: Layout) -> None:
+    """Fake-quantise the student, by the scales that its checkpoint brings if it was quantised alike."""
+    for student in students:
+        fake_quantise(student, quantization, layout.device)
+    origin = cfg.checkpoint.pretrained_checkpoint
+    if origin:
+        load_scales(students, origin, "checkpoint.pretrained_checkpoint", quantization)
 
 
 def _build_student(cfg: ConfigContainer, derived: Derived, layout: Layout, chunk: int) -> DistillableGPTModel:

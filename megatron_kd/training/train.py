@@ -24,6 +24,7 @@ from megatron_kd.runtime.timeouts import set_group_timeouts
 from megatron_kd.runtime.watch import watching
 from megatron_kd.training.attempts import train_step
 from megatron_kd.training.best import write_best
+from megatron_kd.training.calibrate import calibrate
 from megatron_kd.training.data import RunData
 from megatron_kd.training.evaluate import evaluate, measured
 from megatron_kd.training.metrics import MetricsWriter, has_record
@@ -90,6 +91,7 @@ def _train(cfg: ConfigContainer, stop: StopSignals) -> dict[str, float]:
         run = build_run(cfg, values, layout)
         resumption = resume(run)
         on_rank_0(lambda: write_best(values.best_file, run.best))
+        calibrate(run, data.training(0))
         set_group_timeouts(cfg.dist.step_timeout_s)
         main_rank = layout.rank == 0
         board = values.tensorboard_dir if cfg.logger.tensorboard else None
@@ -183,6 +185,8 @@ def _opening(run: Run, resumed_from: object) -> list[str]:
     begin = f"continues from {resumed_from}" if resumed_from else "starts"
     task = "training" if run.teacher is None else "distillation"
     lines = [f"{task} {begin} at step {run.step} of {run.derived.train_iters}, {where}"]
+    if run.cfg.model.quantization is not None:
+        lines.append(f"student: fake-quantised as {run.cfg.model.quantization}, but for embedding and head")
     if isinstance(run.cfg.model, GPTDistillationProvider):
         kd = run.cfg.model.kd_config
         if run.placement is not None:

@@ -12,6 +12,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron_kd.checkpoints.reading import Verified, load, mismatches, opened, refuse_other_model, verify
 from megatron_kd.checkpoints.run_state import read_run_state
 from megatron_kd.config.saved import find_checkpoint
+from megatron_kd.models.fake_quantization import expect_input_scales, is_scale
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.weights import local_shards
 from megatron_kd.runtime.agreement import raised_together, rank_of_ranks
@@ -82,6 +83,22 @@ def load_weights(chunks: list[DistillableGPTModel], path: str | Path, field: str
     """
     shards = [shard for chunk in chunks for shard in local_shards(chunk)]
     open_weights(path, field).load_in_place(shards, chunks[0].true_vocab_size)
+
+
+def load_scales(chunks: list[DistillableGPTModel], path: str | Path, field: str, quantization: str) -> None:
+    """Load the scales of a student that was fake-quantised alike; of any other checkpoint, nothing.
+
+    Args:
+        chunks: this rank's, fake-quantised as `quantization`.
+        path, field: as in `load_weights`, whose checkpoint this is.
+    """
+    saved = open_weights(path, field)
+    if saved.checkpoint.state is None or saved.checkpoint.state.quantization != quantization:
+        return
+    for chunk in chunks:
+        expect_input_scales(chunk)
+    scales = [shard for chunk in chunks for shard in local_shards(chunk) if is_scale(shard.key)]
+    saved.load_in_place(scales, chunks[0].true_vocab_size)
 
 
 def vocabulary_mismatch(

@@ -57,6 +57,13 @@ FULL = {"model.recompute_granularity": "full", "model.recompute_method": "unifor
 # (edits, what the one line must contain: the fields and a word of the cure)
 COLOCATED = {"model.teacher_device_strategy": "colocated"}
 CASES: list[tuple[dict[str, Any], list[str]]] = [
+    # fake quantisation
+    ({"model.teacher.quantization": "int8"}, ["model.teacher.quantization=int8", "model.teacher_quantization=int8"]),
+    ({"model.quantization": "int4_weight_only", **tp(2), "model.hidden_size": 128, "model.ffn_hidden_size": 256},
+     ["model.quantization=int4_weight_only", "model.tensor_model_parallel_size=2", "128 inputs in a row",
+      "the outputs of attention are 128 over 2 ranks"]),
+    ({"model.quantization": "nvfp4", "dist.distributed_backend": "gloo"},
+     ["model.quantization=nvfp4, dist.distributed_backend=gloo", "CUDA"]),
     # architecture
     ({"model.num_query_groups": 3}, ["model.num_attention_heads=8", "model.num_query_groups=3", "divisor"]),
     ({"model.hidden_size": 60}, ["model.hidden_size=60", "model.num_attention_heads=8", "model.kv_channels"]),

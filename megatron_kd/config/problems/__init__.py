@@ -16,6 +16,7 @@ from megatron_kd.config.problems.distillation import distillation_problems
 from megatron_kd.config.problems.from_teacher import from_teacher_problems
 from megatron_kd.config.problems.layout import layout_problems
 from megatron_kd.config.problems.placement import placement_problems
+from megatron_kd.config.problems.quantization import quantization_problems
 from megatron_kd.config.problems.ranges import range_problems
 from megatron_kd.config.problems.training import (
     length_problems,
@@ -44,6 +45,7 @@ def problems(cfg: ConfigContainer, world_size: int | None = None, tokenizer_voca
         range_problems(cfg),
         architecture_problems(cfg, tokenizer_vocab_size),
         layout_problems(cfg),
+        quantization_problems(cfg),
         length_problems(cfg),
         batch_problems(cfg, world_size),
         distillation_problems(cfg, tokenizer_vocab_size),
