@@ -27,11 +27,14 @@ class RankFailed(AssertionError):
     """A rank raised, died or hung; the message holds each failed rank's traceback."""
 
 
-def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout: float = 90, **kwargs: Any) -> list[Any]:
+def run_ranks(
+    world_size: int, fn: Callable[..., Any], *args: Any, timeout: float = 90, last_words: float = 1.0, **kwargs: Any
+) -> list[Any]:
     """Run `fn(*args, **kwargs)` on `world_size` ranks over gloo, and return the results by rank.
 
     `fn` must be a module-level function; arguments and results must pickle. `torch.distributed` is
-    initialised before `fn` is called and destroyed after it.
+    initialised before `fn` is called and destroyed after it. Once a rank has failed, the others have `last_words`
+    seconds to end too, and are killed then.
 
     Raises:
         RankFailed: with the traceback of every rank that raised, or the exit code of one that died.
@@ -51,7 +54,7 @@ def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout: floa
             processes.append(process)
             pipes.append(receiver)
         try:
-            return _collect(processes, pipes, timeout)
+            return _collect(processes, pipes, timeout, last_words)
         finally:
             for process in processes:
                 with contextlib.suppress(ProcessLookupError):  # gone in between
@@ -60,7 +63,7 @@ def run_ranks(world_size: int, fn: Callable[..., Any], *args: Any, timeout: floa
                 process.join()
 
 
-def _collect(processes: list[Any], pipes: list[Connection], timeout: float) -> list[Any]:
+def _collect(processes: list[Any], pipes: list[Connection], timeout: float, last_words: float) -> list[Any]:
     results: dict[int, Any] = {}
     failures: dict[int, str] = {}
     pending = dict(enumerate(pipes))
@@ -70,7 +73,7 @@ def _collect(processes: list[Any], pipes: list[Connection], timeout: float) -> l
             failures.update(dict.fromkeys(pending, f"no answer within {timeout} s"))
         _receive(ready, pending, results, failures, processes)
     if failures:  # others may be failing for the same reason: give them a moment to say so
-        _receive(wait(list(pending.values()), 1.0), pending, results, failures, processes)
+        _receive(wait(list(pending.values()), last_words), pending, results, failures, processes)
         raise RankFailed("\n".join(f"--- rank {rank}\n{text}" for rank, text in sorted(failures.items())))
     return [results[rank] for rank in range(len(processes))]
 

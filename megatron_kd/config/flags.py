@@ -19,6 +19,7 @@ from megatron_kd.config.edits import Edit, Source
 from megatron_kd.config.schema import Path, show
 from megatron_kd.config.text_files import is_text_file
 from megatron_kd.errors import ConfigError
+from megatron_kd.huggingface.architecture import is_huggingface_folder
 
 # Options that are no fields. `joined` has to know that they take a value.
 CONFIG_FILE = "--config-file"
@@ -72,6 +73,13 @@ def _data(path: str) -> dict[str, Any]:
     return {"dataset.text_path": text, "dataset.data_path": prefixes, **others, "dataset.mock": False}
 
 
+def _teacher(path: str) -> dict[str, Any]:
+    """The teacher's weights come from `path`, whichever kind of folder it is."""
+    fields = "model.teacher.hf_path", "model.teacher.checkpoint"
+    here, other = fields if is_huggingface_folder(path) else fields[::-1]
+    return {here: path, other: None, "model.teacher.init": None}
+
+
 def _student(path: str) -> dict[str, Any]:
     return {"model": _json_object(path)}
 
@@ -79,9 +87,9 @@ def _student(path: str) -> dict[str, Any]:
 _STRATEGY = "model.teacher_device_strategy"
 
 FLAGS = (
-    Flag("--teacher_path", "DIR", "`model.teacher.checkpoint`; `model.teacher.init=null`",
-         "the teacher's weights: a checkpoint, `checkpoints` or run folder of megatron_kd",
-         lambda text: {"model.teacher.checkpoint": text, "model.teacher.init": None}),
+    Flag("--teacher_path", "DIR", "`model.teacher.checkpoint` or `model.teacher.hf_path`; `model.teacher.init=null`",
+         "the teacher's weights: a checkpoint, `checkpoints` or run folder of megatron_kd, or a Hugging Face folder",
+         _teacher),
     Flag("--teacher_device_strategy", "NAME", f"`{_STRATEGY}`",
          "where the teacher lives: auto, colocated, balanced, gpu0 or cpu", _field(_STRATEGY)),
     Flag("--teacher_on_cpu", None, f"`{_STRATEGY}=cpu`", "keep the teacher in host memory",

@@ -19,6 +19,7 @@ from megatron_kd.config.problems import problems
 from megatron_kd.config.schema import Path, build, check_value, dotted, flatten, schema_of, wrong_sections
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import ConfigError
+from megatron_kd.huggingface.into_config import with_huggingface
 
 
 def resolve(recipe_config: ConfigContainer, argv: Sequence[str] = ()) -> ConfigContainer:
@@ -110,7 +111,7 @@ def defaults_for(path: str | pathlib.Path) -> ConfigContainer:
 
 
 def merge(recipe_config: ConfigContainer, argv: Sequence[str]) -> tuple[ConfigContainer, list[str], dict[Path, Source]]:
-    """Apply `argv` to a recipe's values, leaving out what is bad.
+    """Apply `argv` to a recipe's values, leaving out what is bad, and fill in what Hugging Face folders say.
 
     Returns:
         a new configuration with right types throughout, one line for each thing left out, and where the values
@@ -130,4 +131,7 @@ def merge(recipe_config: ConfigContainer, argv: Sequence[str]) -> tuple[ConfigCo
     wrong += arguments.problems
     origins: dict[Path, Source] = {}
     wrong += apply_edits(flat, arguments.edits, schema, origins)
-    return build(flat, schema), wrong, origins
+    config, unfit = with_huggingface(build(flat, schema), origins)
+    for path, problem in unfit:
+        wrong.append(problem + (origins[path].at(path) if path in origins else " [recipe]"))
+    return config, wrong, origins

@@ -221,9 +221,11 @@ def unknown_key(path: Path, schema: Schema) -> str:
 
 
 def nearest_key(path: Path, schema: Schema) -> str | None:
-    """The known key most like `path`: the same name in another section, else a similar name, else None."""
+    """The known key most like `path`: one slip away, the same name in another section, a similar name, or None."""
     known = {dotted(key): key for key in (*schema.leaves, *schema.sections) if key}
     name = dotted(path)
+    if slip := difflib.get_close_matches(name, map(dotted, schema.leaves), n=1, cutoff=0.9):
+        return slip[0]
     same_leaf = [other for other, key in known.items() if key[-1] == path[-1]]
     if same_leaf:
         return max(same_leaf, key=lambda other: difflib.SequenceMatcher(None, name, other).ratio())

@@ -118,13 +118,19 @@ class TokenizerConfig:
 
 @dataclass(kw_only=True)
 class CheckpointConfig:
-    """Student checkpoints go to `logger.run_dir`/checkpoints/iter_0000100."""
+    """Student checkpoints go to `logger.run_dir`/checkpoints/iter_0000100.
+
+    With `save_hf=true` the last one is also written as a Hugging Face folder, `logger.run_dir`/hf/iter_0000100, with
+    `save_hf=each` every one; none of these is dropped.
+    """
 
     save: bool = True
     save_interval: int = 1000  # in iterations; the last iteration is always saved
+    async_save: bool = False  # write while the run goes on, from a copy of the state in host memory
     most_recent_k: int | None = None  # None: keep all
     pretrained_checkpoint: str | None = None  # the student's weights to start from
     resume: Literal["auto", "never"] | int = "auto"  # or the step to continue from
+    save_hf: bool | Literal["each"] = False
 
 
 @dataclass(kw_only=True)

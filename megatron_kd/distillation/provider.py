@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from megatron_kd.distillation.config import ModelOptDistillConfig
+from megatron_kd.huggingface.architecture import provider_from_hf
 from megatron_kd.models.provider import GPTModelProvider
 
 
@@ -49,3 +51,30 @@ class GPTDistillationProvider(GPTModelProvider):
         """Make a distillation out of two plain models; `placement` are this class's own fields, `teacher_*`."""
         values = {f.name: getattr(student, f.name) for f in fields(GPTModelProvider)}
         return cls(**values, teacher=teacher, kd_config=kd_config or ModelOptDistillConfig(), **placement)
+
+    @classmethod
+    def from_hf(
+        cls,
+        student: GPTModelProvider | str | Path,
+        *,
+        teacher: GPTModelProvider | str | Path,
+        kd_config: ModelOptDistillConfig | None = None,
+        **settings: Any,
+    ) -> GPTDistillationProvider:
+        """Make a distillation out of Hugging Face folders, for either of which a provider may stand.
+
+        Args:
+            student, teacher: a folder with `config.json` and safetensors, or a provider.
+            kd_config: the losses.
+            settings: this class's own fields `teacher_*` and `share_teacher`; fields of a provider, as `seq_length`
+                and the parallel layout, are for both models.
+
+        Raises:
+            ConfigError: a folder that is not there, or a model that is not served.
+        """
+        both = {f.name: settings.pop(f.name) for f in fields(GPTModelProvider) if f.name in settings}
+        models = [
+            replace(model, **both) if isinstance(model, GPTModelProvider) else provider_from_hf(model, **both)
+            for model in (student, teacher)
+        ]
+        return cls.from_student(models[0], teacher=models[1], kd_config=kd_config, **settings)

@@ -39,20 +39,33 @@ _ERRORS: dict[Fault, tuple[type[Exception], str]] = {
 
 
 class Faults:
-    """How often each of `FAULTS` was met since the last `take`, counted on the device."""
+    """How often each of `FAULTS` was met since the last `take`, counted on the device, and in which micro-batches."""
 
     def __init__(self, device: torch.device):
         self._counts = torch.zeros(len(FAULTS), dtype=torch.float64, device=device)
+        self._micro_batch = 0
+        self._noted: list[tuple[int, Tensor]] = []  # since the last `take`
+        self._taken: list[tuple[int, Tensor]] = []  # before it
+
+    def begin(self, micro_batch: int) -> None:
+        """What is noted from now on is of this micro-batch."""
+        self._micro_batch = micro_batch
 
     def note(self, conditions: Sequence[Condition]) -> None:
         """Count the conditions that are false; the device is not waited for."""
         for true, fault in conditions:
             self._counts[FAULTS.index(fault)] += ~true
+            self._noted.append((self._micro_batch, true))
 
     def take(self) -> Tensor:
         """The counts, [len(FAULTS)] of float64, which start again from 0."""
         counts, self._counts = self._counts, torch.zeros_like(self._counts)
+        self._taken, self._noted = self._noted, []
         return counts
+
+    def culprits(self) -> list[int]:
+        """The micro-batches, ascending, in which what was last taken was met on this rank. Waits for the device."""
+        return sorted({micro_batch for micro_batch, true in self._taken if not true})
 
 
 def require(conditions: Sequence[Condition], faults: Faults | None = None) -> None:

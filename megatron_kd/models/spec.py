@@ -36,11 +36,11 @@ def block_spec(config: TransformerConfig, num_layers_here: int) -> ModuleSpec | 
     return TransformerBlockSubmodules(layer_specs=[local_layer_spec(config)] * num_layers_here, layer_norm=Norm)
 
 
-def local_layer_spec(config: TransformerConfig) -> ModuleSpec:
+def local_layer_spec(config: TransformerConfig, self_attention: type[SelfAttention] = SelfAttention) -> ModuleSpec:
     """A transformer layer made of megatron-core's parallel linears, our norms and SDPA."""
     qk_norm = Norm if config.qk_layernorm else IdentityOp
     attention = ModuleSpec(
-        module=SelfAttention,
+        module=self_attention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,

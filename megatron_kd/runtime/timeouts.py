@@ -20,6 +20,11 @@ def set_group_timeouts(seconds: int) -> None:
         distributed_c10d._set_pg_timeout(timedelta(seconds=seconds), group)
 
 
+def group_timeout() -> int | None:
+    """How long ranks wait for each other now, in seconds; None before it was set."""
+    return _seconds
+
+
 def wait_for(work: dist.Work, backend: str) -> None:
     """Wait for a message from or to one rank, as long as process groups wait.
 

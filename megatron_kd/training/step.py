@@ -16,10 +16,11 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_kd.distillation.objective import REPORTED, LossResult
-from megatron_kd.errors import LostRank, NumericalFault
+from megatron_kd.errors import NumericalFault
 from megatron_kd.losses.checks import FAULTS, raise_faults
 from megatron_kd.models.packing import packed_segments
-from megatron_kd.training.run import Run
+from megatron_kd.training.run import ForwardRun, Run
+from megatron_kd.training.update import update
 
 Batch = dict[str, Tensor]
 
@@ -34,38 +35,40 @@ class StepReport:
     lr: float
 
 
-def train_step(run: Run, micro_batches: Iterator[Batch]) -> StepReport:
+def take_step(run: Run, batches: list[Batch]) -> StepReport:
     """Forward, backward and update on one global batch.
 
     Args:
         run: changed in place: weights, optimizer, schedule, balancer, `step`.
-        micro_batches: yields this rank's micro-batches of the step.
+        batches: this rank's micro-batches of the step.
 
     Raises:
-        NumericalFault: logits, loss or gradient norm are not finite; on every rank at the same step.
+        NumericalFault: logits, loss or gradients are not finite; on every rank at the same step. `run` is as before,
+            but for gradients and random state.
         InputError: a label that is no id, likewise.
     """
     for chunk in run.chunks:
         chunk.zero_grad_buffer()
     run.optimizer.zero_grad()
-    means, tokens = means_of(forward_backward(run, micro_batches, forward_only=False))
+    means, tokens = means_of(forward_backward(run, iter(batches), forward_only=False))
     if not math.isfinite(means["loss"]):
         parts = ", ".join(f"{name}={value}" for name, value in means.items() if not math.isfinite(value))
         raise NumericalFault(
             f"step {run.step + 1} was not taken: the logits are finite, but not what follows from them: {parts}"
         )
     lr = run.optimizer.param_groups[0]["lr"]
-    _, grad_norm, _ = run.optimizer.step()
+    run.doing.enter("optimizer step")
+    try:
+        grad_norm = update(run.optimizer)
+    except NumericalFault as fault:
+        raise NumericalFault(f"step {run.step + 1} was not taken: {fault}") from None
     run.scheduler.step(increment=1)
     run.step += 1
-    report = StepReport(means, tokens, float(grad_norm), float(lr))
-    if not math.isfinite(report.grad_norm):
-        raise NumericalFault(f"step {run.step}: the gradient norm is {report.grad_norm}")
     run.objective.observe(means)
-    return report
+    return StepReport(means, tokens, grad_norm, float(lr))
 
 
-def forward_backward(run: Run, micro_batches: Iterator[Batch], *, forward_only: bool) -> dict[str, float]:
+def forward_backward(run: ForwardRun, micro_batches: Iterator[Batch], *, forward_only: bool) -> dict[str, float]:
     """Run megatron-core's schedule over one global batch.
 
     Returns:
@@ -81,10 +84,8 @@ def forward_backward(run: Run, micro_batches: Iterator[Batch], *, forward_only: 
     segments = [packed_segments(batch["position_ids"]) if run.packed else None for batch in some]
     batches = [_to_device(batch, run) for batch in some]
     if run.teacher is not None:
-        try:
-            run.teacher.deliver(batches)
-        except LostRank as lost:
-            raise LostRank(lost.rank, f"step {run.step + 1}, {lost.phase}", lost.detail) from None
+        run.doing.enter("teacher hand-over")
+        run.teacher.deliver(batches)
     interleaved = run.layout.chunks > 1
     # Each chunk reads the step's micro-batches from the first.
     iterators = [iter(enumerate(zip(batches, segments, strict=True))) for _ in run.chunks]
@@ -97,6 +98,7 @@ def forward_backward(run: Run, micro_batches: Iterator[Batch], *, forward_only: 
         adjust_tensor_shapes_fn=_joint_shapes(run, shape),
         **shape,
     )
+    run.doing.enter("adding up the losses")
     where = f"evaluation after step {run.step}: " if forward_only else f"step {run.step + 1} was not taken: "
     return _sums(results, run, where)
 
@@ -108,9 +110,11 @@ def means_of(sums: dict[str, float]) -> tuple[dict[str, float], int]:
 
 
 def _forward_step(
-    run: Run, micro_batches: Iterator[tuple[int, tuple[Batch, PackedSeqParams | None]]], model: Any
+    run: ForwardRun, micro_batches: Iterator[tuple[int, tuple[Batch, PackedSeqParams | None]]], model: Any
 ) -> tuple[Tensor, Callable[[Tensor], LossResult]]:
     index, (batch, segments) = next(micro_batches)
+    run.doing.enter("forward and backward")
+    run.faults.begin(index)
     run.objective.begin(index, batch["loss_mask"])
     output = model(
         batch["tokens"],
@@ -123,15 +127,15 @@ def _forward_step(
     return output, partial(_loss, run, batch["loss_mask"])
 
 
-def _to_device(batch: Batch, run: Run) -> Batch:
+def _to_device(batch: Batch, run: ForwardRun) -> Batch:
     return {name: value.to(run.layout.device, non_blocking=True) for name, value in batch.items()}
 
 
-def _loss(run: Run, loss_mask_BS: Tensor, output: Tensor) -> LossResult:
+def _loss(run: ForwardRun, loss_mask_BS: Tensor, output: Tensor) -> LossResult:
     return run.objective(output, loss_mask_BS)
 
 
-def _joint_shapes(run: Run, shape: dict[str, int]) -> Any:
+def _joint_shapes(run: ForwardRun, shape: dict[str, int]) -> Any:
     # Under pipeline parallelism, ModelOpt sends the hidden states of student and teacher concatenated.
     if run.teacher is None or not run.teacher.in_student_pipeline:
         return None
@@ -140,17 +144,20 @@ def _joint_shapes(run: Run, shape: dict[str, int]) -> Any:
     )
 
 
-def _sums(results: list[Tensor], run: Run, where: str) -> dict[str, float]:
+def _sums(results: list[Tensor], run: ForwardRun, where: str) -> dict[str, float]:
     """Add up the micro-batches of every data-parallel rank; only one rank of each last stage contributes.
 
     What the losses found wrong travels along, so that all ranks raise it together and nobody waits for a rank that is
-    gone. It costs no wait for the device beyond that for the losses.
+    gone; so does that a rank was asked to stop, for all to stop after the same step. It costs no wait for the device
+    beyond that for the losses.
     """
     sums = run.objective.take_stage_sums().to(run.layout.device)
     if run.layout.is_last_stage and run.layout.tp.rank == 0:
         sums += torch.stack(results).sum(0)
-    sums = torch.cat((sums, run.faults.take()))
+    sums = torch.cat((sums, run.faults.take(), sums.new_full((1,), run.stop.received is not None)))
     torch.distributed.all_reduce(sums)
-    values = dict(zip(REPORTED + FAULTS, sums.tolist(), strict=True))
+    *summed, asked_to_stop = sums.tolist()
+    run.stopping = asked_to_stop > 0
+    values = dict(zip(REPORTED + FAULTS, summed, strict=True))
     raise_faults([fault for fault in FAULTS if values.pop(fault)], where)
     return values

@@ -57,6 +57,13 @@ FULL = {"model.recompute_granularity": "full", "model.recompute_method": "unifor
 # (edits, what the one line must contain: the fields and a word of the cure)
 COLOCATED = {"model.teacher_device_strategy": "colocated"}
 CASES: list[tuple[dict[str, Any], list[str]]] = [
+    # fake quantisation
+    ({"model.teacher.quantization": "int8"}, ["model.teacher.quantization=int8", "model.teacher_quantization=int8"]),
+    ({"model.quantization": "int4_weight_only", **tp(2), "model.hidden_size": 128, "model.ffn_hidden_size": 256},
+     ["model.quantization=int4_weight_only", "model.tensor_model_parallel_size=2", "128 inputs in a row",
+      "the outputs of attention are 128 over 2 ranks"]),
+    ({"model.quantization": "nvfp4", "dist.distributed_backend": "gloo"},
+     ["model.quantization=nvfp4, dist.distributed_backend=gloo", "CUDA"]),
     # architecture
     ({"model.num_query_groups": 3}, ["model.num_attention_heads=8", "model.num_query_groups=3", "divisor"]),
     ({"model.hidden_size": 60}, ["model.hidden_size=60", "model.num_attention_heads=8", "model.kv_channels"]),
@@ -500,14 +507,6 @@ def test_text_needs_bytes_a_tokenizer_and_all_splits(tmp_path: Path) -> None:
     (line,) = problems(edited(distillation(), text | null))
     assert "dataset.text_path" in line
     assert "tokenizer.tokenizer_type=huggingface" in line
-
-
-@pytest.mark.parametrize("name", ["config.json", "model_index.json", "model-00001-of-00002.safetensors"])
-def test_huggingface_weights_are_refused_by_name(tmp_path: Path, name: str) -> None:
-    (tmp_path / name).write_text("{}")
-    (line,) = problems(edited(distillation(), {"model.teacher.checkpoint": str(tmp_path), "model.teacher.init": None}))
-    assert "Hugging Face weights" in line
-    assert "cannot be imported yet; give a checkpoint folder of a megatron_kd run" in line
 
 
 def test_an_interleaved_pipeline_wants_more_than_one_micro_batch_a_rank() -> None:

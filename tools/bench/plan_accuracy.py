@@ -30,8 +30,9 @@ from megatron_kd.errors import ConfigError, MegatronKDError
 from megatron_kd.planning.memory import MOMENTS, host_copy, rank_memory
 from megatron_kd.planning.setup import setup
 from megatron_kd.runtime.start import running_ranks
+from megatron_kd.training.attempts import train_step
 from megatron_kd.training.run import Run, build_run
-from megatron_kd.training.step import Batch, train_step
+from megatron_kd.training.step import Batch
 from tools.bench.allocations import AllocationCounter
 
 _BENCH = (

@@ -209,6 +209,7 @@ def _instrumented(clock: Clock, logged: _Logged) -> Iterator[None]:
         (train_module, "train_step", clock.timed("schedule, losses, glue", step)),
         (train_module.MetricsWriter, "write", keep),
         (schedules, "backward_step", clock.timed("student backward", schedules.backward_step)),
+        (step_module, "update", clock.timed("optimizer step", step_module.update)),
         (step_module, "_sums", clock.timed("reducing what is reported", step_module._sums)),
     )
     with ExitStack() as stack:
@@ -231,7 +232,6 @@ def _instrument(run: Run, clock: Clock) -> None:
         run.students[0].head_function = clock.timed("fused head and loss", run.students[0].head_function)
     finalize = run.students[0].config.finalize_model_grads_func
     run.students[0].config.finalize_model_grads_func = clock.timed("reducing gradients", finalize)
-    run.optimizer.step = clock.timed("optimizer step", run.optimizer.step)
     run.chunks[0].zero_grad_buffer = clock.timed("zeroing gradients", run.chunks[0].zero_grad_buffer)
 
 

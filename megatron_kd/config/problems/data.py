@@ -22,14 +22,14 @@ _NO_TOKENIZER = (
 )
 
 
-def data_problems(cfg: ConfigContainer) -> Iterator[str]:
-    """Problems of the sections `dataset` and `tokenizer`."""
-    yield from _one_origin(cfg)
+def data_problems(cfg: ConfigContainer, *, trains: bool = True) -> Iterator[str]:
+    """Problems of the sections `dataset` and `tokenizer`; `trains` false: there need be no training data."""
+    yield from _one_origin(cfg, trains)
     for name in _BLENDS:
         yield from _blend(cfg, f"dataset.{name}")
     yield from _text(cfg)
     yield from _chat(cfg)
-    yield from _split(cfg)
+    yield from _split(cfg, trains)
     yield from _validation_data(cfg)
     yield from _tokenizer(cfg)
     cache = cfg.dataset.path_to_cache
@@ -37,7 +37,7 @@ def data_problems(cfg: ConfigContainer) -> Iterator[str]:
         yield line(cfg, "dataset.path_to_cache", "must be a folder, and is a file; name another place")
 
 
-def _one_origin(cfg: ConfigContainer) -> Iterator[str]:
+def _one_origin(cfg: ConfigContainer, trains: bool) -> Iterator[str]:
     data = cfg.dataset
     per_split = [name for name in _BLENDS[1:] if getattr(data, name) is not None]
     given = [
@@ -56,7 +56,7 @@ def _one_origin(cfg: ConfigContainer) -> Iterator[str]:
         )
     elif len(given) > 1:
         yield line(cfg, " ".join(given), "data comes from one place only; keep one of these and unset the others")
-    elif per_split and data.train_data_path is None:
+    elif trains and per_split and data.train_data_path is None:
         yield line(cfg, f"dataset.train_data_path {given[0]}", "without training data; set dataset.train_data_path")
 
 
@@ -142,12 +142,12 @@ def _split_shares(text: str) -> list[float] | None:
     return shares if valid else None
 
 
-def _split(cfg: ConfigContainer) -> Iterator[str]:
+def _split(cfg: ConfigContainer, trains: bool) -> Iterator[str]:
     shares = _split_shares(cfg.dataset.split)
     if shares is None:
         why = "must be three numbers, 0 or greater and not all 0, for train, validation and test, such as 949,50,1"
         yield line(cfg, "dataset.split", why)
-    elif _cut_by_split(cfg) and shares[0] == 0:
+    elif trains and _cut_by_split(cfg) and shares[0] == 0:
         yield line(cfg, "dataset.split", "leaves nothing to train on; make the first number greater than 0")
 
 

@@ -44,11 +44,13 @@ MODEL_RULES: dict[str, Rule] = {
     "attention_dropout": FRACTION,
     "hidden_dropout": FRACTION,
     "init_method_std": POSITIVE,
+    "max_position_embeddings": POSITIVE,
     "tensor_model_parallel_size": POSITIVE,
     "pipeline_model_parallel_size": POSITIVE,
     "virtual_pipeline_model_parallel_size": POSITIVE,
     "context_parallel_size": POSITIVE,
     "recompute_num_layers": POSITIVE,
+    "quantization_calibration_batches": POSITIVE,
 }
 
 KD_RULES: dict[str, Rule] = {

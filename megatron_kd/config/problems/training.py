@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import lr_decay_iters, lr_warmup_iters, weight_decay_range
 from megatron_kd.config.problems.lines import line
+from megatron_kd.huggingface.as_config import why_not_exportable
 
 
 def optimizer_problems(cfg: ConfigContainer) -> Iterator[str]:
@@ -89,9 +90,20 @@ def output_problems(cfg: ConfigContainer) -> Iterator[str]:
         yield line(cfg, "logger.run_dir", f"{there} is a file, not a folder; name another place")
     elif not os.access(there, os.W_OK | os.X_OK):
         yield line(cfg, "logger.run_dir", f"{there} cannot be written; name another place")
+    yield from _huggingface(cfg)
     resume = cfg.checkpoint.resume
     if isinstance(resume, int) and resume >= 0:
         step = run_dir / "checkpoints" / f"iter_{resume:07d}"
         if not os.path.isdir(step):
             why = f"{step} is not there; set checkpoint.resume=auto for the newest, or never to start anew"
             yield line(cfg, "checkpoint.resume", why)
+
+
+def _huggingface(cfg: ConfigContainer) -> Iterator[str]:
+    if not cfg.checkpoint.save_hf:
+        return
+    if not cfg.checkpoint.save:
+        yield line(cfg, "checkpoint.save_hf checkpoint.save", "is made of a checkpoint; set checkpoint.save=true")
+    if reasons := why_not_exportable(cfg.model):
+        why = f"transformers has no such model: {'; '.join(reasons)}; set checkpoint.save_hf=false"
+        yield line(cfg, "checkpoint.save_hf", why)

@@ -3,55 +3,80 @@
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Iterator
+from pathlib import Path
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.problems.lines import line, value_of
+from megatron_kd.config.problems.lines import line, models, value_of
+from megatron_kd.config.saved import find_checkpoint
 from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.errors import InputError
+from megatron_kd.huggingface.architecture import is_huggingface_folder, read_architecture
+from megatron_kd.huggingface.folder import folder_problems
+from megatron_kd.models.provider import GPTModelProvider
 
 _MAKE = (
     "a checkpoint folder of a megatron_kd run, runs/NAME/checkpoints/iter_0001000 (for the tiny recipes made by "
     "`make distill` or `torchrun recipes/tiny/pretrain_tiny.py`)"
 )
-_ITERATION = re.compile(r"iter_\d{7,}")
-_HUGGINGFACE = re.compile(r"config\.json|model_index\.json|.*\.safetensors|pytorch_model.*")
 
 
 def weight_problems(cfg: ConfigContainer) -> Iterator[str]:
     """Missing, doubled or absent weights of student and teacher. A run that resumes names them too."""
     if cfg.model.checkpoint is not None:
         yield line(cfg, "model.checkpoint", "the student's weights are given as checkpoint.pretrained_checkpoint=DIR")
-    yield from _one_origin(cfg, "the student", "checkpoint.pretrained_checkpoint", "model.init")
+    yield from _one_origin(cfg, "the student", "checkpoint.pretrained_checkpoint", "model")
     if isinstance(cfg.model, GPTDistillationProvider):
-        yield from _one_origin(cfg, "the teacher", "model.teacher.checkpoint", "model.teacher.init")
+        yield from _one_origin(cfg, "the teacher", "model.teacher.checkpoint", "model.teacher")
+    for name, model in models(cfg):
+        if model.hf_path is not None:
+            yield from _huggingface(cfg, name, model)
 
 
-def _one_origin(cfg: ConfigContainer, who: str, folder_name: str, init_name: str) -> Iterator[str]:
-    folder, init = value_of(cfg, folder_name), value_of(cfg, init_name)
-    both = f"{folder_name} {init_name}"
-    if folder is None and init is None:
+def _one_origin(cfg: ConfigContainer, who: str, folder_name: str, model: str) -> Iterator[str]:
+    names = [folder_name, f"{model}.init", f"{model}.hf_path"]
+    given = [name for name in names if value_of(cfg, name) is not None]
+    distils = isinstance(cfg.model, GPTDistillationProvider)
+    copied = ", or model.init=from_teacher from the teacher's layers" if distils and who == "the student" else ""
+    if not given:
         misplaced = who == "the student" and cfg.model.checkpoint is not None  # said above
         if not misplaced:
             yield line(
                 cfg,
-                both,
-                f"{who} has no weights; set {folder_name} to {_MAKE}, or {init_name}=random to start from random ones",
+                " ".join(names[:2]),
+                f"{who} has no weights; set {folder_name} to {_MAKE}, {model}.hf_path to a Hugging Face folder, or "
+                f"{model}.init=random to start from random ones{copied}",
             )
-    elif folder is not None and init is not None:
-        yield line(cfg, both, f"{who} has weights from two places; leave one out")
-    elif folder is not None and (why := _no_checkpoint(folder)):
-        yield line(cfg, folder_name, f"{why}; give {_MAKE}, or set it to null and {init_name}=random")
+    elif len(given) > 1:
+        yield line(cfg, " ".join(given), f"{who} has weights from two places; leave one out")
+    elif given == [folder_name] and (why := _no_checkpoint(value_of(cfg, folder_name), f"{model}.hf_path")):
+        yield line(cfg, folder_name, f"{why}, or set it to null and {model}.init=random")
 
 
-def _no_checkpoint(folder: str) -> str | None:
-    """Why there are no weights to read in `folder`, by the names in it; None where there are."""
+def _no_checkpoint(folder: str, hf_field: str) -> str | None:
+    """Why there are no weights to read in `folder`, and where they may be; None where there are."""
     if not os.path.isdir(folder):
-        return "there is no such folder"
-    names = os.listdir(folder)
-    inside = [*names, *(os.listdir(os.path.join(folder, "checkpoints")) if "checkpoints" in names else [])]
-    if "metadata.json" in inside or any(_ITERATION.fullmatch(name) for name in inside):
-        return None
-    if any(_HUGGINGFACE.fullmatch(name) for name in names):
-        return "Hugging Face weights, which this folder has, cannot be imported yet"
-    return "there is no checkpoint in this folder"
+        return f"there is no such folder; give {_MAKE}"
+    try:
+        find_checkpoint(folder, "")
+    except InputError:
+        if is_huggingface_folder(folder):
+            return f"is a Hugging Face folder; set {hf_field} to it and this to null"
+        return f"there is no checkpoint in this folder; give {_MAKE}"
+    return None
+
+
+def _huggingface(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iterator[str]:
+    """Weights that are not there or not whole, and sequences that the model cannot see all of."""
+    try:
+        window = read_architecture(model.hf_path or "").window
+    except InputError:
+        return  # said when the configuration was made
+    if window is not None and window < cfg.model.seq_length:
+        why = (
+            f"layers of this model attend to {window} tokens at most (sliding_window), which is not served; set "
+            f"model.seq_length={window} or less"
+        )
+        yield line(cfg, f"{name}.hf_path model.seq_length", why)
+    for problem in folder_problems(Path(model.hf_path or ""), model):
+        yield line(cfg, f"{name}.hf_path", problem)

@@ -1,0 +1,31 @@
+"""`megatron-kd export-hf CHECKPOINT --output DIR`: a checkpoint as a Hugging Face folder."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, `checkpoints` or run folder")
+    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to make; must not be there")
+    parser.add_argument(
+        "--dtype", default="bfloat16", choices=("bfloat16", "float32", "float16"), help="of the weights"
+    )
+    parser.add_argument("--tokenizer", metavar="DIR", help="a tokenizer folder or tokenizer.json (the run's)")
+    parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of one safetensors file (5GB)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Export, and say where it is."""
+    from megatron_kd.huggingface.export import export_hf
+
+    folder = export_hf(
+        args.checkpoint,
+        args.output,
+        dtype=args.dtype,
+        tokenizer=args.tokenizer,
+        max_shard_size=args.max_shard_size,
+    )
+    print(f"wrote {folder}")
+    return 0
