@@ -2,6 +2,7 @@
 
     megatron-kd validate recipes/tiny/distill_tiny.py --world-size 2 --batch_size 4 model.num_layers=1
     megatron-kd plan recipes/tiny/distill_tiny.py --gpus 2 --memory 16GB model.vocab_size=2048
+    megatron-kd launch --local recipes/tiny/distill_tiny.py --nproc 2 train.train_iters=100
     megatron-kd ls
     megatron-kd import-hf models/llama --output checkpoints/llama
     megatron-kd export-hf runs/tiny/distilled --output models/student
@@ -27,13 +28,14 @@ from megatron_kd.errors import ConfigError, MegatronKDError
 # Commands with a module of their own, which has `add_arguments(parser)` and `run(args) -> int`; those that take
 # overrides are given them as a second argument.
 _MODULES = {
+    "launch": ("megatron_kd.launch.command", "start a recipe's ranks on this machine or as a SLURM job"),
     "plan": ("megatron_kd.planning.command", "estimate memory, work and traffic for each place of the teacher"),
     "import-hf": ("megatron_kd.huggingface.import_command", "make a checkpoint of a Hugging Face folder"),
     "export-hf": ("megatron_kd.huggingface.export_command", "make a Hugging Face folder of a checkpoint"),
     "prune": ("megatron_kd.pruning.command", "make a student by pruning a teacher in depth and width"),
     "preprocess": ("megatron_kd.data.preprocess", "turn text into tokenised .bin/.idx files"),
 }
-_WITH_OVERRIDES = ("validate", "plan")
+_WITH_OVERRIDES = ("validate", "launch", "plan")
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -14,8 +14,11 @@ from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.models.provider import GPTModelProvider
 
 RUN_CONFIG = "run_config.yaml"
-_METADATA = "metadata.json"  # what makes a folder a checkpoint of megatron-core
-_ITERATION = re.compile(r"iter_(\d{7,})$")
+RUN_STATE = "run_state.json"
+MANIFEST = "manifest.json"
+METADATA = "metadata.json"  # what makes a folder a checkpoint of megatron-core
+_TRACKER = "latest_checkpointed_iteration.txt"
+_ITERATION = re.compile(r"iter_([0-9]{7,})")
 
 # Fields of a provider that are a run's choice, and no part of what the model is.
 OF_THE_RUN = frozenset(
@@ -35,17 +38,25 @@ OF_THE_RUN = frozenset(
 )
 
 
+def step_of(checkpoint: Path) -> int | None:
+    """The step that a checkpoint's name tells; None for one with a name of its own."""
+    match = _ITERATION.fullmatch(checkpoint.name)
+    return int(match.group(1)) if match else None
+
+
 def complete_checkpoints(folder: Path) -> dict[int, Path]:
     """The checkpoints in a `checkpoints/` folder by step, ascending. A folder of that name is complete."""
     found = {}
     for path in folder.iterdir() if folder.is_dir() else ():
-        if (match := _ITERATION.match(path.name)) and path.is_dir():
-            found[int(match.group(1))] = path
+        if (step := step_of(path)) is not None and path.is_dir():
+            found[step] = path
     return dict(sorted(found.items()))
 
 
 def find_checkpoint(path: str | Path, field: str) -> Path:
     """The checkpoint that `path` means: itself, or the newest in a `checkpoints/` or run folder.
+
+    In a folder of another Megatron program, the newest is the one that its tracker file names.
 
     Args:
         path: `.../iter_0000100`, `.../checkpoints` or a run folder.
@@ -55,8 +66,10 @@ def find_checkpoint(path: str | Path, field: str) -> Path:
         InputError: there is none.
     """
     path = Path(path)
-    if (path / _METADATA).is_file():
+    if (path / METADATA).is_file() or (path / MANIFEST).is_file():
         return path
+    if (path / _TRACKER).is_file():
+        return path / f"iter_{_tracked(path / _TRACKER, field):07d}"
     for folder in (path, path / "checkpoints"):
         if found := complete_checkpoints(folder):
             return list(found.values())[-1]
@@ -64,6 +77,17 @@ def find_checkpoint(path: str | Path, field: str) -> Path:
         f"{field}={path}: no checkpoint there; give a folder such as RUN_DIR/checkpoints/iter_0001000, "
         "written by a run with checkpoint.save=true"
     )
+
+
+def _tracked(tracker: Path, field: str) -> int:
+    """The step that Megatron's tracker file names. It was written in place, and may hold anything."""
+    with open(tracker, "rb") as file:
+        content = file.read(64).strip()
+    if not re.fullmatch(rb"[0-9]{1,18}", content):
+        raise InputError(f"{field}={tracker.parent}: {tracker} holds {content[:40]!r}, not the number of a step")
+    if not (tracker.parent / f"iter_{int(content):07d}" / METADATA).is_file():
+        raise InputError(f"{field}={tracker.parent}: {tracker} names step {int(content)}, which is not there")
+    return int(content)
 
 
 def architecture_of(checkpoint: str | Path, field: str = "checkpoint") -> GPTModelProvider:

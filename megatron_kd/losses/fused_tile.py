@@ -69,20 +69,30 @@ class TokenOutputs:
 
 
 class TileLosses:
-    """Computes tiles of up to `tokens` tokens in buffers of its own, and collects their per-token results."""
+    """Computes tiles of up to `tokens` tokens, and writes their per-token results to `outputs`.
 
-    def __init__(self, terms: Terms, inputs: TokenInputs, tokens: int, dtype: torch.dtype, agreement: bool = False):
-        self.terms, self.inputs, self.capacity = terms, inputs, tokens
-        device = inputs.kd_factor.device
-        self.outputs = TokenOutputs(len(inputs.kd_factor), device)
+    It works in buffers of its own and on the logits themselves. It is made for one chunk: its buffers are then not held
+    beside those of the matrix products.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        inputs: TokenInputs,
+        outputs: TokenOutputs,
+        tokens: int,
+        dtype: torch.dtype,
+        agreement: bool = False,
+    ):
+        self.terms, self.inputs, self.outputs = terms, inputs, outputs
         self._agreement = agreement
-        self._tile = Tile(tokens, terms.shared.width, dtype, device)
+        self._tile = Tile(tokens, terms.shared.width, dtype, overwrite=True)
         self._lm = torch.empty(
-            tokens, terms.student.width if inputs.labels is not None else 0, dtype=dtype, device=device
+            tokens, terms.student.width if inputs.labels is not None else 0, dtype=dtype, device=inputs.kd_factor.device
         )
 
     def run(self, student_CV: Tensor, teacher_CV: Tensor, rows: slice, with_gradient: bool) -> None:
-        """Fill the outputs of `rows`; with a gradient, overwrite the student's logits with that of the total.
+        """Fill the outputs of `rows`, and overwrite both logits: with a gradient, the student's with that of the total.
 
         Args:
             student_CV: [C, student.width] logits.
@@ -92,12 +102,12 @@ class TileLosses:
         """
         terms, out = self.terms, self.outputs
         shared_CV = student_CV[:, : terms.shared.width]
-        stats = [self._tile.load(shared_CV, teacher_CV, terms.inv_temperature, terms.kind)]
-        labels = self.inputs.labels
+        stats, labels = [], self.inputs.labels
         if labels is not None:
             stats.append(self._label_statistics(student_CV, labels.ids[rows]))
         if self._agreement:
             stats += [local_argmax(shared_CV, terms.shared), local_argmax(teacher_CV, terms.shared)]
+        stats.insert(0, self._tile.load(shared_CV, teacher_CV, terms.inv_temperature, terms.kind))  # overwrites
         stats_RKC = terms.shared.gather(torch.cat(stats) if len(stats) > 1 else stats[0])
         norms, probs = self._finish_divergence(combine(stats_RKC[:, :3], terms.kind), with_gradient)
         out.divergence[rows] = norms.value * terms.temperature_factor
@@ -112,8 +122,8 @@ class TileLosses:
     def _finish_divergence(self, norms: Normalisers, with_gradient: bool) -> tuple[Normalisers, Probabilities | None]:
         kind = self.terms.kind
         if kind.expectation_under is not None:
-            return norms, self._tile.renormalise(norms, kind.needs_ratio) if with_gradient else None
-        probs = self._tile.renormalise(norms)
+            return norms, self._tile.renormalise(norms, kind) if with_gradient else None
+        probs = self._tile.renormalise(norms, kind)
         value_C, slope_C = self.terms.shared.sum_(torch.stack(kind.sums(probs)).double())
         return norms._replace(value=value_C, slope=slope_C), probs if with_gradient else None
 
@@ -144,8 +154,8 @@ class TileLosses:
             torch.mul(kd_CV, kd_factor_C1.to(dtype), out=student_CV[:, :width])
             student_CV[:, width:] = 0
         else:
-            lm_CV[:, :width].addcmul_(kd_CV, kd_factor_C1.to(dtype))
-            student_CV.copy_(lm_CV)
+            torch.addcmul(lm_CV[:, :width], kd_CV, kd_factor_C1.to(dtype), out=student_CV[:, :width])
+            student_CV[:, width:] = lm_CV[:, width:]
 
     def _lm_gradient(self, probs: Probabilities, labels: Labels, rows: slice) -> Tensor:
         """lm_factor * (softmax - onehot(label)), [C, V] in the LM buffer."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.problems import problems
 from megatron_kd.config.settled import settled, with_tokens_at
+from megatron_kd.data.chat_datasets import training_rows
 from megatron_kd.data.datasets import training_tokens
 from megatron_kd.data.text import tokenised
 from megatron_kd.data.tokenizer import Tokenizer
@@ -25,9 +26,11 @@ def prepare(cfg: ConfigContainer, layout: Layout, tokenizer: Tokenizer) -> Confi
     text, given = cfg.dataset.text_path, cfg
     if text is not None:
         folder = Path(cfg.logger.run_dir) / "data"
-        cfg = with_tokens_at(cfg, on_rank_0(lambda: tokenised(text, folder, tokenizer)))
-    data = cfg.dataset
-    cfg = settled(cfg, layout.world_size, lambda: training_tokens(data))
+        chat = cfg.dataset.chat
+        cfg = with_tokens_at(cfg, on_rank_0(lambda: tokenised(text, folder, tokenizer, chat=chat)))
+    data, seq_length = cfg.dataset, cfg.model.seq_length
+    count = (lambda: training_rows(data, seq_length)) if data.chat else (lambda: training_tokens(data))
+    cfg = settled(cfg, layout.world_size, count)
     if cfg is not given and (wrong := problems(cfg, layout.world_size)):
         raise ConfigError(wrong)
     return cfg

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 
+from megatron_kd.checkpoints.background import BackgroundSave
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
 from megatron_kd.distillation.balance import Balancer
@@ -20,10 +21,12 @@ from megatron_kd.models.build import DTYPES
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.pruning.from_teacher import load_from_teacher
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.signals import StopSignals
 from megatron_kd.runtime.watch import Doing
 from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
 from megatron_kd.teachers.build import build_teacher
 from megatron_kd.teachers.placement import Teacher
+from megatron_kd.training.best import Best
 from megatron_kd.training.optimizer import build_optimizer, build_scheduler, wrap_for_training
 from megatron_kd.training.weights import load_weights
 
@@ -39,6 +42,10 @@ class Run:
         placement: the strategy of its teacher and how it was chosen.
         faults: what the losses of this rank found wrong since the last step.
         doing: the phase of the step that this rank is in, for others to know when it does not answer.
+        best: the best validation so far.
+        saving: the checkpoint that is being written in the background, if one is.
+        stop: the signals that this rank was sent.
+        stopping: a rank was asked to stop; equal on every rank after the same step.
     """
 
     cfg: ConfigContainer
@@ -54,6 +61,15 @@ class Run:
     faults: Faults
     doing: Doing
     step: int = 0
+    best: Best | None = None
+    saving: BackgroundSave = field(default_factory=BackgroundSave)
+    stop: StopSignals = field(default_factory=StopSignals)
+    stopping: bool = False
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row holds several samples, none of which sees another."""
+        return self.cfg.dataset.packed_sequence
 
     @property
     def balancer(self) -> Balancer | None:
