@@ -90,8 +90,12 @@ def python_examples_in(document: Path) -> list[str]:
     return [text for kind, text in _FENCE.findall(document.read_text(encoding="utf-8")) if kind == "python"]
 
 
+def _starts_ranks(command: Command) -> bool:
+    return command.words[0] in ("torchrun", "python") or command.words[:3] == ("megatron-kd", "launch", "--local")
+
+
 COMMANDS = [
-    pytest.param(command, marks=[pytest.mark.slow] if command.words[0] in ("torchrun", "python") else [])
+    pytest.param(command, marks=[pytest.mark.slow] if _starts_ranks(command) else [])
     for document in DOCUMENTS
     for command in commands_in(document)
 ]
@@ -148,11 +152,22 @@ def _make(words: list[str], exit_code: int) -> None:
 def _megatron_kd(words: list[str], exit_code: int) -> None:
     if words[0] == "validate":
         _validate(words[1:], exit_code)
+    elif words[0] == "launch":
+        _launch(words, exit_code)
     elif words[0] in ("plan", "ls", "cp"):  # reads neither weights nor data
         assert cli.main(words) == exit_code
     else:  # they read files that the reader has and we do not
         _, rest = cli._parser(words[0]).parse_known_args(words)
         assert not rest or (words[0] in cli._WITH_OVERRIDES and not parse_arguments(rest).problems), rest
+
+
+def _launch(words: list[str], exit_code: int) -> None:
+    recipe = next(word for word in words if word.endswith(".py"))
+    if "--slurm" in words:
+        made_up = SMALL_LLAMA if "llama" in recipe else _shrinking(recipe)
+        assert cli.main([*words, *({"--dry-run"} - set(words)), *made_up]) == exit_code
+    else:
+        _finish(["-m", "megatron_kd.cli", *words, *_shrinking(recipe)], exit_code)
 
 
 def _torchrun(words: list[str], exit_code: int) -> None:

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
+from megatron_kd.config.saved import complete_checkpoints
 from megatron_kd.errors import CheckpointCorrupt, InputError, NumericalFault, Preempted
 from megatron_kd.runtime.exit_code import clear_exit_code
 from megatron_kd.runtime.signals import PASSED_ON, STOP_SIGNALS, handling
@@ -116,5 +117,4 @@ def agent_command(run_dir: Path, ranks: int, recipe: str, overrides: Sequence[st
 
 def newest_step(run_dir: Path) -> int:
     """The step of the newest checkpoint of a run; -1 where there is none."""
-    names = (path.name for path in run_dir.glob("checkpoints/iter_*"))
-    return max((int(step) for name in names if (step := name.removeprefix("iter_")).isdigit()), default=-1)
+    return max(complete_checkpoints(run_dir / "checkpoints"), default=-1)

@@ -36,8 +36,7 @@ def save(run: Run, progress: Progress) -> None:
 
     def saved(path: Path) -> None:
         progress.say(f"saved {path}")
-        save_hf = run.cfg.checkpoint.save_hf
-        if save_hf == "each" or (save_hf and step_of(path) == run.derived.train_iters):
+        if _is_exported(run, path):
             progress.say(f"exported {_export(run, path)}")
 
     def finished(path: Path) -> None:
@@ -86,6 +85,12 @@ def keep_best(run: Run, result: dict[str, float]) -> None:
     if best != run.best:
         run.best = best
         on_rank_0(lambda: write_best(run.derived.best_file, best))
+
+
+def _is_exported(run: Run, checkpoint: Path) -> bool:
+    """Whether a checkpoint that was saved is to be a Hugging Face folder, too; there is no time where all must stop."""
+    wanted = run.cfg.checkpoint.save_hf
+    return bool(wanted) and (step_of(checkpoint) == run.derived.train_iters or (wanted == "each" and not run.stopping))
 
 
 def _export(run: Run, checkpoint: Path) -> str:
