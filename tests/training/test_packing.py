@@ -69,9 +69,14 @@ CELLS: dict[str, tuple[int, dict[str, Any], dict[str, Any], dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def first_steps(configs: list[Any]) -> list[dict[str, Any]]:
-    """On a rank: run one configuration after the other; the record of each one's first step."""
-    return [train_and_read(cfg)[0] for cfg in configs]
+def records(configs: list[Any]) -> list[list[dict[str, Any]]]:
+    """On a rank: run one configuration after the other; what each recorded, as far as this rank knows."""
+    return [train_and_read(cfg) for cfg in configs]
+
+
+def first_steps(world_size: int, configs: list[Any]) -> list[dict[str, Any]]:
+    """The record of the first step of each configuration."""
+    return [steps[0] for steps in run_ranks(world_size, records, configs, timeout=300)[0]]
 
 
 @pytest.fixture(scope="module")
@@ -79,7 +84,7 @@ def unpacked(data: Path) -> dict[bool, dict[str, Any]]:
     """The step over unpacked conversations, without and with learnt positions."""
     more = [{}, {"student": LEARNED, "teacher": LEARNED}]
     configs = [config(data / f"unpacked{n}", data, {}, {}, packed=False, **kinds) for n, kinds in enumerate(more)]
-    return dict(enumerate(run_ranks(1, first_steps, configs, timeout=300)[0]))
+    return dict(enumerate(first_steps(1, configs)))
 
 
 @pytest.mark.slow
@@ -92,7 +97,7 @@ def test_a_packed_step_is_the_unpacked_one(
         config(tmp_path / name, data, student, teacher, packed=True, **more)
         for name, (student, teacher, more) in cells.items()
     ]
-    for cell, packed in zip(cells, run_ranks(world_size, first_steps, configs, timeout=300)[0], strict=True):
+    for cell, packed in zip(cells, first_steps(world_size, configs), strict=True):
         alone = unpacked["learnt" in cell]
         assert packed["tokens"] == alone["tokens"] > 0
         for name in COMPARED:
