@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from megatron_kd.checkpoints.reading import verify
 from megatron_kd.config.problems import problems
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.models.provider import GPTModelProvider
@@ -93,7 +94,7 @@ def test_random_teachers_are_copied_too(tmp_path: Path) -> None:
 
 
 def student_is_made_of_the_teacher(student: Path, teacher: Path, kept: list[int]) -> None:
-    ours, theirs = CheckpointReader(student), CheckpointReader(teacher)
+    ours, theirs = CheckpointReader(verify(student)), CheckpointReader(verify(teacher))
     assert ours.shapes.keys() == theirs.shapes.keys()
     for key, shape in ours.shapes.items():
         mine = ours.read(key, (0,) * len(shape), shape)
