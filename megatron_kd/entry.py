@@ -6,14 +6,14 @@ import contextlib
 import os
 import sys
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.flags import HELP, flags_help
 from megatron_kd.config.resolve import check_config
-from megatron_kd.errors import ConfigError, MegatronKDError, Preempted
+from megatron_kd.errors import ConfigError, MegatronKDError, Preempted, RunFolderInUse
+from megatron_kd.messages import SECONDS_FOR_RANK_0, quieten_libraries, tell
 from megatron_kd.runtime.exit_code import CLEARED, clear_exit_code, record_exit_code
 from megatron_kd.runtime.signals import listening
 
@@ -25,9 +25,6 @@ Later arguments win over earlier ones, the command line over files, and files ov
 {flags}
 `megatron-kd validate RECIPE` with the same arguments checks them and prints all fields with their values.
 """
-
-# torchrun ends all ranks as soon as one has gone: the others leave rank 0 the time to say what is wrong.
-_SECONDS_FOR_RANK_0 = 10.0
 
 
 def main(recipe: Callable[[], ConfigContainer], argv: Sequence[str] | None = None) -> int:
@@ -49,7 +46,7 @@ def main(recipe: Callable[[], ConfigContainer], argv: Sequence[str] | None = Non
         with listening():
             return _checked_run(recipe, argv, rank, world_size)
     except Preempted as error:  # before it was known where to record it
-        _tell(error)
+        tell(error)
         return error.exit_code
 
 
@@ -67,9 +64,9 @@ def _refuse(error: ConfigError, rank: int, run_dir: Path | None) -> int:
     """Tell, once for all ranks, why the run cannot start."""
     if rank != 0:
         with contextlib.suppress(Preempted):  # by torchrun, when rank 0 has gone
-            time.sleep(_SECONDS_FOR_RANK_0)
+            time.sleep(SECONDS_FOR_RANK_0)
         return error.exit_code
-    _tell(error)
+    tell(error)
     if run_dir is not None:
         with contextlib.suppress(OSError):  # the folder may be what is wrong
             clear_exit_code(run_dir)
@@ -78,8 +75,9 @@ def _refuse(error: ConfigError, rank: int, run_dir: Path | None) -> int:
 
 
 def _run(cfg: ConfigContainer, rank: int) -> int:
-    _quieten_libraries()
+    quieten_libraries()
     run_dir = Path(cfg.logger.run_dir)
+    mine = True  # the run folder, unless another run is at work in it
     if rank == 0 and CLEARED not in os.environ:
         clear_exit_code(run_dir)
     code = 1  # unless we learn better: an exception that is not ours is a bug
@@ -90,24 +88,12 @@ def _run(cfg: ConfigContainer, rank: int) -> int:
         code = 0
     except MegatronKDError as error:
         code = error.exit_code
+        mine = not isinstance(error, RunFolderInUse)
         if rank == 0:
-            _tell(error)
+            tell(error)
         else:
             print(f"rank {rank}: {error}", file=sys.stderr)
     finally:
-        record_exit_code(run_dir, code)
+        if mine:
+            record_exit_code(run_dir, code)
     return code
-
-
-def _quieten_libraries() -> None:
-    """Leave out what the libraries say about missing kernels and about themselves; `python -W` brings it back.
-
-    Said once a rank while importing, it would bury the one line that the user needs.
-    """
-    if not sys.warnoptions:
-        warnings.filterwarnings("ignore", module=r"(megatron\.core|modelopt|torch|transformers)(\.|$)")
-
-
-def _tell(error: MegatronKDError) -> None:
-    for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
-        print(f"error: {line}", file=sys.stderr)

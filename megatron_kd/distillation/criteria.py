@@ -7,7 +7,7 @@ H student and G teacher hidden.
 
 from __future__ import annotations
 
-from typing import NamedTuple, TypedDict
+from typing import Any, NamedTuple, TypedDict
 
 import torch
 from torch import Tensor
@@ -16,7 +16,7 @@ from torch.nn.modules.loss import _Loss  # the type ModelOpt asks of a criterion
 
 from megatron_kd.distillation.config import ModelOptDistillConfig
 from megatron_kd.distillation.pairs import LayerPair
-from megatron_kd.losses.agreement import vocab_parallel_argmax
+from megatron_kd.losses.agreement import vocab_parallel_choice_rank
 from megatron_kd.losses.checks import Faults
 from megatron_kd.losses.divergence import vocab_parallel_divergence
 from megatron_kd.losses.topk import vocab_parallel_topk_divergence
@@ -45,15 +45,31 @@ def logits_options(kd: ModelOptDistillConfig, vocab_size: int | None) -> LogitsO
     )
 
 
-class Observed(NamedTuple):
-    """What is seen of the logits beside their loss, per token, [S, B]; 0 where it was not looked for.
+# What is reported of the logits beside their losses, in this order.
+OBSERVED = ("teacher_kl", "teacher_top1_agreement", "teacher_top5_agreement", "teacher_topk_mass")
 
-    `agreement`: whether both models' likeliest tokens are one (in evaluation). `teacher_mass`: the teacher's
-    probability of its top-k tokens (with `logit_kl_topk`).
+
+class Observed(NamedTuple):
+    """What is seen of the logits beside their loss, per token, [S, B]; None where it was not looked for.
+
+    Attributes:
+        kl: KL(teacher || student) at temperature 1 (in evaluation).
+        rank: how many ids the student puts before the teacher's first choice (in evaluation).
+        teacher_mass: the teacher's probability of its top-k tokens (with `logit_kl_topk`).
     """
 
-    agreement: Tensor
-    teacher_mass: Tensor
+    kl: Tensor | None = None
+    rank: Tensor | None = None
+    teacher_mass: Tensor | None = None
+
+    def sums(self, mask_SB: Tensor) -> Tensor:
+        """Sums of `OBSERVED` over unmasked tokens, [4] of float64."""
+        top1, top5 = (None, None) if self.rank is None else (self.rank < 1, self.rank < 5)
+        sums = torch.zeros(len(OBSERVED), dtype=torch.float64, device=mask_SB.device)
+        for index, values_SB in enumerate((self.kl, top1, top5, self.teacher_mass)):
+            if values_SB is not None:
+                sums[index] = (values_SB * mask_SB).sum()
+        return sums
 
 
 class LogitsDivergence(_Loss):
@@ -72,10 +88,9 @@ class LogitsDivergence(_Loss):
         """Both are outputs of a ColumnParallelLinear: ([S, B, V] sharded over V, bias)."""
         student_SBV, teacher_SBV = student[0], teacher[0]
         losses_SB, mass_SB = self._losses(student_SBV, teacher_SBV)
-        agreement_SB = torch.zeros_like(mass_SB)
+        self._observed = Observed(teacher_mass=mass_SB)
         if not torch.is_grad_enabled():
-            agreement_SB = self._agreement(student_SBV, teacher_SBV)
-        self._observed = Observed(agreement_SB, mass_SB)
+            self._observed = self._evaluated(student_SBV, teacher_SBV)._replace(teacher_mass=mass_SB)
         return losses_SB
 
     def take_observed(self) -> Observed:
@@ -84,12 +99,12 @@ class LogitsDivergence(_Loss):
         observed, self._observed = self._observed, None
         return observed
 
-    def _losses(self, student_SBV: Tensor, teacher_SBV: Tensor) -> tuple[Tensor, Tensor]:
+    def _losses(self, student_SBV: Tensor, teacher_SBV: Tensor) -> tuple[Tensor, Tensor | None]:
         if self._topk is None:
             losses_SB = vocab_parallel_divergence(
                 student_SBV, teacher_SBV, group=self._group, faults=self._faults, **self._options
             )
-            return losses_SB, torch.zeros_like(losses_SB)
+            return losses_SB, None
         return vocab_parallel_topk_divergence(
             student_SBV,
             teacher_SBV,
@@ -102,12 +117,10 @@ class LogitsDivergence(_Loss):
             faults=self._faults,
         )
 
-    def _agreement(self, student_SBV: Tensor, teacher_SBV: Tensor) -> Tensor:
-        ids = [
-            vocab_parallel_argmax(logits, group=self._group, vocab_size=self._options["vocab_size"])
-            for logits in (student_SBV, teacher_SBV)
-        ]
-        return (ids[0] == ids[1]).float()
+    def _evaluated(self, student_SBV: Tensor, teacher_SBV: Tensor) -> Observed:
+        where: dict[str, Any] = {"group": self._group, "vocab_size": self._options["vocab_size"]}
+        kl_SB = vocab_parallel_divergence(student_SBV, teacher_SBV, faults=self._faults, **where)
+        return Observed(kl_SB, vocab_parallel_choice_rank(student_SBV, teacher_SBV, **where))
 
 
 class HiddenLoss(_Loss):

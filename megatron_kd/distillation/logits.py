@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from megatron_kd.distillation.balance import Balancer, Losses
-from megatron_kd.distillation.criteria import LogitsDivergence, logits_options
+from megatron_kd.distillation.criteria import LogitsDivergence, Observed, logits_options
 from megatron_kd.losses.fused_linear import fused_linear_divergence, fused_linear_evaluation
 from megatron_kd.losses.shard import compute_dtype
 from megatron_kd.models.gpt import Headed
@@ -17,13 +17,15 @@ from megatron_kd.runtime.layout import Layout
 
 
 class LogitsResult(NamedTuple):
-    """For one micro-batch: the weighted total to differentiate, and detached sums over unmasked tokens."""
+    """For one micro-batch: the weighted total to differentiate, and detached sums over unmasked tokens.
+
+    `observed` holds those of `criteria.OBSERVED`.
+    """
 
     total: Tensor
     logits: Tensor
     lm: Tensor
-    agreement: Tensor
-    teacher_mass: Tensor
+    observed: Tensor
 
 
 class MaterialisedLogits:
@@ -42,8 +44,8 @@ class MaterialisedLogits:
         logits = (losses_SB * mask_SB).sum()
         lm = (output.float() * loss_mask_BS).sum()
         weights = self._balancer.weights(UNKNOWN)
-        seen = [(value * mask_SB).sum() for value in self._criterion.take_observed()]
-        return LogitsResult(weights.logits * logits + weights.lm * lm, logits.detach(), lm.detach(), *seen)
+        seen = self._criterion.take_observed().sums(mask_SB)
+        return LogitsResult(weights.logits * logits + weights.lm * lm, logits.detach(), lm.detach(), seen)
 
 
 # What the balancers that serve these forms are told of the micro-batch: they do not look.
@@ -112,10 +114,9 @@ class FusedLogits:
         )
         if buffer is not None and loss.total.grad_fn is not None:
             loss.total.grad_fn.register_hook(lambda *_: self._spare_gradients.append(buffer))
-        zero = torch.zeros((), device=mask_SB.device)
         with torch.no_grad():
-            lm = zero if loss.lm is None else (loss.lm * mask_SB).sum()
-            return LogitsResult(loss.total, (loss.divergence * mask_SB).sum(), lm, zero, zero)
+            lm = mask_SB.new_zeros(()) if loss.lm is None else (loss.lm * mask_SB).sum()
+            return LogitsResult(loss.total, (loss.divergence * mask_SB).sum(), lm, Observed().sums(mask_SB))
 
     def _gradient_buffer(self, weight: Tensor) -> Tensor | None:
         """Where the backward adds to a `main_grad`, and so is done with the buffer; elsewhere it is the gradient."""
@@ -134,7 +135,7 @@ class FusedLogits:
             **self._options,
             **self._sides,
         )
-        logits, lm, agreement = ((value * mask_SB).sum() for value in values)
-        weights = self._balancer.weights(UNKNOWN)
-        zero = torch.zeros_like(lm)
-        return LogitsResult(weights.logits * logits + weights.lm * lm, logits, lm, agreement, zero)
+        assert values.lm is not None, "labels were given"
+        logits, lm = (values.divergence * mask_SB).sum(), (values.lm * mask_SB).sum()
+        weights, seen = self._balancer.weights(UNKNOWN), Observed(values.kl, values.rank).sums(mask_SB)
+        return LogitsResult(weights.logits * logits + weights.lm * lm, logits, lm, seen)

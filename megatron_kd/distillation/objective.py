@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 import modelopt.torch.distill as mtd
 import torch
 from torch import Tensor
 
 from megatron_kd.distillation.balance import Balancer, Losses
-from megatron_kd.distillation.criteria import LogitsDivergence
+from megatron_kd.distillation.criteria import OBSERVED, LogitsDivergence, Observed
 from megatron_kd.distillation.logits import UNKNOWN, FusedLogits, MaterialisedLogits
 from megatron_kd.distillation.pairs import InjectedPairs
 from megatron_kd.runtime.layout import Layout
@@ -25,8 +25,7 @@ REPORTED = (
     "lm_loss_weighted",
     "logits_loss_weighted",
     "intermediate_loss_weighted",
-    "teacher_top1_agreement",
-    "teacher_topk_mass",
+    *OBSERVED,
 )
 
 LossResult = tuple[Tensor, Tensor, Tensor]  # total [], num_tokens [] int, reported sums [len(REPORTED)] float64
@@ -57,7 +56,8 @@ class LanguageModelling:
     def __call__(self, output: Tensor, loss_mask_BS: Tensor) -> LossResult:
         """See `Objective`."""
         total = (output.float() * loss_mask_BS).sum()
-        return _result(total, loss_mask_BS, Losses(total, 0.0, 0.0), Losses(1.0, 0.0, 0.0), (0.0, 0.0))
+        seen = Observed().sums(loss_mask_BS)
+        return _result(total, loss_mask_BS, Losses(total, 0.0, 0.0), Losses(1.0, 0.0, 0.0), seen)
 
     def take_stage_sums(self) -> Tensor:
         """Nothing beyond the last stage's results."""
@@ -91,8 +91,7 @@ class Distillation:
         assert self._logits is not None, "logits are on the last stage only"
         result = self._logits.result(output, loss_mask_BS)
         losses = Losses(result.lm, result.logits, 0.0)
-        seen = (result.agreement, result.teacher_mass)
-        return _result(result.total, loss_mask_BS, losses, self.balancer.weights(UNKNOWN), seen)
+        return _result(result.total, loss_mask_BS, losses, self.balancer.weights(UNKNOWN), result.observed)
 
     def take_stage_sums(self) -> Tensor:
         """The layer pairs of this stage; of one tensor-parallel rank, unless each has its part of the sequence."""
@@ -137,7 +136,7 @@ class ModelOptDistillation:
         losses = Losses((output.float() * loss_mask_BS).sum(), logits, intermediate)
         reported = losses._replace(intermediate=self._over_sequence(intermediate))
         weights = self.balancer.weights(reported)
-        seen = tuple((value * mask_SB).sum() for value in self._criterion.take_observed())
+        seen = self._criterion.take_observed().sums(mask_SB)
         return _result(sum(losses.weighted(weights)), loss_mask_BS, reported, weights, seen)
 
     def take_stage_sums(self) -> Tensor:
@@ -165,9 +164,9 @@ def _observe(balancer: Balancer, means: dict[str, float]) -> None:
     balancer.observe(Losses(means["lm_loss"], means["logits_loss"], means["intermediate_loss"]))
 
 
-def _result(total: Tensor, loss_mask_BS: Tensor, losses: Losses, weights: Losses, seen: tuple[Any, ...]) -> LossResult:
+def _result(total: Tensor, loss_mask_BS: Tensor, losses: Losses, weights: Losses, seen: Tensor) -> LossResult:
     num_tokens = loss_mask_BS.sum()
     weighted = losses.weighted(weights)
-    values = [num_tokens, sum(weighted), *losses, *weighted, *seen]
+    values = [num_tokens, sum(weighted), *losses, *weighted]
     reported = torch.stack([torch.as_tensor(v, device=total.device).detach().double() for v in values])
-    return total, num_tokens.int(), reported
+    return total, num_tokens.int(), torch.cat((reported, seen))

@@ -1,6 +1,10 @@
 """The maths of distillation: functions of tensors and a process group, which know no model and no configuration."""
 
-from megatron_kd.losses.agreement import vocab_parallel_argmax, vocab_parallel_topk_agreement
+from megatron_kd.losses.agreement import (
+    vocab_parallel_argmax,
+    vocab_parallel_choice_rank,
+    vocab_parallel_topk_agreement,
+)
 from megatron_kd.losses.cross_entropy import vocab_parallel_cross_entropy
 from megatron_kd.losses.divergence import vocab_parallel_divergence
 from megatron_kd.losses.fused_linear import (
@@ -29,6 +33,7 @@ __all__ = [
     "smooth_l1_loss",
     "topk_divergence",
     "vocab_parallel_argmax",
+    "vocab_parallel_choice_rank",
     "vocab_parallel_cross_entropy",
     "vocab_parallel_divergence",
     "vocab_parallel_topk",

@@ -1,4 +1,8 @@
-"""Which token each model would pick, and whether they agree, under vocabulary parallelism.
+"""Which token each model would pick, and where the student ranks the teacher's, under vocabulary parallelism.
+
+The models agree on a token at k if the teacher's first choice is among the student's k first: the top-k accuracy of the
+field with the teacher's choice as the label (at k = 1 the agreement of Stanton et al. 2021). Its rank says so for every
+k at once.
 
 Shapes: N tokens, V vocabulary (the logical size, also on a shard), R ranks.
 """
@@ -57,6 +61,35 @@ def vocab_parallel_argmax(
     return combine_argmax(shard.gather(local_argmax(logits_NV, shard))).view(logits.shape[:-1])
 
 
+def vocab_parallel_choice_rank(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    group: dist.ProcessGroup | None = None,
+    vocab_size: int | None = None,
+) -> Tensor:
+    """How many ids the student puts before the teacher's first choice, for each token; three collectives.
+
+    Args:
+        student_logits: [..., V/tp], this rank's shard.
+        teacher_logits: the same shape.
+        group: the tensor-parallel group that shards the vocabulary; None when this rank holds all of it.
+        vocab_size: the true vocabulary size; padded slots are never picked.
+
+    Returns:
+        [...] of int64, the same on every rank; below k where the models agree at k. Ties go to the smaller id.
+
+    Raises:
+        InputError: if the shapes differ.
+    """
+    one_shape(student_logits, teacher_logits)
+    slots = student_logits.shape[-1]
+    shard = VocabShard.of(slots, group, vocab_size)
+    student_NV = student_logits.detach().reshape(-1, slots)[:, : shard.width]
+    target_N = vocab_parallel_argmax(teacher_logits, group=group, vocab_size=vocab_size).view(-1)
+    return rank_of(student_NV, target_N, shard).view(student_logits.shape[:-1])
+
+
 def vocab_parallel_topk_agreement(
     student_logits: Tensor,
     teacher_logits: Tensor,
@@ -65,32 +98,19 @@ def vocab_parallel_topk_agreement(
     group: dist.ProcessGroup | None = None,
     vocab_size: int | None = None,
 ) -> Tensor:
-    """Whether the teacher's first choice is among the student's k first choices, for each token.
+    """Whether the teacher's first choice is among the student's k first choices, [...] of bool.
 
-    Args:
-        student_logits: [..., V/tp], this rank's shard.
-        teacher_logits: the same shape.
-        k: how many of the student's choices count; 1 is top-1 agreement.
-        group: the tensor-parallel group that shards the vocabulary; None when this rank holds all of it.
-        vocab_size: the true vocabulary size; padded slots are never picked.
-
-    Returns:
-        [...] of bool, the same on every rank. A choice counts by rank order: ties go to the smaller id.
+    Arguments as in `vocab_parallel_choice_rank`.
 
     Raises:
         InputError: if the shapes differ, or k is not positive.
     """
-    one_shape(student_logits, teacher_logits)
     if k < 1:
         raise InputError(f"k={k} must be at least 1")
-    slots = student_logits.shape[-1]
-    shard = VocabShard.of(slots, group, vocab_size)
-    student_NV = student_logits.detach().reshape(-1, slots)[:, : shard.width]
-    target_N = vocab_parallel_argmax(teacher_logits, group=group, vocab_size=vocab_size).view(-1)
-    return _rank_of(student_NV, target_N, shard).lt(k).view(student_logits.shape[:-1])
+    return vocab_parallel_choice_rank(student_logits, teacher_logits, group=group, vocab_size=vocab_size).lt(k)
 
 
-def _rank_of(logits_NV: Tensor, id_N: Tensor, shard: VocabShard) -> Tensor:
+def rank_of(logits_NV: Tensor, id_N: Tensor, shard: VocabShard) -> Tensor:
     """How many ids come before `id_N` in the order of falling logits, then rising ids, [N]; two collectives."""
     at_id_N = torch.zeros(len(logits_NV), dtype=torch.float64, device=logits_NV.device)
     if shard.width:

@@ -101,7 +101,7 @@ class _Divergence(torch.autograd.Function):
         faults: Faults | None,
     ) -> Tensor:
         dtype = compute_dtype(student_NV)
-        tile = Tile(chunk, shard.width, dtype, student_NV.device)
+        tile = Tile(chunk, shard.width, dtype)
         args = (student_NV[:, : shard.width], teacher_NV[:, : shard.width], kind, inv_temperature, shard, tile)
         two_passes = _two_pass_statistics if shard.world > 1 else _unsharded_statistics
         norms = _statistics(*args) if kind.expectation_under else two_passes(*args)
@@ -118,7 +118,7 @@ class _Divergence(torch.autograd.Function):
         out_NV = torch.empty_like(student_NV, memory_format=torch.contiguous_format)
         out_NV[:, width:] = 0
         dtype = compute_dtype(student_NV)
-        tile = Tile(ctx.chunk, width, dtype, student_NV.device)
+        tile = Tile(ctx.chunk, width, dtype)
         factor_N1 = (grad_N * (ctx.scale * ctx.inv_temperature)).to(dtype)[:, None]
         slope_N1 = norms.slope.to(dtype)[:, None]
         for rows in tiles(len(student_NV), ctx.chunk):
@@ -127,7 +127,7 @@ class _Divergence(torch.autograd.Function):
                 teacher_NV[rows, :width],
                 ctx.inv_temperature,
                 Normalisers(*(t[rows] for t in norms)),
-                ctx.kind.needs_ratio,
+                ctx.kind,
             )
             gradient_CV = ctx.kind.gradient_(probs, slope_N1[rows])
             torch.mul(gradient_CV, factor_N1[rows], out=out_NV[rows, :width])
@@ -152,7 +152,7 @@ def _two_pass_statistics(
     sums_2N = torch.empty(2, len(student_NV), dtype=torch.float64, device=student_NV.device)
     for rows in tiles(len(student_NV), tile.capacity):
         known = Normalisers(*(t[rows] for t in norms))
-        probs = tile.normalise(student_NV[rows], teacher_NV[rows], inv_temperature, known)
+        probs = tile.normalise(student_NV[rows], teacher_NV[rows], inv_temperature, known, kind)
         sums_2N[0, rows], sums_2N[1, rows] = kind.sums(probs)
     shard.sum_(sums_2N)
     return norms._replace(value=sums_2N[0], slope=sums_2N[1])
@@ -167,5 +167,5 @@ def _unsharded_statistics(
         stats_3C = tile.load(student_NV[rows], teacher_NV[rows], inv_temperature, kind)
         norms = combine(stats_3C[None], kind)
         norms_4N[0, rows], norms_4N[1, rows] = norms.student_lse, norms.teacher_lse
-        norms_4N[2, rows], norms_4N[3, rows] = kind.sums(tile.renormalise(norms))
+        norms_4N[2, rows], norms_4N[3, rows] = kind.sums(tile.renormalise(norms, kind))
     return Normalisers(*norms_4N)

@@ -43,11 +43,19 @@ class FusedLoss(NamedTuple):
 
 
 class FusedEvaluation(NamedTuple):
-    """Result of `fused_linear_evaluation`, per token: divergence, lm (None without labels), top-1 agreement (bool)."""
+    """Result of `fused_linear_evaluation`, [...] per token.
+
+    Attributes:
+        divergence: the loss.
+        lm: None without labels.
+        kl: KL(teacher || student) at temperature 1, whatever the loss is.
+        rank: how many ids the student puts before the teacher's first choice, int64; the models agree at k below k.
+    """
 
     divergence: Tensor
     lm: Tensor | None
-    agreement: Tensor
+    kl: Tensor
+    rank: Tensor
 
 
 def fused_linear_divergence(
@@ -156,15 +164,14 @@ def fused_linear_evaluation(
     student_bias: Tensor | None = None,
     **options: Any,
 ) -> FusedEvaluation:
-    """Per-token losses and top-1 agreement from the same chunks, without gradients.
+    """Per-token losses, and what evaluation asks beside them, from the same chunks, without gradients.
 
     Args:
         student_hidden, student_weight, teacher_hidden, teacher_weight, student_bias: see `fused_linear_divergence`.
         options: its other keyword arguments that do not concern the total or gradients: `labels`, `kind`, ...
 
     Returns:
-        `FusedEvaluation`. The models agree on a token if their first choices among the shared ids are one id; among
-        equal logits the smallest id is chosen, whatever the sharding.
+        `FusedEvaluation`. KL and rank are over the shared ids; equal logits rank by id, whatever the sharding.
 
     Raises:
         InputError, NumericalFault: as `fused_linear_divergence`.
@@ -173,10 +180,11 @@ def fused_linear_evaluation(
         plan = make_plan(student_hidden, student_weight, teacher_hidden, teacher_weight, **options)
         whole = student_hidden if plan.gather is None else gather_sequence(student_hidden, plan.gather)
         head = Head(student_weight, student_bias, plan.terms.student.width)
-        out = plan.run(whole.reshape(-1, whole.shape[-1]), head, None, agreement=True)
+        out = plan.run(whole.reshape(-1, whole.shape[-1]), head, None, with_metrics=True)
         leading, dtype = whole.shape[:-1], compute_dtype(whole)
         lm = None if plan.inputs.labels is None else out.lm.to(dtype).view(leading)
-        return FusedEvaluation(out.divergence.to(dtype).view(leading), lm, out.agreement.bool().view(leading))
+        divergence, kl = (values.to(dtype).view(leading) for values in (out.divergence, out.kl))
+        return FusedEvaluation(divergence, lm, kl, out.rank.long().view(leading))
 
 
 def _leading_shape(hidden: Tensor, plan: Plan) -> torch.Size:

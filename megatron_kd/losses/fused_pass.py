@@ -59,18 +59,16 @@ class Plan:
     faults: Faults | None = None
 
     def run(
-        self, hidden_NH: Tensor, student: Head, gradients: HeadGradients | None, agreement: bool = False
+        self, hidden_NH: Tensor, student: Head, gradients: HeadGradients | None, with_metrics: bool = False
     ) -> TokenOutputs:
-        """Per-token losses of whole hidden states, checked; fills `gradients`, if any are wanted.
+        """Per-token losses of whole hidden states, checked; fills `gradients`, and computes `fused_metrics`, if wanted.
 
         Raises:
             NumericalFault: logits that are not finite, on any rank.
             InputError: a label that is no id.
         """
         device, width = hidden_NH.device, self.terms.shared.width
-        dtype = compute_dtype(hidden_NH)
-        tile = min(self.chunk, default_chunk_tokens(self.terms.shared.widest, device))
-        losses = TileLosses(self.terms, self.inputs, tile, dtype, agreement)
+        out = TokenOutputs(len(hidden_NH), device)
         student_CV = torch.empty(self.chunk, student.width, dtype=student.dtype, device=device)
         teacher_CV = torch.empty(self.chunk, width, dtype=self.teacher.dtype, device=device)
         for rows in tiles(len(hidden_NH), self.chunk):
@@ -78,13 +76,28 @@ class Plan:
             hidden_CH = hidden_NH[rows].to(student.dtype)
             student.logits_(hidden_CH, student_CV[:count])
             self.teacher.logits_(self.teacher_hidden[rows].to(self.teacher.dtype), teacher_CV[:count])
-            for part in tiles(count, tile):
-                tokens = slice(rows.start + part.start, rows.start + part.stop)
-                losses.run(student_CV[part], teacher_CV[part], tokens, gradients is not None)
+            self._chunk_losses(out, student_CV[:count], teacher_CV[:count], rows, gradients is not None, with_metrics)
             if gradients is not None:
                 gradients.add_(student, student_CV[:count], hidden_CH, rows)
-        self._check(losses.outputs)
-        return losses.outputs
+        self._check(out)
+        return out
+
+    def _chunk_losses(
+        self,
+        out: TokenOutputs,
+        student_CV: Tensor,
+        teacher_CV: Tensor,
+        rows: slice,
+        with_gradient: bool,
+        with_metrics: bool,
+    ) -> None:
+        """Losses of a chunk, which holds the tokens `rows`, a tile at a time; see `TileLosses.run`."""
+        tile = min(self.chunk, default_chunk_tokens(self.terms.shared.widest, student_CV.device))
+        dtype = compute_dtype(student_CV)
+        losses = TileLosses(self.terms, self.inputs, out, tile, dtype, with_metrics)
+        for part in tiles(len(student_CV), tile):
+            tokens = slice(rows.start + part.start, rows.start + part.stop)
+            losses.run(student_CV[part], teacher_CV[part], tokens, with_gradient)
 
     def _check(self, out: TokenOutputs) -> None:
         conditions = finite_divergence(out.student_lse, out.teacher_lse, out.divergence)

@@ -1,7 +1,7 @@
 """Losses of one tile of logits that exists only for a moment, and their gradient written over the student's logits.
 
-Divergence, language-model loss and top-1 agreement read the same logits; their row statistics travel in one
-collective a tile (two for kinds that are not a KL).
+Divergence and language-model loss read the same logits; their row statistics travel in one collective a tile (two for
+kinds that are not a KL). `fused_metrics` reads them too, in evaluation.
 
 Shapes: N tokens, C tokens of a tile, V vocabulary (the logical size, also on a shard), R ranks, K statistics.
 """
@@ -14,8 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_kd.losses.agreement import combine_argmax, local_argmax
 from megatron_kd.losses.cross_entropy import exponentials_, picked_statistics, subtract_at_labels_
+from megatron_kd.losses.fused_metrics import TileMetrics
 from megatron_kd.losses.kinds import Kind, Probabilities
 from megatron_kd.losses.shard import VocabShard
 from megatron_kd.losses.tiles import Normalisers, Tile, combine
@@ -61,28 +61,42 @@ class TokenInputs(NamedTuple):
 
 
 class TokenOutputs:
-    """Per-token results, float64 [N]; what is not asked for stays zero. `holders` counts shards that hold the label."""
+    """Per-token results, float64 [N]; what is not asked for stays zero.
+
+    `holders` counts shards that hold the label; `kl` and `rank` are those of `fused_metrics`.
+    """
 
     def __init__(self, tokens: int, device: torch.device):
-        rows = torch.zeros(7, tokens, dtype=torch.float64, device=device)
-        self.divergence, self.student_lse, self.teacher_lse, self.lm, self.lm_lse, self.holders, self.agreement = rows
+        rows = torch.zeros(8, tokens, dtype=torch.float64, device=device)
+        self.divergence, self.student_lse, self.teacher_lse, self.lm, self.lm_lse, self.holders = rows[:6]
+        self.kl, self.rank = rows[6:]
 
 
 class TileLosses:
-    """Computes tiles of up to `tokens` tokens in buffers of its own, and collects their per-token results."""
+    """Computes tiles of up to `tokens` tokens, and writes their per-token results to `outputs`.
 
-    def __init__(self, terms: Terms, inputs: TokenInputs, tokens: int, dtype: torch.dtype, agreement: bool = False):
-        self.terms, self.inputs, self.capacity = terms, inputs, tokens
-        device = inputs.kd_factor.device
-        self.outputs = TokenOutputs(len(inputs.kd_factor), device)
-        self._agreement = agreement
-        self._tile = Tile(tokens, terms.shared.width, dtype, device)
+    It works in buffers of its own and on the logits themselves. It is made for one chunk: its buffers are then not held
+    beside those of the matrix products.
+    """
+
+    def __init__(
+        self,
+        terms: Terms,
+        inputs: TokenInputs,
+        outputs: TokenOutputs,
+        tokens: int,
+        dtype: torch.dtype,
+        with_metrics: bool = False,
+    ):
+        self.terms, self.inputs, self.outputs = terms, inputs, outputs
+        self._metrics = TileMetrics(terms.shared, tokens, dtype) if with_metrics else None
+        self._tile = Tile(tokens, terms.shared.width, dtype, overwrite=True)
         self._lm = torch.empty(
-            tokens, terms.student.width if inputs.labels is not None else 0, dtype=dtype, device=device
+            tokens, terms.student.width if inputs.labels is not None else 0, dtype=dtype, device=inputs.kd_factor.device
         )
 
     def run(self, student_CV: Tensor, teacher_CV: Tensor, rows: slice, with_gradient: bool) -> None:
-        """Fill the outputs of `rows`; with a gradient, overwrite the student's logits with that of the total.
+        """Fill the outputs of `rows`, and overwrite both logits: with a gradient, the student's with that of the total.
 
         Args:
             student_CV: [C, student.width] logits.
@@ -92,28 +106,26 @@ class TileLosses:
         """
         terms, out = self.terms, self.outputs
         shared_CV = student_CV[:, : terms.shared.width]
-        stats = [self._tile.load(shared_CV, teacher_CV, terms.inv_temperature, terms.kind)]
-        labels = self.inputs.labels
+        if self._metrics is not None:  # before the logits are overwritten
+            out.kl[rows], out.rank[rows] = self._metrics.of(shared_CV, teacher_CV)
+        stats, labels = [], self.inputs.labels
         if labels is not None:
             stats.append(self._label_statistics(student_CV, labels.ids[rows]))
-        if self._agreement:
-            stats += [local_argmax(shared_CV, terms.shared), local_argmax(teacher_CV, terms.shared)]
+        stats.insert(0, self._tile.load(shared_CV, teacher_CV, terms.inv_temperature, terms.kind))  # overwrites
         stats_RKC = terms.shared.gather(torch.cat(stats) if len(stats) > 1 else stats[0])
         norms, probs = self._finish_divergence(combine(stats_RKC[:, :3], terms.kind), with_gradient)
         out.divergence[rows] = norms.value * terms.temperature_factor
         out.student_lse[rows], out.teacher_lse[rows] = norms.student_lse, norms.teacher_lse
         if labels is not None:
             self._finish_lm(stats_RKC[:, 3:6], norms, labels.keep[rows], rows)
-        if self._agreement:
-            out.agreement[rows] = combine_argmax(stats_RKC[:, -4:-2]) == combine_argmax(stats_RKC[:, -2:])
         if probs is not None:
             self._write_gradient(student_CV, probs, norms, rows)
 
     def _finish_divergence(self, norms: Normalisers, with_gradient: bool) -> tuple[Normalisers, Probabilities | None]:
         kind = self.terms.kind
         if kind.expectation_under is not None:
-            return norms, self._tile.renormalise(norms, kind.needs_ratio) if with_gradient else None
-        probs = self._tile.renormalise(norms)
+            return norms, self._tile.renormalise(norms, kind) if with_gradient else None
+        probs = self._tile.renormalise(norms, kind)
         value_C, slope_C = self.terms.shared.sum_(torch.stack(kind.sums(probs)).double())
         return norms._replace(value=value_C, slope=slope_C), probs if with_gradient else None
 
@@ -144,8 +156,8 @@ class TileLosses:
             torch.mul(kd_CV, kd_factor_C1.to(dtype), out=student_CV[:, :width])
             student_CV[:, width:] = 0
         else:
-            lm_CV[:, :width].addcmul_(kd_CV, kd_factor_C1.to(dtype))
-            student_CV.copy_(lm_CV)
+            torch.addcmul(lm_CV[:, :width], kd_CV, kd_factor_C1.to(dtype), out=student_CV[:, :width])
+            student_CV[:, width:] = lm_CV[:, width:]
 
     def _lm_gradient(self, probs: Probabilities, labels: Labels, rows: slice) -> Tensor:
         """lm_factor * (softmax - onehot(label)), [C, V] in the LM buffer."""

@@ -30,15 +30,21 @@ KINDS: tuple[DivergenceKind, ...] = (
 
 
 class Probabilities(NamedTuple):
-    """What a kind reads: q_CV of the student, p_CV of the teacher, ratio_CV = log p - log q (None if not asked for)."""
+    """What a kind reads, [C, V] each: q of the student; `teacher` and `ratio`, None if not asked for."""
 
     q: Tensor
-    p: Tensor
+    teacher: Tensor | None
     ratio: Tensor | None
 
     @property
+    def p(self) -> Tensor:
+        """The teacher's probabilities, for kinds that asked for them."""
+        assert self.teacher is not None, "a kind that reads the teacher's probabilities must set needs_teacher"
+        return self.teacher
+
+    @property
     def r(self) -> Tensor:
-        """The log ratio, for kinds that asked for it."""
+        """The log ratio log p - log q, for kinds that asked for it."""
         assert self.ratio is not None, "a kind that reads the log ratio must set needs_ratio"
         return self.ratio
 
@@ -48,13 +54,17 @@ class Kind:
 
     expectation_under: Literal["teacher", "student", None] = None
     """Set by the KLs: D is then an expectation of a logit difference plus a difference of normalisers, and shards
-    combine without knowing the normalisers first. That saves a collective and a pass."""
+    combine without knowing the normalisers first. That saves a collective and a pass. The expectation is formed over
+    what the gradient does not read: `needs_ratio` is False under the teacher, `needs_teacher` under the student."""
+
+    needs_teacher: bool = True
+    """Whether `gradient_` reads the teacher's probabilities."""
 
     needs_ratio: bool = True
     """Whether `gradient_` reads the log ratio."""
 
     def sums(self, probs: Probabilities) -> tuple[Tensor, Tensor]:
-        """This shard's part of the value D and of the slope A, each [C]."""
+        """This shard's part of the value D and of the slope A, each [C]; not asked of the KLs."""
         raise NotImplementedError
 
     def gradient_(self, probs: Probabilities, slope_C1: Tensor) -> Tensor:
@@ -68,9 +78,6 @@ class ForwardKL(Kind):
     expectation_under = "teacher"
     needs_ratio = False
 
-    def sums(self, probs: Probabilities) -> tuple[Tensor, Tensor]:
-        return (probs.p * probs.r).sum(-1), -probs.p.sum(-1)
-
     def gradient_(self, probs: Probabilities, slope_C1: Tensor) -> Tensor:
         return probs.q.sub_(probs.p)  # A = -1 exactly
 
@@ -79,10 +86,7 @@ class ReverseKL(Kind):
     """KL(Q || P) = sum q log(q / p). The slope is stored as D itself (A = D + 1 and a = q (1 - r))."""
 
     expectation_under = "student"
-
-    def sums(self, probs: Probabilities) -> tuple[Tensor, Tensor]:
-        value_C = -(probs.q * probs.r).sum(-1)
-        return value_C, value_C.clone()
+    needs_teacher = False
 
     def gradient_(self, probs: Probabilities, slope_C1: Tensor) -> Tensor:
         return probs.q.mul_(probs.r.add_(slope_C1).neg_())

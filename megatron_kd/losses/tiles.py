@@ -1,4 +1,4 @@
-"""A tile: a few tokens of both models' logits, worked on in preallocated buffers that fit the cache.
+"""A tile: a few tokens of both models' logits, worked on in buffers that fit the cache, or in place.
 
 Life of a tile: `load` scales the logits by 1 / T and exponentiates them against this shard's row maximum, which gives
 the row statistics; once the statistics of all shards are known, `renormalise` turns the exponentials into
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from megatron_kd.losses.kinds import Kind, Probabilities
 
-_CPU_TILE_BYTES = 4 << 20  # of one buffer, four are in use: smaller ones pay for more thread barriers than cache saves
+_CPU_TILE_BYTES = 4 << 20  # of one buffer, three are in use: smaller ones pay for more thread barriers than cache saves
 _GPU_TILE_BYTES = 1 << 27  # enough elements to fill the device, few enough launches
 
 
@@ -41,79 +41,90 @@ def tiles(tokens: int, chunk: int) -> list[slice]:
 
 
 class Tile:
-    """Buffers for tiles of up to `tokens` x `width` logits of both models.
+    """Tiles of up to `tokens` x `width` logits of both models, in at most three buffers, each made when it is needed.
 
-    The row statistics are float64: they are a few numbers a token, and the differences of log-sum-exps that make a
-    divergence cancel.
+    The student's buffer holds logits, then q; the teacher's logits, then the log ratio; the third holds p. The row
+    statistics are float64: they are a few numbers a token, and the differences of log-sum-exps that make a divergence
+    cancel.
+
+    Args:
+        tokens, width: the largest tile.
+        dtype: that of the arithmetic.
+        overwrite: whether logits that have that dtype may be worked on in place, and need no buffer.
     """
 
-    def __init__(self, tokens: int, width: int, dtype: torch.dtype, device: torch.device):
-        self._logs = torch.empty(2, tokens, width, dtype=dtype, device=device)
-        self._probs = torch.empty(2, tokens, width, dtype=dtype, device=device)
-        self.capacity, self.width = tokens, width
-        self.tokens = 0
+    def __init__(self, tokens: int, width: int, dtype: torch.dtype, overwrite: bool = False):
+        self.capacity, self.width, self._dtype, self._overwrite = tokens, width, dtype, overwrite
+        self._buffers: dict[str, Tensor] = {}
 
     def load(self, student_CV: Tensor, teacher_CV: Tensor, inv_temperature: float, kind: Kind) -> Tensor:
         """Load logits, and return this shard's statistics, [3, C]: two log-sum-exps, E[log p - log q] (0 if unused)."""
-        self.tokens = student_CV.shape[0]
-        stats_3C = torch.zeros(3, self.tokens, dtype=torch.float64, device=student_CV.device)
+        stats_3C = torch.zeros(3, student_CV.shape[0], dtype=torch.float64, device=student_CV.device)
+        q, r = self._working("student", student_CV), self._working("teacher", teacher_CV)
+        p = self._buffer("p", student_CV)
+        self._loaded = q, p, r
         if self.width == 0:
             stats_3C[:2] = -torch.inf
             self._max_2C = torch.zeros_like(stats_3C[:2])
             return stats_3C
-        log_q, log_p, q, p = self._views()
-        max_q_C = _exponentials(student_CV, inv_temperature, log_q, q)
-        max_p_C = _exponentials(teacher_CV, inv_temperature, log_p, p)
+        max_q_C, max_p_C = _shifted(student_CV, inv_temperature, q), _shifted(teacher_CV, inv_temperature, r)
         self._max_2C = torch.stack((max_q_C, max_p_C))
-        sums_2C = torch.stack((q.sum(-1), p.sum(-1))).double()
+        sum_p_C = torch.exp(r, out=p).sum(-1)
+        r.sub_(q)
+        if kind.expectation_under == "teacher":
+            moment_C = r.mul_(p).sum(-1)
+        sum_q_C = q.exp_().sum(-1)
+        if kind.expectation_under == "student":
+            moment_C = torch.mul(r, q, out=p).sum(-1)
+        sums_2C = torch.stack((sum_q_C, sum_p_C)).double()
         torch.add(self._max_2C, sums_2C.log(), out=stats_3C[:2])
-        ratio_CV = log_p.sub_(log_q)
         if kind.expectation_under is not None:
             side = 1 if kind.expectation_under == "teacher" else 0
-            moment_C = torch.mul(ratio_CV, (q, p)[side], out=log_q).sum(-1) / sums_2C[side]
-            stats_3C[2] = moment_C + (max_p_C - max_q_C)
+            stats_3C[2] = moment_C / sums_2C[side] + (max_p_C - max_q_C)
         return stats_3C
 
-    def renormalise(self, norms: Normalisers, with_ratio: bool = True) -> Probabilities:
-        """Both models' probabilities of the tile loaded last, without another exponential an element."""
-        _, log_p, q, p = self._views()
-        dtype = q.dtype
+    def renormalise(self, norms: Normalisers, kind: Kind) -> Probabilities:
+        """What `kind` reads of the tile loaded last, without another exponential an element."""
+        q, p, r = self._loaded
         shift_2C = self._max_2C - torch.stack((norms.student_lse, norms.teacher_lse))
-        factor_2C1 = shift_2C.exp().to(dtype)[..., None]
+        factor_2C1 = shift_2C.exp().to(self._dtype)[..., None]
         q.mul_(factor_2C1[0])
-        p.mul_(factor_2C1[1])
-        return Probabilities(q, p, log_p.add_((shift_2C[1] - shift_2C[0]).to(dtype)[:, None]) if with_ratio else None)
+        return Probabilities(
+            q,
+            p.mul_(factor_2C1[1]) if kind.needs_teacher else None,
+            r.add_((shift_2C[1] - shift_2C[0]).to(self._dtype)[:, None]) if kind.needs_ratio else None,
+        )
 
     def normalise(
-        self,
-        student_CV: Tensor,
-        teacher_CV: Tensor,
-        inv_temperature: float,
-        norms: Normalisers,
-        with_ratio: bool = True,
+        self, student_CV: Tensor, teacher_CV: Tensor, inv_temperature: float, norms: Normalisers, kind: Kind
     ) -> Probabilities:
-        """Both models' probabilities of a tile whose normalisers are known."""
-        self.tokens = student_CV.shape[0]
-        log_q, log_p, q, p = self._views()
-        _normalised(student_CV, inv_temperature, norms.student_lse, log_q)
-        _normalised(teacher_CV, inv_temperature, norms.teacher_lse, log_p)
-        if not with_ratio:
-            return Probabilities(log_q.exp_(), log_p.exp_(), None)
-        torch.exp(log_q, out=q)
-        torch.exp(log_p, out=p)
-        return Probabilities(q, p, log_p.sub_(log_q))
+        """What `kind` reads of a tile whose normalisers are known."""
+        q, r = self._working("student", student_CV), self._working("teacher", teacher_CV)
+        _normalised(student_CV, inv_temperature, norms.student_lse, q)
+        _normalised(teacher_CV, inv_temperature, norms.teacher_lse, r)
+        if not kind.needs_ratio:
+            return Probabilities(q.exp_(), r.exp_(), None)
+        p = torch.exp(r, out=self._buffer("p", student_CV)) if kind.needs_teacher else None
+        r.sub_(q)
+        return Probabilities(q.exp_(), p, r)
 
-    def _views(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        logs, probs = self._logs[:, : self.tokens], self._probs[:, : self.tokens]
-        return logs[0], logs[1], probs[0], probs[1]
+    def _working(self, name: str, logits_CV: Tensor) -> Tensor:
+        """Where logits are worked on: themselves or a buffer."""
+        if self._overwrite and logits_CV.dtype == self._dtype:
+            return logits_CV
+        return self._buffer(name, logits_CV)
+
+    def _buffer(self, name: str, like_CV: Tensor) -> Tensor:
+        if name not in self._buffers:
+            self._buffers[name] = like_CV.new_empty(self.capacity, self.width, dtype=self._dtype)
+        return self._buffers[name][: like_CV.shape[0]]
 
 
-def _exponentials(logits_CV: Tensor, inv_temperature: float, shifted_CV: Tensor, exp_CV: Tensor) -> Tensor:
-    """Write logits / T - max and its exponential; return the row maxima of logits / T, float64 [C]."""
-    source_CV = logits_CV if logits_CV.dtype == shifted_CV.dtype else shifted_CV.copy_(logits_CV)
+def _shifted(logits_CV: Tensor, inv_temperature: float, out_CV: Tensor) -> Tensor:
+    """Write logits / T - max, which may be in place; return the row maxima of logits / T, float64 [C]."""
+    source_CV = logits_CV if logits_CV.dtype == out_CV.dtype else out_CV.copy_(logits_CV)
     max_C1 = source_CV.amax(-1, keepdim=True).mul_(inv_temperature)
-    torch.add(-max_C1, source_CV, alpha=inv_temperature, out=shifted_CV)
-    torch.exp(shifted_CV, out=exp_CV)
+    torch.add(-max_C1, source_CV, alpha=inv_temperature, out=out_CV)
     return max_C1.squeeze(-1).double()
 
 

@@ -1,7 +1,7 @@
 """Bytes that the losses need on a rank of the last stage, and those of layer pairs on any stage.
 
-The sizes of chunks and tiles are those of `losses/fused_pass.py` and `losses/tiles.py`, which import torch and are
-therefore repeated here; a test compares them.
+The sizes of chunks, tiles and blocks are those of `losses/fused_pass.py`, `tiles.py` and `fused_heads.py`, which import
+torch and are therefore repeated here; a test compares them.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from megatron_kd.planning.setup import Setup
 # By device: bytes and most tokens of a chunk of float32 logits, and bytes of a tile.
 CHUNK = {"cpu": (32 << 20, 256), "cuda": (1 << 29, 4096)}
 TILE = {"cpu": 4 << 20, "cuda": 1 << 27}
-_BLOCK = 8 << 20  # of a low-precision head that is cast on a CPU
+BLOCK = 2 << 20  # bytes of a block of a low-precision head that is cast on a CPU
+# Tensors of a tile that a divergence makes for a moment; three where it is not among these.
+_TEMPORARIES = {"forward_kl": 0, "reverse_kl": 0, "total_variation": 2}
 _TOKEN_STATISTICS = 120  # bytes a token of float64 sums, factors and labels
 
 
@@ -79,31 +81,44 @@ def _fused(plan: Setup, work: Work) -> LossMemory:
 
 
 def _chunks(plan: Setup, work: Work, width: int) -> int:
-    """Logits of a chunk of both models, the buffers of a tile, and what low precision adds."""
+    """Logits of a chunk of both models, and what is larger: the buffers of a tile, or those of the matrix products."""
     device, tokens = work.device, work.tokens
     chunk_bytes, most = CHUNK[device]
     chunk = max(1, min(most, chunk_bytes // (4 * width), tokens))
     tile = min(chunk, max(1, TILE[device] // (4 * width)))
-    hidden, teacher = plan.model.hidden_size, plan.teacher.hidden_size
     on_cpu = device == "cpu"
-    logits = chunk * width * (8 if on_cpu else work.itemsize + plan.teacher_itemsize)
-    tiles = 4 * tile * width * (4 if plan.model.kd_config.skip_lm_loss else 5)
-    casts = 0
+    item = 4 if on_cpu else work.itemsize
+    logits = chunk * width * (item + (4 if on_cpu else plan.teacher_itemsize))
+    # Exponentials, the LM loss's logits, a copy of logits that are not float32 themselves, and temporaries.
+    copies = 0 if on_cpu else (work.itemsize < 4) + (plan.teacher_itemsize < 4)
+    kd = plan.model.kd_config
+    buffers = 4 * tile * width * ((1 if kd.skip_lm_loss else 2) + copies + _temporaries(kd))
+    # The student's hidden states of the chunk.
+    cast = 4 * chunk * plan.model.hidden_size if on_cpu and work.itemsize < 4 else 0
+    return logits + cast + max(buffers, _products(plan, work, width, chunk))
+
+
+def _temporaries(kd: ModelOptDistillConfig) -> int:
+    return _TEMPORARIES.get(kd.logits_loss_kind, 3)
+
+
+def _products(plan: Setup, work: Work, width: int, chunk: int) -> int:
+    """What low precision needs beside logits: on a CPU to cast the heads, on a GPU to add up the head's gradient."""
+    hidden, teacher = plan.model.hidden_size, plan.teacher.hidden_size
+    if work.device != "cpu":
+        return width * hidden * work.itemsize if work.itemsize < 4 else 0
+    needs = [0]
     for size, itemsize in ((hidden, work.itemsize), (teacher, plan.teacher_itemsize)):
-        if on_cpu and itemsize < 4:
-            casts += min(_BLOCK, 4 * width * size) + 4 * chunk * size
-    if on_cpu and work.itemsize < 4:
-        casts += 4 * chunk * hidden  # the hidden states' gradient before it is rounded
-    if not on_cpu and work.itemsize < 4:
-        casts += width * hidden * work.itemsize  # a chunk's product before it is added in float32
-    return logits + tiles + casts
+        if itemsize < 4:  # a block of the head, and the hidden states of the chunk or their gradient
+            needs.append(min(BLOCK, 4 * width * size) + 4 * chunk * size)
+    return max(needs)
 
 
 def _materialised(plan: Setup, work: Work) -> LossMemory:
     """Both models' logits, and in the backward the gradient of the student's, or one for each loss in training."""
     width, kd = plan.padded_vocab_size // work.tp, plan.model.kd_config
     student, teacher = work.whole(width), work.tokens * width * plan.teacher_itemsize
-    working = 4 * max(TILE[work.device], 4 * width) + _TOKEN_STATISTICS * work.tokens
+    working = (3 + _temporaries(kd)) * max(TILE[work.device], 4 * width) + _TOKEN_STATISTICS * work.tokens
     held = student if kd.logit_kl_topk else student + teacher  # the teacher's top k have been picked by then
     gradients = student * (1 if kd.skip_lm_loss else 2)
     return LossMemory(student + teacher + working, held + gradients + working, kept=0)

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import torch
 
 from megatron_kd.distillation.objective import REPORTED
-from megatron_kd.training.run import Run
+from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.training.run import ForwardRun
 from megatron_kd.training.step import Batch, forward_backward, means_of
 
 
 @torch.no_grad()
-def evaluate(run: Run, micro_batches: Iterator[Batch]) -> dict[str, float]:
+def evaluate(run: ForwardRun, micro_batches: Iterator[Batch]) -> dict[str, float]:
     """Mean losses over `validation.eval_iters` global batches, equal on every rank.
 
     Args:
@@ -34,3 +35,16 @@ def evaluate(run: Run, micro_batches: Iterator[Batch]) -> dict[str, float]:
         chunk.train()
     means, tokens = means_of({name: sum(batch[name] for batch in batches) for name in REPORTED})
     return {**means, "perplexity": math.exp(min(means["lm_loss"], 700.0)), "tokens": tokens}
+
+
+def measured(run: ForwardRun, values: dict[str, float], *, training: bool) -> dict[str, float]:
+    """`values` without those that this run does not measure, which are 0 by construction."""
+    absent: tuple[str, ...] = ("teacher_kl", "teacher_top1_agreement", "teacher_top5_agreement") if training else ()
+    if not isinstance(run.cfg.model, GPTDistillationProvider):
+        absent = ("logits_loss", "intermediate_loss", "teacher_")
+    else:
+        kd = run.cfg.model.kd_config
+        absent += ("lm_loss",) if training and kd.skip_lm_loss else ()
+        absent += () if kd.logit_kl_topk else ("teacher_topk_mass",)
+        absent += () if kd.intermediate_layer_pairs else ("intermediate_loss",)
+    return {name: value for name, value in values.items() if not name.startswith(absent)}

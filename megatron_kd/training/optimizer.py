@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -11,6 +11,7 @@ from megatron.core.optimizer import ChainedOptimizer, get_megatron_optimizer
 from megatron.core.optimizer import OptimizerConfig as MegatronOptimizerConfig
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from megatron.core.transformer.module import Float16Module
+from torch import nn
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
@@ -19,20 +20,26 @@ from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.watch import Doing
 
 
-def wrap_for_training(
-    students: list[DistillableGPTModel], cfg: ConfigContainer, layout: Layout, doing: Doing
-) -> list[DistributedDataParallel]:
-    """Wrap this rank's chunks of the student in their precision and in data parallelism.
+def in_precision(student: DistillableGPTModel) -> nn.Module:
+    """The student as its inputs and outputs need it for the precision it has. A teacher must be hidden from it."""
+    config = student.config
+    return Float16Module(config, student) if config.bf16 or config.fp16 else student
 
-    A teacher must be hidden from both. `doing` is told when a step comes to reducing its gradients.
+
+def wrap_for_training(
+    modules: Sequence[nn.Module], cfg: ConfigContainer, layout: Layout, doing: Doing
+) -> list[DistributedDataParallel]:
+    """Wrap this rank's chunks of the student, in their precision, in data parallelism.
+
+    A teacher must be hidden from it. `doing` is told when a step comes to reducing its gradients.
     """
 
     def reduce_gradients(*args: Any, **kwargs: Any) -> None:
         doing.enter("reducing gradients")
         finalize_model_grads(*args, **kwargs)
 
-    chunks = [_wrap(student, cfg, layout, first=index == 0) for index, student in enumerate(students)]
-    for config in (student.config for student in students):
+    chunks = [_wrap(module, cfg, layout, first=index == 0) for index, module in enumerate(modules)]
+    for config in (chunk.config for chunk in chunks):
         config.finalize_model_grads_func = reduce_gradients
         if cfg.ddp.overlap_grad_reduce:
             config.no_sync_func = _one_or_list([chunk.no_sync for chunk in chunks])
@@ -41,11 +48,7 @@ def wrap_for_training(
     return chunks
 
 
-def _wrap(
-    student: DistillableGPTModel, cfg: ConfigContainer, layout: Layout, *, first: bool
-) -> DistributedDataParallel:
-    config = student.config
-    module = Float16Module(config, student) if config.bf16 or config.fp16 else student
+def _wrap(module: Any, cfg: ConfigContainer, layout: Layout, *, first: bool) -> DistributedDataParallel:
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=cfg.ddp.use_distributed_optimizer,
         grad_reduce_in_fp32=cfg.ddp.grad_reduce_in_fp32,
@@ -54,7 +57,9 @@ def _wrap(
         bucket_size=cfg.ddp.bucket_size if cfg.ddp.overlap_grad_reduce else None,
     )
     # Only the first chunk's backward comes last, with nothing to hide one large bucket behind.
-    return DistributedDataParallel(config, ddp_config, module, disable_bucketing=not first, pg_collection=layout.groups)
+    return DistributedDataParallel(
+        module.config, ddp_config, module, disable_bucketing=not first, pg_collection=layout.groups
+    )
 
 
 def _one_or_list(functions: list[Callable[..., Any]]) -> Any:

@@ -2,17 +2,52 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
+from dataclasses import replace
 from pathlib import Path
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.problems import problems
+from megatron_kd.config.derived import shared_vocab_size
+from megatron_kd.config.problems import problems, tokenizer_problems
 from megatron_kd.config.settled import settled, with_tokens_at
+from megatron_kd.data.chat_datasets import training_rows
 from megatron_kd.data.datasets import training_tokens
+from megatron_kd.data.shared_ids import teacher_tokenizer_problems
 from megatron_kd.data.text import tokenised
-from megatron_kd.data.tokenizer import Tokenizer
+from megatron_kd.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_kd.errors import ConfigError
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.rank0 import on_rank_0
+from megatron_kd.runtime.start import running_ranks
+
+
+def checked_tokenizer(cfg: ConfigContainer) -> Tokenizer:
+    """The run's tokenizer, of which the models are known to have all ids.
+
+    Raises:
+        InputError: it cannot be loaded.
+        ConfigError: problems that show once the tokenizers are read.
+    """
+    settings = cfg.tokenizer
+    if cfg.dataset.mock and settings.tokenizer_model is None:
+        settings = replace(settings, tokenizer_type="null", vocab_size=settings.vocab_size or shared_vocab_size(cfg))
+    tokenizer = load_tokenizer(settings)
+    if wrong := [*tokenizer_problems(cfg, tokenizer.vocab_size), *teacher_tokenizer_problems(cfg, tokenizer)]:
+        raise ConfigError(wrong)
+    return tokenizer
+
+
+def ranks_of(cfg: ConfigContainer) -> AbstractContextManager[Layout]:
+    """This rank of the run, up and in its layout inside the context."""
+    return running_ranks(
+        tensor_model_parallel_size=cfg.model.tensor_model_parallel_size,
+        pipeline_model_parallel_size=cfg.model.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=cfg.model.virtual_pipeline_model_parallel_size,
+        seed=cfg.rng.seed,
+        backend=cfg.dist.distributed_backend,
+        timeout_s=cfg.dist.startup_timeout_s,
+        num_threads=cfg.dist.num_threads,
+    )
 
 
 def prepare(cfg: ConfigContainer, layout: Layout, tokenizer: Tokenizer) -> ConfigContainer:
@@ -22,12 +57,22 @@ def prepare(cfg: ConfigContainer, layout: Layout, tokenizer: Tokenizer) -> Confi
         InputError: text that cannot be tokenised.
         ConfigError: epochs that do not fill one batch, or a schedule that does not fit into what they come to.
     """
-    text, given = cfg.dataset.text_path, cfg
-    if text is not None:
-        folder = Path(cfg.logger.run_dir) / "data"
-        cfg = with_tokens_at(cfg, on_rank_0(lambda: tokenised(text, folder, tokenizer)))
-    data = cfg.dataset
-    cfg = settled(cfg, layout.world_size, lambda: training_tokens(data))
+    given, cfg = cfg, with_text_tokenised(cfg, tokenizer)
+    data, seq_length = cfg.dataset, cfg.model.seq_length
+    count = (lambda: training_rows(data, seq_length)) if data.chat else (lambda: training_tokens(data))
+    cfg = settled(cfg, layout.world_size, count)
     if cfg is not given and (wrong := problems(cfg, layout.world_size)):
         raise ConfigError(wrong)
     return cfg
+
+
+def with_text_tokenised(cfg: ConfigContainer, tokenizer: Tokenizer) -> ConfigContainer:
+    """`cfg` with its text, if it has any, as tokens in the run's folder. All ranks must call this.
+
+    Raises:
+        InputError: text that cannot be tokenised.
+    """
+    text, folder = cfg.dataset.text_path, Path(cfg.logger.run_dir) / "data"
+    if text is None:
+        return cfg
+    return with_tokens_at(cfg, on_rank_0(lambda: tokenised(text, folder, tokenizer, chat=cfg.dataset.chat)))

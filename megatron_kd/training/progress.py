@@ -8,7 +8,16 @@ from collections.abc import Mapping
 from types import TracebackType
 from typing import Any
 
-_SHOWN = ("loss", "logits_loss", "intermediate_loss", "lm_loss", "teacher_top1_agreement", "perplexity")
+_SHOWN = (
+    "loss",
+    "logits_loss",
+    "intermediate_loss",
+    "lm_loss",
+    "teacher_kl",
+    "teacher_top1_agreement",
+    "teacher_top5_agreement",
+    "perplexity",
+)
 
 
 class Progress:

@@ -1,13 +1,16 @@
-"""`Run`: all the parts of a training run on one rank, and how they are put together."""
+"""`Run`: all the parts of a training run on one rank, and how they are put together; `ForwardRun` without training."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch import nn
 
+from megatron_kd.checkpoints.background import BackgroundSave
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
 from megatron_kd.distillation.balance import Balancer
@@ -17,24 +20,27 @@ from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.huggingface.read import load_huggingface
 from megatron_kd.losses.checks import Faults
 from megatron_kd.models.build import DTYPES
+from megatron_kd.models.fake_quantization import fake_quantise
 from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.pruning.from_teacher import load_from_teacher
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.signals import StopSignals
 from megatron_kd.runtime.watch import Doing
 from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
 from megatron_kd.teachers.build import build_teacher
 from megatron_kd.teachers.placement import Teacher
-from megatron_kd.training.optimizer import build_optimizer, build_scheduler, wrap_for_training
-from megatron_kd.training.weights import load_weights
+from megatron_kd.training.best import Best
+from megatron_kd.training.optimizer import build_optimizer, build_scheduler, in_precision, wrap_for_training
+from megatron_kd.training.weights import load_scales, load_weights
 
 
-@dataclass
-class Run:
-    """One rank's part of a run. `step` counts finished steps.
+@dataclass(kw_only=True)
+class ForwardRun:
+    """One rank's part of what a forward pass and its losses take. `step` counts finished steps.
 
     Attributes:
         students: this rank's chunks of the student, one without a virtual pipeline; inside the wrappers of `chunks`.
-        chunks: the same, wrapped in their precision and in data parallelism.
+        chunks: the same, wrapped in their precision and, to be trained, in data parallelism.
         teacher: None where the run has none.
         placement: the strategy of its teacher and how it was chosen.
         faults: what the losses of this rank found wrong since the last step.
@@ -47,11 +53,9 @@ class Run:
     derived: Derived
     layout: Layout
     students: list[DistillableGPTModel]
-    chunks: list[DistributedDataParallel]
+    chunks: Sequence[nn.Module]
     teacher: Teacher | None
     objective: Objective
-    optimizer: ChainedOptimizer
-    scheduler: OptimizerParamScheduler
     placement: ChosenStrategy | None
     faults: Faults
     doing: Doing
@@ -60,13 +64,49 @@ class Run:
     stopping: bool = False
 
     @property
+    def packed(self) -> bool:
+        """Whether a row holds several samples, none of which sees another."""
+        return self.cfg.dataset.packed_sequence
+
+    @property
     def balancer(self) -> Balancer | None:
         """The loss balancer, where this run has one."""
         return getattr(self.objective, "balancer", None)
 
 
+@dataclass(kw_only=True)
+class Run(ForwardRun):
+    """One rank's part of a run that trains.
+
+    Attributes:
+        best: the best validation so far.
+        saving: the checkpoint that is being written in the background, if one is.
+    """
+
+    chunks: list[DistributedDataParallel]
+    optimizer: ChainedOptimizer
+    scheduler: OptimizerParamScheduler
+    best: Best | None = None
+    saving: BackgroundSave = field(default_factory=BackgroundSave)
+
+
 def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
     """Build models, losses, optimizer and schedule, with the weights the run starts from.
+
+    Raises:
+        InputError: a checkpoint that does not fit the model it is loaded into.
+    """
+    models = build_forward(cfg, derived, layout)
+    with hidden_teachers(models.students):
+        # Both walk over every registered submodule; the teacher keeps its own precision and has no gradients.
+        chunks = wrap_for_training(models.chunks, cfg, layout, models.doing)
+        optimizer = build_optimizer(chunks, cfg, DTYPES[derived.student_dtype])
+    scheduler = build_scheduler(optimizer, cfg, derived)
+    return Run(**{**vars(models), "chunks": chunks}, optimizer=optimizer, scheduler=scheduler)
+
+
+def build_forward(cfg: ConfigContainer, derived: Derived, layout: Layout) -> ForwardRun:
+    """Build models and losses, with the weights the run starts from: what evaluation takes, without any gradient.
 
     Raises:
         InputError: a checkpoint that does not fit the model it is loaded into.
@@ -76,6 +116,10 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
         load_weights(students, cfg.checkpoint.pretrained_checkpoint, "checkpoint.pretrained_checkpoint")
     elif cfg.model.hf_path is not None:
         load_huggingface(students, cfg.model, "model.hf_path")
+    elif cfg.model.init == "from_teacher":
+        load_from_teacher(students, cfg, derived)
+    if cfg.model.quantization is not None:
+        _quantise(students, cfg, cfg.model.quantization, layout)
     faults, doing = Faults(layout.device), Doing()
     for student in students:
         student.faults = faults
@@ -88,13 +132,20 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
         built = build_distillation(students, teacher, cfg.model.kd_config, layout, seed=cfg.rng.seed)
         students, objective = built.models, built.objective
     with hidden_teachers(students):
-        # Both walk over every registered submodule; the teacher keeps its own precision and has no gradients.
-        chunks = wrap_for_training(students, cfg, layout, doing)
-        optimizer = build_optimizer(chunks, cfg, DTYPES[derived.student_dtype])
-    scheduler = build_scheduler(optimizer, cfg, derived)
-    return Run(
-        cfg, derived, layout, students, chunks, teacher, objective, optimizer, scheduler, placement, faults, doing
-    )
+        chunks = [in_precision(student) for student in students]
+    return ForwardRun(
+        cfg=cfg, derived=derived, layout=layout, students=students, chunks=chunks, teacher=teacher,
+        objective=objective, placement=placement, faults=faults, doing=doing,
+    )  # fmt: skip
+
+
+def _quantise(students: list[DistillableGPTModel], cfg: ConfigContainer, quantization: str, layout: Layout) -> None:
+    """Fake-quantise the student, by the scales that its checkpoint brings if it was quantised alike."""
+    for student in students:
+        fake_quantise(student, quantization, layout.device)
+    origin = cfg.checkpoint.pretrained_checkpoint
+    if origin:
+        load_scales(students, origin, "checkpoint.pretrained_checkpoint", quantization)
 
 
 def _build_student(cfg: ConfigContainer, derived: Derived, layout: Layout, chunk: int) -> DistillableGPTModel:

@@ -11,13 +11,15 @@ from typing import Any
 
 import modelopt.torch.distill.plugins.megatron as mtd_megatron
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_kd.distillation.objective import REPORTED, LossResult
 from megatron_kd.errors import NumericalFault
 from megatron_kd.losses.checks import FAULTS, raise_faults
-from megatron_kd.training.run import Run
+from megatron_kd.models.packing import packed_segments
+from megatron_kd.training.run import ForwardRun, Run
 from megatron_kd.training.update import update
 
 Batch = dict[str, Tensor]
@@ -66,7 +68,7 @@ def take_step(run: Run, batches: list[Batch]) -> StepReport:
     return StepReport(means, tokens, grad_norm, float(lr))
 
 
-def forward_backward(run: Run, micro_batches: Iterator[Batch], *, forward_only: bool) -> dict[str, float]:
+def forward_backward(run: ForwardRun, micro_batches: Iterator[Batch], *, forward_only: bool) -> dict[str, float]:
     """Run megatron-core's schedule over one global batch.
 
     Returns:
@@ -77,13 +79,16 @@ def forward_backward(run: Run, micro_batches: Iterator[Batch], *, forward_only: 
         InputError: a label that is no id, likewise.
     """
     shape = {"seq_length": run.cfg.model.seq_length, "micro_batch_size": run.cfg.train.micro_batch_size}
-    batches = [_to_device(batch, run) for batch in islice(micro_batches, run.derived.num_microbatches)]
+    some = list(islice(micro_batches, run.derived.num_microbatches))
+    # Before the batch goes to the device, which would have to be waited for.
+    segments = [packed_segments(batch["position_ids"]) if run.packed else None for batch in some]
+    batches = [_to_device(batch, run) for batch in some]
     if run.teacher is not None:
         run.doing.enter("teacher hand-over")
         run.teacher.deliver(batches)
     interleaved = run.layout.chunks > 1
     # Each chunk reads the step's micro-batches from the first.
-    iterators = [iter(enumerate(batches)) for _ in run.chunks]
+    iterators = [iter(enumerate(zip(batches, segments, strict=True))) for _ in run.chunks]
     results = get_forward_backward_func(run.layout.pp.size, run.layout.chunks if interleaved else None)(
         forward_step_func=partial(_forward_step, run),
         data_iterator=iterators if interleaved else iterators[0],
@@ -105,25 +110,32 @@ def means_of(sums: dict[str, float]) -> tuple[dict[str, float], int]:
 
 
 def _forward_step(
-    run: Run, micro_batches: Iterator[tuple[int, Batch]], model: Any
+    run: ForwardRun, micro_batches: Iterator[tuple[int, tuple[Batch, PackedSeqParams | None]]], model: Any
 ) -> tuple[Tensor, Callable[[Tensor], LossResult]]:
-    index, batch = next(micro_batches)
+    index, (batch, segments) = next(micro_batches)
     run.doing.enter("forward and backward")
     run.faults.begin(index)
     run.objective.begin(index, batch["loss_mask"])
-    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"])
+    output = model(
+        batch["tokens"],
+        batch["position_ids"],
+        None,
+        labels=batch["labels"],
+        loss_mask=batch["loss_mask"],
+        packed_seq_params=segments,
+    )
     return output, partial(_loss, run, batch["loss_mask"])
 
 
-def _to_device(batch: Batch, run: Run) -> Batch:
+def _to_device(batch: Batch, run: ForwardRun) -> Batch:
     return {name: value.to(run.layout.device, non_blocking=True) for name, value in batch.items()}
 
 
-def _loss(run: Run, loss_mask_BS: Tensor, output: Tensor) -> LossResult:
+def _loss(run: ForwardRun, loss_mask_BS: Tensor, output: Tensor) -> LossResult:
     return run.objective(output, loss_mask_BS)
 
 
-def _joint_shapes(run: Run, shape: dict[str, int]) -> Any:
+def _joint_shapes(run: ForwardRun, shape: dict[str, int]) -> Any:
     # Under pipeline parallelism, ModelOpt sends the hidden states of student and teacher concatenated.
     if run.teacher is None or not run.teacher.in_student_pipeline:
         return None
@@ -132,7 +144,7 @@ def _joint_shapes(run: Run, shape: dict[str, int]) -> Any:
     )
 
 
-def _sums(results: list[Tensor], run: Run, where: str) -> dict[str, float]:
+def _sums(results: list[Tensor], run: ForwardRun, where: str) -> dict[str, float]:
     """Add up the micro-batches of every data-parallel rank; only one rank of each last stage contributes.
 
     What the losses found wrong travels along, so that all ranks raise it together and nobody waits for a rank that is

@@ -5,41 +5,35 @@ from __future__ import annotations
 import os
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.derived import Derived, derived, shared_vocab_size
-from megatron_kd.config.problems import tokenizer_problems
+from megatron_kd.config.derived import Derived, derived
 from megatron_kd.config.yaml_io import save_run_config
-from megatron_kd.data.datasets import build_datasets
-from megatron_kd.data.loader import micro_batches
-from megatron_kd.data.shared_ids import teacher_tokenizer_problems
-from megatron_kd.data.tokenizer import Tokenizer, load_tokenizer
 from megatron_kd.distillation.convert import why_materialised
 from megatron_kd.distillation.provider import GPTDistillationProvider
-from megatron_kd.errors import ConfigError, InputError, LostRank, Preempted
-from megatron_kd.huggingface.export import export_hf
+from megatron_kd.errors import InputError, LostRank, Preempted
 from megatron_kd.huggingface.into_config import resolved
 from megatron_kd.runtime.exit_code import record_exit_code
-from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.rank0 import on_rank_0
 from megatron_kd.runtime.signals import StopSignals, listening
-from megatron_kd.runtime.start import running_ranks
-from megatron_kd.runtime.timeouts import group_timeouts, set_group_timeouts
+from megatron_kd.runtime.timeouts import set_group_timeouts
 from megatron_kd.runtime.watch import watching
 from megatron_kd.training.attempts import train_step
-from megatron_kd.training.checkpoint import resume, save_checkpoint
-from megatron_kd.training.evaluate import evaluate
+from megatron_kd.training.best import write_best
+from megatron_kd.training.calibrate import calibrate
+from megatron_kd.training.data import RunData
+from megatron_kd.training.evaluate import evaluate, measured
 from megatron_kd.training.metrics import MetricsWriter, has_record
-from megatron_kd.training.prepare import prepare
+from megatron_kd.training.prepare import checked_tokenizer, prepare, ranks_of
 from megatron_kd.training.progress import Progress
+from megatron_kd.training.resume import resume
 from megatron_kd.training.run import Run, build_run
-from megatron_kd.training.step import Batch, StepReport
+from megatron_kd.training.saving import alone_in, keep_best, poll_saving, save, saving_ends
+from megatron_kd.training.step import StepReport
 
 
 def distill(cfg: ConfigContainer) -> dict[str, float]:
@@ -87,25 +81,17 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
 
 
 def _train(cfg: ConfigContainer, stop: StopSignals) -> dict[str, float]:
-    tokenizer = _tokenizer(cfg)
-    if wrong := [*tokenizer_problems(cfg, tokenizer.vocab_size), *teacher_tokenizer_problems(cfg, tokenizer)]:
-        raise ConfigError(wrong)
-    with running_ranks(
-        tensor_model_parallel_size=cfg.model.tensor_model_parallel_size,
-        pipeline_model_parallel_size=cfg.model.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=cfg.model.virtual_pipeline_model_parallel_size,
-        seed=cfg.rng.seed,
-        backend=cfg.dist.distributed_backend,
-        timeout_s=cfg.dist.startup_timeout_s,
-        num_threads=cfg.dist.num_threads,
-    ) as layout:
+    tokenizer = checked_tokenizer(cfg)
+    with ranks_of(cfg) as layout, alone_in(Path(cfg.logger.run_dir)):
         cfg = prepare(cfg, layout, tokenizer)
         values = derived(cfg, layout.world_size, tokenizer.vocab_size)
         if layout.rank == 0:
             save_run_config(cfg, values.run_config_file)
-        data = _Data(cfg, values, layout, tokenizer)
+        data = RunData(cfg, values, layout, tokenizer)
         run = build_run(cfg, values, layout)
-        resumed_from = resume(run)
+        resumption = resume(run)
+        on_rank_0(lambda: write_best(values.best_file, run.best))
+        calibrate(run, data.training(0))
         set_group_timeouts(cfg.dist.step_timeout_s)
         main_rank = layout.rank == 0
         board = values.tensorboard_dir if cfg.logger.tensorboard else None
@@ -113,11 +99,12 @@ def _train(cfg: ConfigContainer, stop: StopSignals) -> dict[str, float]:
             Progress(cfg.logger.progress if main_rank else "off", values.train_iters, run.step) as progress,
             MetricsWriter(values.metrics_file, board, run.step, enabled=main_rank) as metrics,
         ):
-            for line in _opening(run, resumed_from):
+            for line in (*resumption.notes, *_opening(run, resumption.checkpoint)):
                 progress.say(line)
             run.stop = stop
             stop.defer()
-            with watching(run.doing, Path(cfg.logger.run_dir) / "stacks", partial(_give_up, cfg)):
+            stacks = Path(cfg.logger.run_dir) / "stacks"
+            with watching(run.doing, stacks, partial(_give_up, cfg)), saving_ends(run):
                 return _loop(run, data, metrics, progress)
 
 
@@ -129,11 +116,12 @@ def _give_up(cfg: ConfigContainer, lost: LostRank) -> None:
     os._exit(lost.exit_code)
 
 
-def _loop(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress) -> dict[str, float]:
+def _loop(run: Run, data: RunData, metrics: MetricsWriter, progress: Progress) -> dict[str, float]:
     cfg, last_step = run.cfg, run.derived.train_iters
     batches = data.training(run.step)
     result = _evaluate(run, data, metrics, progress) if _owes_evaluation(run) else {}
     while run.step < last_step and not run.stopping:
+        poll_saving(run)
         start = time.perf_counter()
         report = train_step(run, batches)
         values = _train_record(run, report, time.perf_counter() - start)
@@ -144,22 +132,11 @@ def _loop(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress) -> 
         if _evaluation_is_due(run):
             result = _evaluate(run, data, metrics, progress)
         if cfg.checkpoint.save and (run.stopping or _is_due(run.step, cfg.checkpoint.save_interval, last_step)):
-            with group_timeouts(cfg.dist.checkpoint_timeout_s, after=cfg.dist.step_timeout_s):
-                run.doing.enter("saving a checkpoint")
-                saved = save_checkpoint(run)
-                progress.say(f"saved {saved}")
-                if _is_exported(run):
-                    progress.say(f"exported {_export(run, saved)}")
+            save(run, progress)
     if run.stopping and (run.step < last_step or (_evaluation_is_due(run) and not result)):
         then = "and saved; the same command goes on" if cfg.checkpoint.save else "and lost, since checkpoint.save=false"
         raise Preempted(f"asked to stop: {run.step} of {last_step} steps are done {then}")
     return result
-
-
-def _is_exported(run: Run) -> bool:
-    """Whether the checkpoint just saved is to be a Hugging Face folder, too; there is no time where all must stop."""
-    wanted = run.cfg.checkpoint.save_hf
-    return bool(wanted) and (run.step == run.derived.train_iters or (wanted == "each" and not run.stopping))
 
 
 def _evaluation_is_due(run: Run) -> bool:
@@ -174,61 +151,17 @@ def _owes_evaluation(run: Run) -> bool:
     return on_rank_0(lambda: "" if has_record(run.derived.metrics_file, run.step, "validation") else "owed") == "owed"
 
 
-def _evaluate(run: Run, data: _Data, metrics: MetricsWriter, progress: Progress) -> dict[str, float]:
+def _evaluate(run: Run, data: RunData, metrics: MetricsWriter, progress: Progress) -> dict[str, float]:
     """Evaluate and tell; nothing where the run is asked to stop before or meanwhile: there may not be the time."""
     run.doing.enter("evaluation")
     values = {} if run.stopping else evaluate(run, data.validation())
     if run.stopping:
         return {}
-    result = _measured(run, values, training=False)
+    result = measured(run, values, training=False)
     metrics.write(run.step, "validation", result)
     progress.evaluation(run.step, result)
+    keep_best(run, result)
     return result
-
-
-def _export(run: Run, checkpoint: Path) -> str:
-    """Write a checkpoint as a Hugging Face folder, by one rank while the others wait; one that is there stays."""
-    folder = run.derived.run_dir / "hf" / checkpoint.name
-    return on_rank_0(lambda: str(folder if folder.exists() else export_hf(checkpoint, folder)))
-
-
-class _Data:
-    """The data of a run as functions of the step."""
-
-    def __init__(self, cfg: ConfigContainer, values: Derived, layout: Layout, tokenizer: Tokenizer) -> None:
-        batch = values.global_batch_size
-        self._train, self._valid, _ = build_datasets(
-            cfg.dataset,
-            seq_length=cfg.model.seq_length,
-            train_samples=values.train_iters * batch,
-            valid_samples=cfg.validation.eval_iters * batch,
-            test_samples=0,
-            seed=values.data_seed,
-            tokenizer=tokenizer,
-        )
-        self._split = {
-            "global_batch_size": batch,
-            "micro_batch_size": cfg.train.micro_batch_size,
-            "data_parallel_rank": layout.dp.rank,
-            "data_parallel_size": layout.dp.size,
-            "num_workers": cfg.dataset.num_workers,
-            "pin_memory": layout.device.type == "cuda",
-        }
-
-    def training(self, from_step: int) -> Iterator[Batch]:
-        """This rank's micro-batches, from the step after `from_step` finished ones."""
-        return micro_batches(self._train, start_step=from_step, **self._split)
-
-    def validation(self) -> Iterator[Batch]:
-        """This rank's micro-batches of the validation set, always from its first sample."""
-        return micro_batches(self._valid, start_step=0, **self._split)
-
-
-def _tokenizer(cfg: ConfigContainer) -> Tokenizer:
-    settings = cfg.tokenizer
-    if cfg.dataset.mock and settings.tokenizer_model is None:
-        settings = replace(settings, tokenizer_type="null", vocab_size=settings.vocab_size or shared_vocab_size(cfg))
-    return load_tokenizer(settings)
 
 
 def _is_due(step: int, interval: int, last_step: int) -> bool:
@@ -237,7 +170,7 @@ def _is_due(step: int, interval: int, last_step: int) -> bool:
 
 def _train_record(run: Run, report: StepReport, seconds: float) -> dict[str, float]:
     return {
-        **_measured(run, report.means, training=True),
+        **measured(run, report.means, training=True),
         "grad_norm": report.grad_norm,
         "lr": report.lr,
         "tokens": report.tokens,
@@ -246,25 +179,14 @@ def _train_record(run: Run, report: StepReport, seconds: float) -> dict[str, flo
     }
 
 
-def _measured(run: Run, values: dict[str, float], *, training: bool) -> dict[str, float]:
-    """`values` without those that this run does not measure, which are 0 by construction."""
-    absent: tuple[str, ...] = ("teacher_top1_agreement",) if training else ()
-    if not isinstance(run.cfg.model, GPTDistillationProvider):
-        absent = ("logits_loss", "intermediate_loss", "teacher_")
-    else:
-        kd = run.cfg.model.kd_config
-        absent += ("lm_loss",) if training and kd.skip_lm_loss else ()
-        absent += () if kd.logit_kl_topk else ("teacher_topk_mass",)
-        absent += () if kd.intermediate_layer_pairs else ("intermediate_loss",)
-    return {name: value for name, value in values.items() if not name.startswith(absent)}
-
-
 def _opening(run: Run, resumed_from: object) -> list[str]:
     layout = run.layout
     where = f"TP {layout.tp.size} x PP {layout.pp.size} x DP {layout.dp.size} on {layout.device.type}"
     begin = f"continues from {resumed_from}" if resumed_from else "starts"
     task = "training" if run.teacher is None else "distillation"
     lines = [f"{task} {begin} at step {run.step} of {run.derived.train_iters}, {where}"]
+    if run.cfg.model.quantization is not None:
+        lines.append(f"student: fake-quantised as {run.cfg.model.quantization}, but for embedding and head")
     if isinstance(run.cfg.model, GPTDistillationProvider):
         kd = run.cfg.model.kd_config
         if run.placement is not None:

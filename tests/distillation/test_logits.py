@@ -1,16 +1,21 @@
-"""The buffer in which the fused form makes the head's gradient."""
+"""What the logit losses of a step allocate: no logits in the fused form, and a buffer of the head's gradient."""
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
 
+from megatron_kd.config.container import ConfigContainer
 from megatron_kd.distillation.balance import Balancer
 from megatron_kd.distillation.config import ModelOptDistillConfig
 from megatron_kd.distillation.logits import FusedLogits
+from tests.ranks import run_ranks
+from tests.tiny import tiny_config
+from tools.bench.allocations import AllocationCounter
 
 V, H, S, B = 24, 8, 6, 2
 
@@ -55,3 +60,38 @@ def test_micro_batches_share_a_buffer_only_one_after_the_other(order: str, buffe
     together, used = head_gradient(order, batches)
     torch.testing.assert_close(together, sum(alone))
     assert used == buffers
+
+
+def largest_tensors_of_a_step(cfgs: list[ConfigContainer]) -> list[int]:
+    """On a rank: elements of the largest tensor that forward and backward of the first step make, by configuration."""
+    from megatron_kd.config.derived import derived
+    from megatron_kd.data.tokenizer import load_tokenizer
+    from megatron_kd.runtime.start import running_ranks
+    from megatron_kd.training.run import build_run
+    from megatron_kd.training.step import forward_backward
+    from megatron_kd.training.train import _Data
+
+    found = []
+    for cfg in cfgs:
+        size = cfg.model.tensor_model_parallel_size
+        with running_ranks(tensor_model_parallel_size=size, pipeline_model_parallel_size=1, seed=1) as layout:
+            values = derived(cfg, layout.world_size)
+            run = build_run(cfg, values, layout)
+            batches = _Data(cfg, values, layout, load_tokenizer(cfg.tokenizer)).training(0)
+            with AllocationCounter() as counter:
+                forward_backward(run, batches, forward_only=False)
+            found.append(counter.largest_numel)
+    return found
+
+
+@pytest.mark.parametrize("tp", [1, 2])
+def test_a_step_makes_no_tensor_of_the_size_of_the_logits(tp: int, tmp_path: Path) -> None:
+    vocab, sizes = 3000, {"vocab_size": 3000, "seq_length": 64}
+    cfgs = [
+        tiny_config(tmp_path, tp=tp, student=sizes, teacher=sizes, kd={"skip_lm_loss": False, "logits_form": form})
+        for form in ("auto", "materialised")
+    ]
+    logits = 8 * 64 * vocab / tp  # of the step's 8 sequences, twice the tokens of a chunk
+    for fused, materialised in run_ranks(tp, largest_tensors_of_a_step, cfgs):
+        assert fused < 0.6 * logits
+        assert materialised >= logits

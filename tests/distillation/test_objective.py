@@ -25,9 +25,9 @@ def one_step(cfg: ConfigContainer, *, masked: int = 0) -> dict[str, Any]:
     from megatron_kd.config.derived import derived
     from megatron_kd.data.tokenizer import load_tokenizer
     from megatron_kd.runtime.start import running_ranks
+    from megatron_kd.training.data import RunData
     from megatron_kd.training.run import build_run
     from megatron_kd.training.step import forward_backward, means_of
-    from megatron_kd.training.train import _Data
 
     model = cfg.model
     with running_ranks(
@@ -37,7 +37,7 @@ def one_step(cfg: ConfigContainer, *, masked: int = 0) -> dict[str, Any]:
     ) as layout:
         values = derived(cfg, layout.world_size)
         run = build_run(cfg, values, layout)
-        batches = list(_first(_Data(cfg, values, layout, load_tokenizer(cfg.tokenizer)).training(0), values))
+        batches = list(_first(RunData(cfg, values, layout, load_tokenizer(cfg.tokenizer)).training(0), values))
         for batch in batches:
             batch["loss_mask"][:, :masked] = 0.0
         hidden = _hidden_states(run, batches)
@@ -105,11 +105,13 @@ def formulas(
     student_logits = student_hidden @ head.T
     teacher_logits = teacher_hidden @ step["heads"]["teacher"].double()[:shared].T
     log_p, log_q = ((x / temperature).log_softmax(-1) for x in (teacher_logits, student_logits[..., :shared]))
-    agreement = (log_p.argmax(-1) == log_q.argmax(-1)).double()
+    choice = log_p.argmax(-1, keepdim=True)
+    rank = (log_q > log_q.gather(-1, choice)).sum(-1)
+    kl = _kl(teacher_logits.log_softmax(-1), student_logits[..., :shared].log_softmax(-1))
     if topk is not None:
         ids = log_p.topk(topk).indices
         log_p, log_q = (_with_bucket(log.exp().gather(-1, ids)).log() for log in (log_p, log_q))
-    divergence = (log_p.exp() * (log_p - log_q)).sum(-1)
+    divergence = _kl(log_p, log_q)
     lm = -student_logits.log_softmax(-1).gather(-1, step["labels"].T.unsqueeze(-1)).squeeze(-1)
     projected = student_hidden
     if projection is not None:
@@ -118,10 +120,20 @@ def formulas(
     cosine = 1 - (projected * teacher_hidden).sum(-1) / norms
     tokens = mask.sum()
     (gradient,) = torch.autograd.grad((divergence * mask).sum() / tokens, head)
-    means = {name: ((loss * mask).sum() / tokens).item() for name, loss in
-             (("logits_loss", divergence), ("intermediate_loss", cosine), ("lm_loss", lm),
-              ("teacher_top1_agreement", agreement))}  # fmt: skip
+    losses = {
+        "logits_loss": divergence,
+        "intermediate_loss": cosine,
+        "lm_loss": lm,
+        "teacher_kl": kl,
+        "teacher_top1_agreement": rank < 1,
+        "teacher_top5_agreement": rank < 5,
+    }
+    means = {name: ((loss * mask).sum() / tokens).item() for name, loss in losses.items()}
     return {**means, "head_gradient": gradient}
+
+
+def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    return (log_p.exp() * (log_p - log_q)).sum(-1)
 
 
 def _with_bucket(probabilities: Tensor) -> Tensor:
@@ -171,6 +183,9 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+EVALUATED = ("logits_loss", "lm_loss", "teacher_kl", "teacher_top1_agreement", "teacher_top5_agreement")
+
+
 def one_step_each(cfgs: list[ConfigContainer], masked: int) -> list[dict[str, Any]]:
     """On a rank: `one_step` of one configuration after the other."""
     return [one_step(cfg, masked=masked) for cfg in cfgs]
@@ -197,7 +212,7 @@ def test_models_of_different_vocabulary_are_compared_over_the_ids_that_both_have
         gradient = torch.cat([step["grads"]["output_layer.weight"] for step in steps])
         torch.testing.assert_close(gradient[: sizes[0]].double(), expected["head_gradient"], rtol=1e-5, atol=1e-8)
         assert not gradient[min(sizes) :].any()  # no id of one model alone, and no padding
-        for name in ("logits_loss", "lm_loss", "teacher_top1_agreement"):  # in evaluation all of them are taken
+        for name in EVALUATED:
             assert whole["evaluated"][name] == pytest.approx(expected[name], rel=1e-5), (form, sizes, name)
 
 
@@ -222,8 +237,8 @@ def modelopts_own_step(cfg: ConfigContainer, masked: int) -> dict[str, Any]:
     from megatron_kd.data.tokenizer import load_tokenizer
     from megatron_kd.runtime.start import running_ranks
     from megatron_kd.teachers.build import build_teacher
+    from megatron_kd.training.data import RunData
     from megatron_kd.training.run import _build_student
-    from megatron_kd.training.train import _Data
 
     kd = cfg.model.kd_config
     with running_ranks(
@@ -243,7 +258,7 @@ def modelopts_own_step(cfg: ConfigContainer, masked: int) -> dict[str, Any]:
         mode = {"teacher_model": teacher, "criterion": settings.criterion, "loss_balancer": settings.loss_balancer}
         model = mtd.convert(student, mode=[("kd_loss", mode)])
         plugin.adjust_distillation_model_for_mcore(model, settings)
-        batch = next(_Data(cfg, values, layout, load_tokenizer(cfg.tokenizer)).training(0))
+        batch = next(RunData(cfg, values, layout, load_tokenizer(cfg.tokenizer)).training(0))
         mask = batch["loss_mask"]
         mask[:, :masked] = 0.0
         lm = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])

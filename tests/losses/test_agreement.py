@@ -3,7 +3,11 @@ from __future__ import annotations
 import torch
 import torch.distributed as dist
 
-from megatron_kd.losses.agreement import vocab_parallel_argmax, vocab_parallel_topk_agreement
+from megatron_kd.losses.agreement import (
+    vocab_parallel_argmax,
+    vocab_parallel_choice_rank,
+    vocab_parallel_topk_agreement,
+)
 from tests.losses import reference
 from tests.ranks import run_ranks
 
@@ -35,6 +39,8 @@ def check(rank: int = 0, world: int = 1, group=None) -> None:
     for k in (1, 3, 8):
         agreement = vocab_parallel_topk_agreement(student, teacher, k=k, group=group, vocab_size=VOCAB)
         assert torch.equal(agreement, agrees(k)), k
+    rank = vocab_parallel_choice_rank(student, teacher, group=group, vocab_size=VOCAB)
+    assert torch.equal(rank, sum((~agrees(k)).long() for k in range(1, VOCAB + 1)))  # the first k that holds it, less 1
     assert 0 < agrees(1).sum() < agrees(8).sum() < N
 
 

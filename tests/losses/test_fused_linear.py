@@ -264,36 +264,43 @@ def test_batch_split_gives_the_same_total_and_gradient():
     torch.testing.assert_close(gradients[2], gradients[0])
 
 
-def check_evaluation(teacher_vocab: int, rank: int = 0, world: int = 1, group: dist.ProcessGroup | None = None) -> None:
+def check_evaluation(
+    teacher_vocab: int, options: dict, rank: int = 0, world: int = 1, group: dist.ProcessGroup | None = None
+) -> None:
+    """Loss, KL at temperature 1 and rank of the teacher's choice against their definitions; the loss may be another."""
     case = make_case(torch.float64)
     student = case.hidden @ case.weight.T
     teacher = student + case.teacher_hidden @ case.teacher_weight.T / 4
     # The teacher's hidden state holds the student's too, so that some choices agree and some do not.
     teacher_hidden = torch.cat((case.hidden, case.teacher_hidden), -1)
     teacher_weight = torch.cat((case.weight, case.teacher_weight / 4), -1)
-    divergence, lm, agreement = fused_linear_evaluation(
+    divergence, lm, kl, ranks = fused_linear_evaluation(
         case.hidden, rows(case.weight, rank, world), teacher_hidden, rows(teacher_weight, rank, world),
         labels=case.labels, group=group, vocab_size=VOCAB, teacher_vocab_size=teacher_vocab, chunk_tokens=5,
+        **options,
     )  # fmt: skip
     shared = min(VOCAB, teacher_vocab)
-    wanted = student[..., :shared].argmax(-1) == teacher[..., :shared].argmax(-1)
-    assert torch.equal(agreement, wanted) and 0 < wanted.sum() < wanted.numel()
-    torch.testing.assert_close(divergence, vocab_parallel_divergence(student, teacher, vocab_size=shared))
+    choice = teacher[..., :shared].argmax(-1, keepdim=True)
+    wanted = (student[..., :shared] > student.gather(-1, choice)).sum(-1)
+    assert torch.equal(ranks, wanted) and wanted.min() == 0 and wanted.max() > 1
+    torch.testing.assert_close(kl, reference.divergence(student, teacher, "forward_kl", vocab_size=shared))
+    torch.testing.assert_close(divergence, vocab_parallel_divergence(student, teacher, vocab_size=shared, **options))
     torch.testing.assert_close(lm, vocab_parallel_cross_entropy(student, case.labels, vocab_size=VOCAB))
     assert not divergence.requires_grad
 
 
+LOSSES = ({}, {"kind": "reverse_kl"}, {"kind": "jsd", "temperature": 2.0, "temperature_squared": True})
 TEACHER_VOCABS = (VOCAB, 40, 63)  # equal, fewer, more
 
 
 def evaluation_on_ranks() -> None:
-    for teacher_vocab in TEACHER_VOCABS:
-        check_evaluation(teacher_vocab, dist.get_rank(), dist.get_world_size(), dist.group.WORLD)
+    for case in itertools.product(TEACHER_VOCABS, LOSSES):
+        check_evaluation(*case, dist.get_rank(), dist.get_world_size(), dist.group.WORLD)
 
 
 def test_evaluation():
-    for teacher_vocab in TEACHER_VOCABS:
-        check_evaluation(teacher_vocab)
+    for case in itertools.product(TEACHER_VOCABS, LOSSES):
+        check_evaluation(*case)
     run_ranks(2, evaluation_on_ranks)
 
 

@@ -4,24 +4,33 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from megatron_kd.losses.divergence import vocab_parallel_divergence
 from megatron_kd.losses.fused_linear import fused_linear_divergence, fused_linear_evaluation
 from megatron_kd.losses.kinds import KINDS
+from tests.ranks import run_ranks
 from tools.bench.allocations import AllocationCounter
 
 V, H, CHUNK = 2000, 8, 4
+PER_TOKEN = 8 * 40  # bytes of hidden states, their gradient and statistics
 
 
-def fused_peak(tokens: int, kind: str = "forward_kl", dtype: torch.dtype = torch.float32) -> AllocationCounter:
+def fused_peak(
+    tokens: int,
+    kind: str = "forward_kl",
+    dtype: torch.dtype = torch.float32,
+    width: int = V,
+    group: dist.ProcessGroup | None = None,
+) -> AllocationCounter:
     hidden = torch.randn(tokens, H).to(dtype).requires_grad_()
-    weight = torch.nn.Parameter(torch.randn(V, H).to(dtype))
-    weight.main_grad = torch.zeros(V, H)
-    buffer, labels = torch.empty(V, H), torch.zeros(tokens, dtype=torch.long)
+    weight = torch.nn.Parameter(torch.randn(width, H).to(dtype))
+    weight.main_grad = torch.zeros(width, H)
+    buffer, labels = torch.empty(width, H), torch.zeros(tokens, dtype=torch.long)
     with AllocationCounter() as counter:
         loss = fused_linear_divergence(
             hidden, weight, hidden, weight, kind=kind, labels=labels, chunk_tokens=CHUNK, temperature=2.0,
-            weight_grad_buffer=buffer,
+            weight_grad_buffer=buffer, group=group,
         )  # fmt: skip
         loss.total.backward()
     return counter
@@ -33,8 +42,29 @@ def test_fused_form_allocates_no_tensor_of_the_size_of_the_logits(kind, dtype):
     tokens = 64
     counter = fused_peak(tokens, kind, dtype)
     assert counter.largest_numel < tokens * V / 3
-    heads_as_float32 = 2 * V * H * 4 if dtype == torch.bfloat16 else 0  # in blocks, of which these are one each
-    assert counter.peak_bytes < 12 * CHUNK * V * 4 + heads_as_float32
+    # Both models' logits, exponentials, the LM loss's, and what a kind needs for a moment.
+    assert counter.peak_bytes < most_units(kind) * CHUNK * V * 4 + tokens * PER_TOKEN
+
+
+def most_units(kind: str) -> int:
+    """Tensors of a chunk of logits that the fused form holds at once, with an LM loss at another temperature."""
+    return 4 if kind in ("forward_kl", "reverse_kl") else 7
+
+
+def peaks_on_shards() -> dict[tuple[str, torch.dtype], tuple[int, int]]:
+    """The largest tensor's elements and the peak bytes of a rank, by kind and type."""
+    width, group = V // dist.get_world_size(), dist.group.WORLD
+    cases = [(kind, dtype) for kind in KINDS for dtype in (torch.float32, torch.bfloat16)]
+    counters = {case: fused_peak(64, *case, width, group) for case in cases}
+    return {case: (counter.largest_numel, counter.peak_bytes) for case, counter in counters.items()}
+
+
+@pytest.mark.parametrize("world", [2, 4])
+def test_memory_of_the_fused_form_follows_the_shard(world):
+    for peaks in run_ranks(world, peaks_on_shards):
+        for (kind, dtype), (largest, peak) in peaks.items():
+            assert largest < 64 * V / world / 3, (kind, dtype)
+            assert peak < most_units(kind) * CHUNK * V / world * 4 + 64 * PER_TOKEN, (kind, dtype)
 
 
 def test_fused_memory_grows_with_the_chunk_and_not_with_the_tokens():

@@ -11,7 +11,7 @@ import pytest
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.problems.placement import STRATEGIES
 from megatron_kd.distillation.provider import GPTDistillationProvider
-from megatron_kd.losses import fused_pass, tiles
+from megatron_kd.losses import fused_heads, fused_pass, tiles
 from megatron_kd.planning import losses
 from megatron_kd.planning.estimate import estimate
 from megatron_kd.planning.memory import BODY, HANDED, HEAD, MOMENTS, OPTIMIZER, PARTS, host_copy, rank_memory
@@ -33,6 +33,8 @@ STEPS: dict[str, tuple[int, dict[str, Any]]] = {
     "one rank": (1, {}),
     "bf16": (1, {"precision": "bf16"}),
     "recompute": (1, {"student": FULL}),
+    "quantised": (1, {"student": {"quantization": "int8"}}),
+    "quantised weights in bf16": (1, {"student": {"quantization": "int8_weight_only"}, "precision": "bf16"}),
     "materialised": (1, {"kd": {"logits_form": "materialised"}}),
     "tied, with the LM loss": (
         1,
@@ -79,6 +81,7 @@ def test_a_step_needs_what_was_estimated(name: str, tmp_path: Path) -> None:
 
 def test_sizes_of_chunks_are_those_of_the_losses() -> None:
     assert losses.CHUNK == {"cpu": fused_pass._CPU_CHUNK, "cuda": fused_pass._GPU_CHUNK}
+    assert losses.BLOCK == fused_heads._BLOCK_BYTES
     assert losses.TILE == {"cpu": tiles._CPU_TILE_BYTES, "cuda": tiles._GPU_TILE_BYTES}
 
 

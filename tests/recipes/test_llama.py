@@ -76,9 +76,9 @@ def test_without_weights_or_data_each_line_names_what_makes_them(tmp_path: Path)
     assert result.stdout == ""
     lines = result.stderr.splitlines()
     expected = {
-        "checkpoint.pretrained_checkpoint=": "model.init=random",
-        "model.teacher.checkpoint=": "model.teacher.init=random",
-        "dataset.data_path": "`megatron-kd preprocess --input TEXT --output-prefix data/llama32/text",
+        "model.hf_path=": "",
+        "model.teacher.hf_path=": "",
+        "dataset.data_path": "`megatron-kd preprocess --input TEXT --output-prefix data/llama3/text",
         "tokenizer.tokenizer_model=": "`hf download NAME --local-dir DIR`",
     }
     assert len(lines) == len(expected)

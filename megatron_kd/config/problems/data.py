@@ -11,7 +11,7 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import true_vocab_size
 from megatron_kd.config.problems.lines import line, value_of
 from megatron_kd.config.schema import show
-from megatron_kd.config.text_files import TEXT_FILES, is_text_file
+from megatron_kd.config.text_files import LOSS_MASK, TEXT_FILES, is_text_file
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import ConfigError
 
@@ -22,13 +22,14 @@ _NO_TOKENIZER = (
 )
 
 
-def data_problems(cfg: ConfigContainer) -> Iterator[str]:
-    """Problems of the sections `dataset` and `tokenizer`."""
-    yield from _one_origin(cfg)
+def data_problems(cfg: ConfigContainer, *, trains: bool = True) -> Iterator[str]:
+    """Problems of the sections `dataset` and `tokenizer`; `trains` false: there need be no training data."""
+    yield from _one_origin(cfg, trains)
     for name in _BLENDS:
         yield from _blend(cfg, f"dataset.{name}")
     yield from _text(cfg)
-    yield from _split(cfg)
+    yield from _chat(cfg)
+    yield from _split(cfg, trains)
     yield from _validation_data(cfg)
     yield from _tokenizer(cfg)
     cache = cfg.dataset.path_to_cache
@@ -36,7 +37,7 @@ def data_problems(cfg: ConfigContainer) -> Iterator[str]:
         yield line(cfg, "dataset.path_to_cache", "must be a folder, and is a file; name another place")
 
 
-def _one_origin(cfg: ConfigContainer) -> Iterator[str]:
+def _one_origin(cfg: ConfigContainer, trains: bool) -> Iterator[str]:
     data = cfg.dataset
     per_split = [name for name in _BLENDS[1:] if getattr(data, name) is not None]
     given = [
@@ -55,7 +56,7 @@ def _one_origin(cfg: ConfigContainer) -> Iterator[str]:
         )
     elif len(given) > 1:
         yield line(cfg, " ".join(given), "data comes from one place only; keep one of these and unset the others")
-    elif per_split and data.train_data_path is None:
+    elif trains and per_split and data.train_data_path is None:
         yield line(cfg, f"dataset.train_data_path {given[0]}", "without training data; set dataset.train_data_path")
 
 
@@ -70,6 +71,12 @@ def _blend(cfg: ConfigContainer, name: str) -> Iterator[str]:
         return
     for prefix in blend.prefixes:
         missing = [prefix + ending for ending in (".bin", ".idx") if not os.path.isfile(prefix + ending)]
+        conversations = os.path.isfile(prefix + LOSS_MASK)
+        if not missing and conversations != cfg.dataset.chat:
+            what, cure = ("conversations", "true") if conversations else ("text, made without --chat", "false")
+            yield line(
+                cfg, f"{name} dataset.chat", f"{show(prefix)} is {what}; set dataset.chat={cure}, or leave it out"
+            )
         if missing and is_text_file(prefix):
             yield f"{name}: {show(prefix)} is text, not the prefix of tokenised files; set dataset.text_path to it"
         elif missing and prefix.endswith((".bin", ".idx")):
@@ -101,6 +108,26 @@ def _text(cfg: ConfigContainer) -> Iterator[str]:
         yield line(cfg, "dataset.text_path tokenizer.tokenizer_type", why)
 
 
+def _chat(cfg: ConfigContainer) -> Iterator[str]:
+    """What goes with conversations alone, and what does not go with them."""
+    data = cfg.dataset
+    if not data.chat:
+        if data.packed_sequence:
+            why = "only conversations are packed, text fills its sequences anyway; set it to false, or chat to true"
+            yield line(cfg, "dataset.packed_sequence dataset.chat", why)
+        if data.long_samples != "truncate":
+            why = "only conversations can be too long, text is read on; set it to truncate, or chat to true"
+            yield line(cfg, "dataset.long_samples dataset.chat", why)
+        return
+    if data.mock:
+        yield line(cfg, "dataset.chat dataset.mock", "made-up tokens are no conversations; set dataset.chat=false")
+    if data.eod_mask_loss:
+        why = "of conversations, only what the assistant says is learnt; set dataset.eod_mask_loss=false"
+        yield line(cfg, "dataset.chat dataset.eod_mask_loss", why)
+    if data.text_path is not None and data.text_path.endswith(".txt"):
+        yield line(cfg, "dataset.chat dataset.text_path", "conversations are lines of JSON; give a .jsonl file")
+
+
 def _cut_by_split(cfg: ConfigContainer) -> bool:
     return cfg.dataset.data_path is not None or cfg.dataset.text_path is not None
 
@@ -115,12 +142,12 @@ def _split_shares(text: str) -> list[float] | None:
     return shares if valid else None
 
 
-def _split(cfg: ConfigContainer) -> Iterator[str]:
+def _split(cfg: ConfigContainer, trains: bool) -> Iterator[str]:
     shares = _split_shares(cfg.dataset.split)
     if shares is None:
         why = "must be three numbers, 0 or greater and not all 0, for train, validation and test, such as 949,50,1"
         yield line(cfg, "dataset.split", why)
-    elif _cut_by_split(cfg) and shares[0] == 0:
+    elif trains and _cut_by_split(cfg) and shares[0] == 0:
         yield line(cfg, "dataset.split", "leaves nothing to train on; make the first number greater than 0")
 
 

@@ -1,0 +1,58 @@
+"""Measuring a model on the ranks that were started."""
+
+from __future__ import annotations
+
+from megatron_kd.config.derived import derived
+from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.evaluation.report import Report
+from megatron_kd.evaluation.settings import Evaluation
+from megatron_kd.runtime.timeouts import set_group_timeouts
+from megatron_kd.training.checkpoint import restore_losses
+from megatron_kd.training.data import RunData
+from megatron_kd.training.evaluate import evaluate, measured
+from megatron_kd.training.prepare import checked_tokenizer, ranks_of, with_text_tokenised
+from megatron_kd.training.run import ForwardRun, build_forward
+
+# What is comparable between models whatever loss they were trained with; all that is told without their own run.
+_COMPARABLE = ("lm_loss", "perplexity", "teacher_kl", "teacher_top1_agreement", "teacher_top5_agreement", "tokens")
+
+
+def measure(evaluation: Evaluation) -> Report:
+    """Evaluate on this rank, as one of those that torchrun started, or alone.
+
+    Raises:
+        ConfigError: problems that show once the tokenizers are read.
+        InputError: weights that do not fit the model, or data that cannot be read.
+        NumericalFault: logits that are not finite.
+    """
+    cfg = evaluation.cfg
+    tokenizer = checked_tokenizer(cfg)
+    with ranks_of(cfg) as layout:
+        cfg = with_text_tokenised(cfg, tokenizer)
+        values = derived(cfg, layout.world_size, tokenizer.vocab_size)
+        data = RunData(cfg, values, layout, tokenizer, trains=False)
+        run = build_forward(cfg, values, layout)
+        if not evaluation.model.is_huggingface:
+            restore_losses(run, evaluation.model.folder, with_state=evaluation.own)
+        set_group_timeouts(cfg.dist.step_timeout_s)
+        result = measured(run, evaluate(run, data.validation()), training=False)
+        if not evaluation.own:
+            result = {name: result[name] for name in _COMPARABLE if name in result}
+        return _report(run, evaluation, result)
+
+
+def _report(run: ForwardRun, evaluation: Evaluation, result: dict[str, float]) -> Report:
+    layout, cfg = run.layout, run.cfg
+    return Report(
+        model=str(evaluation.model.folder),
+        step=None if evaluation.model.is_huggingface else run.step,
+        teacher=_teacher(cfg.model) if isinstance(cfg.model, GPTDistillationProvider) else None,
+        layout=f"TP {layout.tp.size} x PP {layout.pp.size} x DP {layout.dp.size} on {layout.device.type}",
+        sequences=run.derived.global_batch_size * cfg.validation.eval_iters,
+        seq_length=cfg.model.seq_length,
+        values=result,
+    )
+
+
+def _teacher(model: GPTDistillationProvider) -> str:
+    return model.teacher.checkpoint or model.teacher.hf_path or "random weights"

@@ -1,0 +1,189 @@
+"""What an evaluation runs: a model on disk, its own run's values, and what files and the command line change of them.
+
+The run's parallel layout is kept where the ranks that were started can be arranged so. Where they cannot, or where the
+command line names a layout, the models start from one rank a copy, and the teacher goes where `auto` puts it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.derived import model_parallel_size
+from megatron_kd.config.edits import Source
+from megatron_kd.config.problems.architecture import architecture_problems
+from megatron_kd.config.problems.batch import batch_problems
+from megatron_kd.config.problems.data import data_problems
+from megatron_kd.config.problems.distillation import distillation_problems
+from megatron_kd.config.problems.layout import layout_problems
+from megatron_kd.config.problems.lines import line
+from megatron_kd.config.problems.placement import placement_problems
+from megatron_kd.config.problems.ranges import range_problems
+from megatron_kd.config.problems.weights import weight_problems
+from megatron_kd.config.resolve import defaults_for, merge, naming_flags
+from megatron_kd.config.saved import RUN_CONFIG
+from megatron_kd.config.schema import Path as FieldPath
+from megatron_kd.config.sections import CheckpointConfig
+from megatron_kd.distillation.config import ModelOptDistillConfig
+from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.errors import ConfigError
+from megatron_kd.evaluation.saved_model import SavedModel
+from megatron_kd.models.provider import GPTModelProvider
+
+# Of a run's own file, what says where its student's weights came from: here they come from the checkpoint.
+_WITHOUT_WEIGHTS = ("model.hf_path=null", "model.init=null", "model.checkpoint=null")
+_WITHOUT_TEACHER = "~model.teacher"  # it may be gone
+_DATA = ("text_path", "data_path", "train_data_path", "valid_data_path", "test_data_path", "mock")
+_ONE_RANK: dict[str, Any] = {
+    "tensor_model_parallel_size": 1,
+    "pipeline_model_parallel_size": 1,
+    "virtual_pipeline_model_parallel_size": None,
+    "context_parallel_size": 1,
+    "sequence_parallel": False,
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What is evaluated.
+
+    Attributes:
+        cfg: the configuration, whose weights are the model's.
+        model: where it lies.
+        own: whether model and teacher are those of the run that made the checkpoint, so that its losses mean the same
+            and its projections and balancer are the checkpoint's.
+    """
+
+    cfg: ConfigContainer
+    model: SavedModel
+    own: bool
+
+
+def evaluation_of(
+    model: SavedModel,
+    teacher: SavedModel | None,
+    argv: Sequence[str] = (),
+    *,
+    with_teacher: bool = True,
+    world_size: int = 1,
+) -> Evaluation:
+    """Put an evaluation together and check it.
+
+    Args:
+        model: what is evaluated.
+        teacher: what it is compared with; None: the run's own, where the checkpoint is of a distillation.
+        argv: `--config-file FILE`, flags and overrides.
+        with_teacher: false leaves the run's own out.
+        world_size: number of ranks.
+
+    Raises:
+        ConfigError: everything that cannot be, at once.
+        InputError: a checkpoint that does not say what it holds.
+    """
+    base, own = _base(model, teacher, with_teacher)
+    _, _, origins = merge(base, argv)
+    cfg, wrong, origins = merge(_adapted(base, origins, world_size), argv)
+    cfg = _with_micro_batches(_teacher_like_student(cfg, origins), origins, world_size)
+    wrong += [f"{name}: an evaluation takes the run's own losses; leave it out" for name in _loss_edits(origins)]
+    wrong += [naming_flags(problem, origins) for problem in evaluation_problems(cfg, world_size)]
+    if wrong:
+        raise ConfigError(list(dict.fromkeys(wrong)))
+    return Evaluation(cfg, model, own)
+
+
+def evaluation_problems(cfg: ConfigContainer, world_size: int) -> Iterator[str]:
+    """What makes an evaluation impossible; how long and how the model is trained is of no consequence."""
+    if cfg.validation.eval_iters < 1:
+        yield line(cfg, "validation.eval_iters", "there is nothing to evaluate; set it to 1 or more, in global batches")
+    yield from chain(range_problems(cfg), architecture_problems(cfg, None), layout_problems(cfg))
+    yield from chain(batch_problems(cfg, world_size), distillation_problems(cfg, None))
+    yield from chain(placement_problems(cfg, world_size), weight_problems(cfg), data_problems(cfg, trains=False))
+
+
+def _base(model: SavedModel, teacher: SavedModel | None, with_teacher: bool) -> tuple[ConfigContainer, bool]:
+    """The configuration before files and command line, and whether model and teacher are its run's own."""
+    wants_own = with_teacher and teacher is None
+    if model.is_huggingface:
+        cfg, own = ConfigContainer(model=model.provider()), False
+    else:
+        cfg, own = _of_run(model.folder, wants_own), True
+    if teacher is not None:
+        kd = ModelOptDistillConfig(intermediate_layer_pairs=[], loss_balancer="static")
+        provider = teacher.provider(cfg.model.seq_length)
+        joint = GPTDistillationProvider.from_student(_student(cfg.model), teacher=provider, kd_config=kd)
+        return replace(cfg, model=joint), False
+    if not wants_own and isinstance(cfg.model, GPTDistillationProvider):
+        return replace(cfg, model=_student(cfg.model)), False
+    return cfg, own
+
+
+def _of_run(folder: Path, with_teacher: bool) -> ConfigContainer:
+    """The configuration that made a checkpoint, with the student's weights from there."""
+    if not (folder / RUN_CONFIG).is_file():
+        raise ConfigError([f"{folder}: has no {RUN_CONFIG}, which says what model it is; copy the folder again"])
+    path = folder / RUN_CONFIG
+    base, words = defaults_for(path), list(_WITHOUT_WEIGHTS)
+    if isinstance(base.model, GPTDistillationProvider) and not with_teacher:
+        words.append(_WITHOUT_TEACHER)
+    cfg, wrong, _ = merge(base, ["--config-file", str(path), *words])
+    if wrong:
+        raise ConfigError(wrong)
+    train = replace(cfg.train, train_iters=cfg.train.train_iters or 1, num_epochs=None)
+    return replace(cfg, train=train, checkpoint=CheckpointConfig(save=False, pretrained_checkpoint=str(folder)))
+
+
+def _student(model: GPTModelProvider) -> GPTModelProvider:
+    return GPTModelProvider(**{f.name: getattr(model, f.name) for f in fields(GPTModelProvider)})
+
+
+def _adapted(base: ConfigContainer, origins: Mapping[FieldPath, Source], world_size: int) -> ConfigContainer:
+    """`base` with nothing in the way of the data and the layout that are asked for."""
+    if any(("dataset", name) in origins for name in _DATA):
+        empty: dict[str, Any] = {name: False if name == "mock" else None for name in _DATA}
+        base = replace(base, dataset=replace(base.dataset, **empty, split="0,1,0"))  # all of it is validation data
+    if any(("model", name) in origins for name in _ONE_RANK) or not _fits(base, world_size):
+        base = replace(base, model=_on_one_rank(base.model))
+    return base
+
+
+def _fits(cfg: ConfigContainer, world_size: int) -> bool:
+    return world_size % model_parallel_size(cfg) == 0 and not any(placement_problems(cfg, world_size))
+
+
+def _on_one_rank(model: GPTModelProvider) -> GPTModelProvider:
+    if not isinstance(model, GPTDistillationProvider):
+        return replace(model, **_ONE_RANK)
+    teacher = replace(model.teacher, **_ONE_RANK)
+    anywhere: dict[str, Any] = {"teacher_device_strategy": "auto", "teacher_rank": 0, "teacher_micro_batch_size": None}
+    return replace(model, **_ONE_RANK, **anywhere, teacher=teacher)
+
+
+def _teacher_like_student(cfg: ConfigContainer, origins: Mapping[FieldPath, Source]) -> ConfigContainer:
+    """The student's layout and sequence length, where they are asked for, are the teacher's unless it has its own."""
+    if not isinstance(cfg.model, GPTDistillationProvider):
+        return cfg
+    follows = [
+        name
+        for name in (*_ONE_RANK, "seq_length")
+        if ("model", name) in origins and ("model", "teacher", name) not in origins
+    ]
+    teacher = replace(cfg.model.teacher, **{name: getattr(cfg.model, name) for name in follows})
+    return replace(cfg, model=replace(cfg.model, teacher=teacher))
+
+
+def _with_micro_batches(cfg: ConfigContainer, origins: Mapping[FieldPath, Source], world_size: int) -> ConfigContainer:
+    """The run's micro-batch, or the largest below it that the ranks of this evaluation can share the batch in."""
+    batch, most, copies = cfg.train.global_batch_size, cfg.train.micro_batch_size, model_parallel_size(cfg)
+    if ("train", "micro_batch_size") in origins or batch is None or min(batch, copies) < 1 or world_size % copies:
+        return cfg
+    share, odd = divmod(batch, world_size // copies)
+    sizes = [size for size in range(most, 0, -1) if not odd and share % size == 0]
+    return replace(cfg, train=replace(cfg.train, micro_batch_size=sizes[0])) if sizes else cfg
+
+
+def _loss_edits(origins: Mapping[FieldPath, Source]) -> list[str]:
+    return [".".join(path) for path in origins if path[:2] == ("model", "kd_config")]

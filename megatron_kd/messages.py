@@ -1,0 +1,45 @@
+"""What a command tells a person: errors in plain lines, and nothing that the libraries say about themselves."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+import warnings
+
+from megatron_kd.errors import ConfigError, MegatronKDError
+
+# torchrun ends all ranks as soon as one has gone: the others leave rank 0 the time to say what is wrong.
+SECONDS_FOR_RANK_0 = 10.0
+
+
+def tell(error: MegatronKDError) -> None:
+    """Print an error, a line for each problem."""
+    for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
+        print(f"error: {line}", file=sys.stderr)
+
+
+def tell_as_rank(error: MegatronKDError) -> None:
+    """Print an error once where all ranks of torchrun see it, and with the rank where it may be this one's alone."""
+    rank = int(os.environ.get("RANK", "0"))
+    if rank == 0:
+        tell(error)
+    elif isinstance(error, ConfigError):  # found by all of them before they wait for each other
+        time.sleep(SECONDS_FOR_RANK_0)
+    else:
+        print(f"rank {rank}: {error}", file=sys.stderr)
+
+
+def first_line(error: Exception) -> str:
+    """What a library says is wrong, where the rest is of no use to the user."""
+    return str(error).strip().partition("\n")[0]
+
+
+def quieten_libraries() -> None:
+    """Leave out what the libraries say about missing kernels and about themselves; `python -W` brings it back.
+
+    Said once a rank while importing, it would bury the one line that the user needs.
+    """
+    if not sys.warnoptions:
+        warnings.filterwarnings("ignore", module=r"(megatron\.core|modelopt|torch|transformers)(\.|$)")
+        os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
