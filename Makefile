@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv corpus distill test test-fast check format clean
+.PHONY: help venv corpus distill distill-pruned test test-fast check format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -25,6 +25,9 @@ corpus: $(STAMP)  ## make the text and the tokenizer that the tiny recipes read,
 
 distill: $(STAMP)  ## teacher, distilled and label-only student, one table (SEEDS=3: averages, SMOKE=1: 2 minutes)
 	@$(BIN)/python -m tools.demo --seeds $(SEEDS) $(if $(SMOKE),--smoke)
+
+distill-pruned: $(STAMP)  ## the teacher pruned to half its size, distilled and on labels, the gap in tables (SEEDS, SMOKE)
+	@$(BIN)/python -m tools.prune_demo --seeds $(SEEDS) $(if $(SMOKE),--smoke)
 
 test: $(STAMP)  ## run the whole test suite
 	$(BIN)/python -m pytest

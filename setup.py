@@ -47,6 +47,14 @@ EXTRAS = {
     ],
 }
 
+# What `megatron-kd ls`, `cp` and `validate` find of an installation without its sources: share/megatron_kd/recipes.
+HERE = Path(__file__).parent
+SHARED = [path.relative_to(HERE) for folder in ("recipes", "conf") for path in sorted((HERE / folder).rglob("*.*"))]
+DATA_FILES = [
+    (f"share/megatron_kd/{folder}", [str(path) for path in SHARED if path.parent == folder and path.suffix != ".pyc"])
+    for folder in sorted({path.parent for path in SHARED if path.parent.name != "__pycache__"})
+]
+
 setup(
     name="megatron_kd",
     version="0.1.0",
@@ -56,6 +64,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.10,<3.14",  # nvidia-modelopt has the same upper bound
     packages=find_packages(include=["megatron_kd", "megatron_kd.*"]),
+    data_files=DATA_FILES,
     install_requires=REQUIRES,
     extras_require=EXTRAS,
     entry_points={"console_scripts": ["megatron-kd=megatron_kd.cli:main"]},

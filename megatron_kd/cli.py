@@ -2,9 +2,12 @@
 
     megatron-kd validate recipes/tiny/distill_tiny.py --world-size 2 --batch_size 4 model.num_layers=1
     megatron-kd plan recipes/tiny/distill_tiny.py --gpus 2 --memory 16GB model.vocab_size=2048
+    megatron-kd launch --local recipes/tiny/distill_tiny.py --nproc 2 train.train_iters=100
     megatron-kd ls
+    megatron-kd cp distill_llama32_3b-1b my_runs
     megatron-kd import-hf models/llama --output checkpoints/llama
     megatron-kd export-hf runs/tiny/distilled --output models/student
+    megatron-kd prune checkpoints/llama --output checkpoints/half --hidden-size 2048 --data data/corpus
     megatron-kd evaluate runs/tiny/distilled
     megatron-kd generate --student runs/tiny/distilled --teacher runs/tiny/teacher --prompt "def main("
     megatron-kd lm-eval --model runs/tiny/distilled --tasks my_task --include-path tasks
@@ -30,15 +33,18 @@ from megatron_kd.messages import tell_as_rank
 # Commands with a module of their own, which has `add_arguments(parser)` and `run(args) -> int`; those that take
 # overrides are given them as a second argument.
 _MODULES = {
+    "launch": ("megatron_kd.launch.command", "start a recipe's ranks on this machine or as a SLURM job"),
+    "cp": ("megatron_kd.config.copy_recipe", "copy a recipe, with what it shares with others, to change it"),
     "plan": ("megatron_kd.planning.command", "estimate memory, work and traffic for each place of the teacher"),
     "import-hf": ("megatron_kd.huggingface.import_command", "make a checkpoint of a Hugging Face folder"),
     "export-hf": ("megatron_kd.huggingface.export_command", "make a Hugging Face folder of a checkpoint"),
+    "prune": ("megatron_kd.pruning.command", "make a student by pruning a teacher in depth and width"),
     "evaluate": ("megatron_kd.evaluation.command", "perplexity, and agreement with a teacher, of any checkpoint"),
     "generate": ("megatron_kd.evaluation.generate", "show what teacher and student answer, side by side"),
     "lm-eval": ("megatron_kd.evaluation.harness", "run tasks of EleutherAI's evaluation harness"),
     "preprocess": ("megatron_kd.data.preprocess", "turn text into tokenised .bin/.idx files"),
 }
-_WITH_OVERRIDES = ("validate", "plan", "evaluate")
+_WITH_OVERRIDES = ("validate", "launch", "plan", "evaluate")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -79,7 +85,7 @@ def _parser(command: str | None) -> argparse.ArgumentParser:
         epilog=f"the flags of a recipe's command line:\n\n{flags_help()}",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    validate.add_argument("recipe", metavar="RECIPE", help="path of a recipe script, such as `ls` lists")
+    validate.add_argument("recipe", metavar="RECIPE", help="the name or path of a recipe, such as `ls` lists")
     validate.add_argument("--config-file", action="append", default=[], metavar="FILE", help="YAML over the recipe")
     validate.add_argument("--world-size", type=int, metavar="N", help="ranks (WORLD_SIZE, else unknown)")
     commands.add_parser("ls", help="list the recipes")

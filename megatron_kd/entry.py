@@ -12,9 +12,10 @@ from pathlib import Path
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.flags import HELP, flags_help
 from megatron_kd.config.resolve import check_config
-from megatron_kd.errors import ConfigError, MegatronKDError
+from megatron_kd.errors import ConfigError, MegatronKDError, Preempted, RunFolderInUse
 from megatron_kd.messages import SECONDS_FOR_RANK_0, quieten_libraries, tell
-from megatron_kd.runtime.exit_code import clear_exit_code, record_exit_code
+from megatron_kd.runtime.exit_code import CLEARED, clear_exit_code, record_exit_code
+from megatron_kd.runtime.signals import listening
 
 _USAGE = """\
 {usage} [--config-file FILE] [FLAG ...] [section.field=value ...]
@@ -42,6 +43,15 @@ def main(recipe: Callable[[], ConfigContainer], argv: Sequence[str] | None = Non
             print(_USAGE.format(usage=f"usage: {sys.argv[0]}", flags=flags_help()), end="")
         return 0
     try:
+        with listening():
+            return _checked_run(recipe, argv, rank, world_size)
+    except Preempted as error:  # before it was known where to record it
+        tell(error)
+        return error.exit_code
+
+
+def _checked_run(recipe: Callable[[], ConfigContainer], argv: Sequence[str], rank: int, world_size: int) -> int:
+    try:
         cfg, problems = check_config(recipe(), argv, world_size)
     except ConfigError as error:
         return _refuse(error, rank, run_dir=None)
@@ -53,7 +63,8 @@ def main(recipe: Callable[[], ConfigContainer], argv: Sequence[str] | None = Non
 def _refuse(error: ConfigError, rank: int, run_dir: Path | None) -> int:
     """Tell, once for all ranks, why the run cannot start."""
     if rank != 0:
-        time.sleep(SECONDS_FOR_RANK_0)
+        with contextlib.suppress(Preempted):  # by torchrun, when rank 0 has gone
+            time.sleep(SECONDS_FOR_RANK_0)
         return error.exit_code
     tell(error)
     if run_dir is not None:
@@ -65,21 +76,24 @@ def _refuse(error: ConfigError, rank: int, run_dir: Path | None) -> int:
 
 def _run(cfg: ConfigContainer, rank: int) -> int:
     quieten_libraries()
-    from megatron_kd.training.train import train
-
     run_dir = Path(cfg.logger.run_dir)
-    code = 1  # unless we learn better: an exception that is not ours is a bug
-    if rank == 0:
+    mine = True  # the run folder, unless another run is at work in it
+    if rank == 0 and CLEARED not in os.environ:
         clear_exit_code(run_dir)
+    code = 1  # unless we learn better: an exception that is not ours is a bug
     try:
+        from megatron_kd.training.train import train
+
         train(cfg)
         code = 0
     except MegatronKDError as error:
         code = error.exit_code
+        mine = not isinstance(error, RunFolderInUse)
         if rank == 0:
             tell(error)
         else:
             print(f"rank {rank}: {error}", file=sys.stderr)
     finally:
-        record_exit_code(run_dir, code)
+        if mine:
+            record_exit_code(run_dir, code)
     return code

@@ -3,7 +3,8 @@
 To add one: subclass `MegatronKDError` together with the standard-library error it is a case of, give it a
 class attribute `exit_code` from the table below, and say in the message which field, which value and what cures it.
 
-    0 done | 1 a bug | 2 bad input | 17 numerical fault | 18 corrupt checkpoint | 75 preempted: requeue me
+    0 done | 1 a bug, a lost rank, a disk that fails | 2 bad input | 17 numerical fault | 18 corrupt checkpoint
+    75 preempted: requeue me
 """
 
 from __future__ import annotations
@@ -60,6 +61,14 @@ class CheckpointCorrupt(MegatronKDError, OSError):
     """A checkpoint that is incomplete or does not hold what it claims."""
 
     exit_code = 18
+
+
+class CheckpointNotSaved(MegatronKDError, OSError):
+    """A checkpoint could not be written: the disk is full or fails. Those that were complete still are."""
+
+
+class RunFolderInUse(InputError, BlockingIOError):
+    """Another run is at work in the run folder. This one has not touched it."""
 
 
 class Preempted(MegatronKDError, InterruptedError):

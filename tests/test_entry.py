@@ -9,7 +9,7 @@ import pytest
 from megatron_kd import entry
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.entry import main
-from megatron_kd.errors import CheckpointCorrupt, InputError, MegatronKDError, NumericalFault, Preempted
+from megatron_kd.errors import CheckpointCorrupt, InputError, MegatronKDError, NumericalFault, Preempted, RunFolderInUse
 from tests.tiny import tiny_config
 
 
@@ -54,6 +54,18 @@ def test_errors_of_ours_become_exit_codes(
     assert main(lambda: config, []) == code
     assert capsys.readouterr().err == "error: x\n"
     assert (tmp_path / "exit_code").read_text() == f"{code}\n"
+
+
+def test_a_run_that_found_another_in_its_folder_leaves_no_exit_code_there(
+    config: ConfigContainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail(cfg: ConfigContainer) -> None:
+        raise RunFolderInUse("in use")
+
+    monkeypatch.setattr("megatron_kd.training.train.train", fail)
+    assert main(lambda: config, []) == 2
+    assert capsys.readouterr().err == "error: in use\n"
+    assert not (tmp_path / "exit_code").exists()
 
 
 def test_a_bug_keeps_its_traceback(config: ConfigContainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

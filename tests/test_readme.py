@@ -11,7 +11,7 @@ import importlib.util
 import re
 import shlex
 import sysconfig
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +35,7 @@ _MADE_UP_DATA = [f"dataset={{{_NO_DATA}, mock: true}}", "tokenizer.tokenizer_mod
 _TINY = [
     *_MADE_UP_DATA,
     "model.init=random",
+    "checkpoint.pretrained_checkpoint=null",
     "model.vocab_size=250",
     "train.train_iters=2",
     "train.num_epochs=null",
@@ -89,9 +90,14 @@ def python_examples_in(document: Path) -> list[str]:
     return [text for kind, text in _FENCE.findall(document.read_text(encoding="utf-8")) if kind == "python"]
 
 
+def _starts_ranks(command: Command) -> bool:
+    return command.words[0] in ("torchrun", "python") or command.words[:3] == ("megatron-kd", "launch", "--local")
+
+
 COMMANDS = [
-    pytest.param(command, marks=[pytest.mark.slow] if command.words[0] in ("torchrun", "python") else [])
+    pytest.param(command, marks=[pytest.mark.slow] if _starts_ranks(command) else [])
     for document in DOCUMENTS
+    if document.name != "tutorial.md"  # a story: tests/test_tutorial.py
     for command in commands_in(document)
 ]
 EXAMPLES = [(document.name, text) for document in DOCUMENTS for text in python_examples_in(document)]
@@ -109,7 +115,7 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize("command", COMMANDS, ids=str)
 def test_the_documented_command(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    _write_files_of(command.document, folder)
+    write_files_of(command.document, folder)
     monkeypatch.chdir(folder)
     program, *rest = command.words
     if program in NOT_OURS:
@@ -130,7 +136,8 @@ def test_links_to_files_lead_somewhere(document: Path) -> None:
         assert (document.parent / target).exists(), f"{document.name}: there is no {target}"
 
 
-def _write_files_of(document: Path, folder: Path) -> None:
+def write_files_of(document: Path, folder: Path) -> None:
+    """Write the document's `yaml` blocks that name a file, below `folder`."""
     for kind, text in _FENCE.findall(document.read_text(encoding="utf-8")):
         name = re.match(r"# (\S+\.ya?ml)\n", text)
         if kind == "yaml" and name and not (folder / name.group(1)).exists():
@@ -147,11 +154,22 @@ def _make(words: list[str], exit_code: int) -> None:
 def _megatron_kd(words: list[str], exit_code: int) -> None:
     if words[0] == "validate":
         _validate(words[1:], exit_code)
-    elif words[0] == "plan" or words[0] == "ls":  # reads neither weights nor data
+    elif words[0] == "launch":
+        _launch(words, exit_code)
+    elif words[0] in ("plan", "ls", "cp"):  # reads neither weights nor data
         assert cli.main(words) == exit_code
     else:  # they read files that the reader has and we do not
         _, rest = cli._parser(words[0]).parse_known_args(words)
         assert not rest or (words[0] in cli._WITH_OVERRIDES and not parse_arguments(rest).problems), rest
+
+
+def _launch(words: list[str], exit_code: int) -> None:
+    recipe = next(word for word in words if word.endswith(".py"))
+    if "--slurm" in words:
+        made_up = SMALL_LLAMA if "llama" in recipe else _shrinking(recipe, words)
+        assert cli.main([*words, *({"--dry-run"} - set(words)), *made_up]) == exit_code
+    else:
+        _finish(["-m", "megatron_kd.cli", *words, *_shrinking(recipe, words)], exit_code)
 
 
 def _torchrun(words: list[str], exit_code: int) -> None:
@@ -162,11 +180,11 @@ def _torchrun(words: list[str], exit_code: int) -> None:
     options = dict(word.removeprefix("--").split("=") for word in words[:place] if "=" in word)
     ranks = int(options.get("nproc_per_node", 1)) * int(options.get("nnodes", 1))
     script, arguments = words[place], words[place + 1 :]
-    if ranks > 2 or "llama" in script:
+    if ranks > 2 or _is_of_real_size(script):
         _validate([script, *arguments, f"--world-size={ranks}"], exit_code)
     else:
         launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        _finish([*launcher, script, *arguments, *_shrinking(script)], exit_code)
+        _finish([*launcher, script, *arguments, *_shrinking(script, arguments)], exit_code)
 
 
 def _python(words: list[str], exit_code: int) -> None:
@@ -174,7 +192,7 @@ def _python(words: list[str], exit_code: int) -> None:
     if script.startswith("recipes/"):
         _torchrun(words, exit_code)
     elif script in _SHORT_TOOLS:
-        _finish([*words, *_shrinking(script)], exit_code)
+        _finish([*words, *_shrinking(script, words)], exit_code)
     elif script == "-m":
         assert importlib.util.find_spec(words[1]), f"there is no module {words[1]}"
     else:
@@ -191,11 +209,15 @@ _RULES: dict[str, Callable[[list[str], int], None]] = {
 
 def _validate(words: list[str], exit_code: int) -> None:
     """Check a recipe and its overrides; what has no weights or data here is given made-up ones."""
-    made_up = SMALL_LLAMA if "llama" in words[0] else _shrinking(words[0])
+    made_up = SMALL_LLAMA if _is_of_real_size(words[0]) else _shrinking(words[0], words)
     named = _make_huggingface_folders(words)
     if named:  # a folder's sizes are not a reader's to change
         made_up = [word for word in made_up if not word.startswith(named) or ".seq_length=" in word]
     assert cli.main(["validate", *words, *made_up]) == exit_code
+
+
+def _is_of_real_size(recipe: str) -> bool:
+    return "llama" in recipe or "qwen" in recipe
 
 
 def _make_huggingface_folders(words: list[str]) -> tuple[str, ...]:
@@ -209,12 +231,15 @@ def _make_huggingface_folders(words: list[str]) -> tuple[str, ...]:
     return tuple(f"{model}.{field}" for model in folders for field in _OF_A_FOLDER)
 
 
-def _shrinking(script: str) -> list[str]:
+def _shrinking(script: str, words: Sequence[str]) -> list[str]:
+    """Overrides that make a script short and let it do without weights and data, where `words` do not say."""
     if script in _SHORT_TOOLS:
         is_model = script == "tools/bench/step_breakdown.py"
         return [*_SHORT_TOOLS[script], *(_MADE_UP_DATA if is_model else []), *(_RANDOM_TEACHER if is_model else [])]
     distils = isinstance(load_recipe(script)().model, GPTDistillationProvider)
-    return [*_TINY, *(_RANDOM_TEACHER if distils else [])]
+    asked_for = any(word.startswith("model.init=") for word in words)
+    tiny = [word for word in _TINY if not (asked_for and word.startswith("model.init="))]
+    return [*tiny, *(_RANDOM_TEACHER if distils else [])]
 
 
 def _finish(words: list[str], exit_code: int) -> None:

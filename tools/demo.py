@@ -24,6 +24,8 @@ from pathlib import Path
 from tools.demo_report import table, write_report
 from tools.demo_runs import Job, Result, RunFailed, finish
 
+TEACHER_LR = 4e-3
+
 _TP2 = ("model.tensor_model_parallel_size=2", "train.micro_batch_size=16")
 _QUIET = ("logger.log_interval=50",)
 _SHORT = ("validation.eval_interval=5", "validation.eval_iters=2")
@@ -48,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     plan, command = _plan(_arguments(argv))
     started = time.monotonic()
     try:
-        _make_corpus(plan.corpus)
+        make_corpus(plan.corpus)
         results = run_plan(plan)
     except RunFailed as failure:
         say(f"error: {failure}", file=sys.stderr)
@@ -75,18 +77,8 @@ def run_plan(plan: Plan) -> list[Result]:
 
 def jobs_of_seed(plan: Plan, seed: int) -> list[Job]:
     """The teacher, then a distilled and a label-only student for every learning rate."""
-    folder = plan.output / f"seed{seed}"
-    data = _data_overrides(plan.corpus, seed)
-    manifest = (plan.corpus / "manifest.json").read_bytes()
-    teacher = Job(
-        kind="teacher",
-        seed=seed,
-        lr=plan.teacher_lr,
-        recipe="recipes/tiny/pretrain_tiny.py",
-        overrides=(*data, f"optimizer.lr={plan.teacher_lr:g}", *plan.teacher_overrides),
-        run_dir=folder / "teacher",
-        inputs=hashlib.sha256(manifest).hexdigest(),
-    )
+    data = data_overrides(plan.corpus, seed)
+    teacher = teacher_job(plan.output, plan.corpus, seed, lr=plan.teacher_lr, overrides=plan.teacher_overrides)
     from_teacher = ("model.teacher.tensor_model_parallel_size=2", f"model.teacher.checkpoint={teacher.run_dir}")
     students = (
         ("distilled", "recipes/tiny/distill_tiny.py", from_teacher, teacher.fingerprint),
@@ -99,7 +91,7 @@ def jobs_of_seed(plan: Plan, seed: int) -> list[Job]:
             lr=lr,
             recipe=recipe,
             overrides=(*data, *_TP2, *own, f"optimizer.lr={lr:g}", *plan.student_overrides),
-            run_dir=folder / f"{kind}-lr{lr:g}",
+            run_dir=teacher.run_dir.with_name(f"{kind}-lr{lr:g}"),
             inputs=inputs,
         )
         for lr in plan.student_lrs
@@ -107,7 +99,24 @@ def jobs_of_seed(plan: Plan, seed: int) -> list[Job]:
     ]
 
 
-def _data_overrides(corpus: Path, seed: int) -> tuple[str, ...]:
+def teacher_job(
+    output: Path, corpus: Path, seed: int, *, lr: float = TEACHER_LR, overrides: tuple[str, ...] = ()
+) -> Job:
+    """The training of a seed's teacher, the same for all that learn from it."""
+    manifest = (corpus / "manifest.json").read_bytes()
+    return Job(
+        kind="teacher",
+        seed=seed,
+        lr=lr,
+        recipe="recipes/tiny/pretrain_tiny.py",
+        overrides=(*data_overrides(corpus, seed), f"optimizer.lr={lr:g}", *overrides),
+        run_dir=output / f"seed{seed}" / "teacher",
+        inputs=hashlib.sha256(manifest).hexdigest(),
+    )
+
+
+def data_overrides(corpus: Path, seed: int) -> tuple[str, ...]:
+    """What makes a recipe read the corpus, in the order of `seed`."""
     return (
         f"rng.seed={seed}",
         f"dataset.train_data_path=[{corpus}/train]",
@@ -116,7 +125,12 @@ def _data_overrides(corpus: Path, seed: int) -> tuple[str, ...]:
     )
 
 
-def _make_corpus(corpus: Path) -> None:
+def make_corpus(corpus: Path) -> None:
+    """Make the corpus and its tokenizer, where they are not there yet.
+
+    Raises:
+        RunFailed: they cannot be made.
+    """
     say(f"[0] corpus and tokenizer in {corpus}")
     command = [sys.executable, "tools/make_corpus.py", "--output", str(corpus), "--vocab-size", "2048"]
     code = subprocess.run(command, check=False).returncode
@@ -131,7 +145,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
             seeds=args.seeds,
             output=args.output or Path("runs/tiny-smoke"),
             corpus=args.corpus,
-            teacher_lr=4e-3,
+            teacher_lr=TEACHER_LR,
             student_lrs=(1e-2,),
             teacher_overrides=("train.train_iters=20", *_SHORT),
             student_overrides=("train.train_iters=20", *_SHORT),
@@ -141,7 +155,7 @@ def _plan(args: argparse.Namespace) -> tuple[Plan, str]:
             seeds=args.seeds,
             output=args.output or Path("runs/tiny"),
             corpus=args.corpus,
-            teacher_lr=4e-3,
+            teacher_lr=TEACHER_LR,
             student_lrs=(5e-3, 1e-2, 2e-2),
             teacher_overrides=_QUIET,
             student_overrides=_QUIET,

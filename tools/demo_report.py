@@ -10,14 +10,19 @@ from pathlib import Path
 
 from tools.demo_runs import Result
 
-_NAMES = {"teacher": "teacher", "distilled": "student, distilled", "labels": "student, labels alone"}
+_NAMES = {
+    "teacher": "teacher",
+    "untrained": "student, as pruned",
+    "distilled": "student, distilled",
+    "labels": "student, labels alone",
+}
 _HEADER = ("model", "learning rate", "validation LM loss", "perplexity", "training tokens", "wall time")
 
 
 def best_of_each(results: Sequence[Result]) -> dict[str, list[Result]]:
     """For each kind, the run of lowest held-out loss of every seed."""
     best: dict[str, list[Result]] = {}
-    for kind in _NAMES:
+    for kind in (kind for kind in _NAMES if any(result.kind == kind for result in results)):
         seeds = dict.fromkeys(result.seed for result in results if result.kind == kind)
         best[kind] = [
             min((r for r in results if (r.kind, r.seed) == (kind, seed)), key=lambda r: r.lm_loss) for seed in seeds
@@ -32,7 +37,7 @@ def table(results: Sequence[Result]) -> str:
         rows.append(
             (
                 _NAMES[kind],
-                ", ".join(dict.fromkeys(f"{run.lr:g}" for run in runs)),
+                ", ".join(dict.fromkeys(_rate(run.lr) for run in runs)),
                 _average(runs, lambda run: run.lm_loss, 3),
                 _average(runs, lambda run: run.perplexity, 1),
                 f"{round(statistics.mean(run.tokens for run in runs)):,}",
@@ -48,22 +53,62 @@ def sweep_table(results: Sequence[Result]) -> str:
     rows = [("model", "learning rate", *(f"seed {seed}" for seed in seeds))]
     for kind, lr in dict.fromkeys((result.kind, result.lr) for result in results):
         losses = {result.seed: result.lm_loss for result in results if (result.kind, result.lr) == (kind, lr)}
-        rows.append((_NAMES[kind], f"{lr:g}", *(f"{losses[seed]:.3f}" for seed in seeds)))
+        rows.append((_NAMES[kind], _rate(lr), *(f"{losses[seed]:.3f}" for seed in seeds)))
     return _markdown(rows)
 
 
-def write_report(folder: Path, results: Sequence[Result], command: str) -> list[Path]:
-    """Write `results.json`, `results.md` and `curves.png` into `folder`, and return their paths."""
+def gap_table(results: Sequence[Result]) -> str:
+    """Of what a student's loss is above the teacher's, the share that distillation takes away, as a Markdown table.
+
+    For each seed (loss - loss of the distilled) / (loss - loss of the teacher), of the student as pruned and of the
+    one on labels alone, the best learning rates of each.
+    """
+    best = best_of_each(results)
+    rows = [("gap to the teacher of the", "gap (nats a token)", "left after distilling", "share recovered")]
+    for kind in ("untrained", "labels"):
+        triples = list(zip(best["teacher"], best[kind], best["distilled"], strict=True))
+        rows.append(
+            (
+                _NAMES[kind],
+                _mean([other.lm_loss - teacher.lm_loss for teacher, other, _ in triples], 3),
+                _mean([distilled.lm_loss - teacher.lm_loss for teacher, _, distilled in triples], 3),
+                _mean(
+                    [
+                        100 * (other.lm_loss - distilled.lm_loss) / (other.lm_loss - teacher.lm_loss)
+                        for teacher, other, distilled in triples
+                    ],
+                    1,
+                )
+                + " %",
+            )
+        )
+    return _markdown(rows)
+
+
+def write_report(folder: Path, results: Sequence[Result], command: str, *more: str) -> list[Path]:
+    """Write `results.json`, `results.md` and `curves.png` into `folder`, and return their paths.
+
+    `more` tables go between the two of `results.md`.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
     numbers, text, picture = (folder / name for name in ("results.json", "results.md", "curves.png"))
     numbers.write_text(json.dumps({"command": command, "runs": [asdict(r) for r in results]}, indent=1) + "\n")
-    parts = [f"`{command}`", table(results), "Every run's validation LM loss:", sweep_table(results)]
+    parts = [f"`{command}`", table(results), *more, "Every run's validation LM loss:", sweep_table(results)]
     text.write_text("\n\n".join(parts) + "\n", encoding="utf-8")
     _draw(picture, best_of_each(results))
     return [text, numbers, picture]
 
 
 def _average(runs: Sequence[Result], value: Callable[[Result], float], digits: int) -> str:
-    values = [value(run) for run in runs]
+    return _mean([value(run) for run in runs], digits)
+
+
+def _rate(lr: float) -> str:
+    return f"{lr:g}" if lr else "-"  # of what is not trained
+
+
+def _mean(values: Sequence[float], digits: int) -> str:
+    """The mean, with the standard deviation where there are several."""
     spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
     return f"{statistics.mean(values):.{digits}f}{spread}"
 

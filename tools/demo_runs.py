@@ -35,7 +35,7 @@ class Job:
     """One training run of the demo.
 
     Attributes:
-        kind: "teacher", "distilled" or "labels".
+        kind: "teacher", "distilled", "labels" or, for a student that is only evaluated, "untrained".
         overrides: what the command line adds to the recipe, without `logger.run_dir`.
         inputs: fingerprint of the files the run reads, which its configuration only names.
     """
@@ -68,7 +68,7 @@ class Job:
     @property
     def title(self) -> str:
         """How the run is called on the screen."""
-        return f"{self.kind}, seed {self.seed}, learning rate {self.lr:g}"
+        return f"{self.kind}, seed {self.seed}" + (f", learning rate {self.lr:g}" if self.lr else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,7 +157,7 @@ def _result(job: Job, state: dict[str, Any]) -> Result:
         lr=job.lr,
         lm_loss=validation[-1]["lm_loss"],
         perplexity=validation[-1]["perplexity"],
-        tokens=last_train["step"] * last_train["tokens"],
+        tokens=last_train["step"] * last_train["tokens"] if job.kind != "untrained" else 0,
         wall_s=state["wall_s"],
         curve=[(record["step"], record["lm_loss"]) for record in validation],
     )

@@ -50,6 +50,7 @@ class Derived:
     checkpoints_dir: Path
     tensorboard_dir: Path
     metrics_file: Path
+    best_file: Path
 
 
 def derived(cfg: ConfigContainer, world_size: int, tokenizer_vocab_size: int | None = None) -> Derived:
@@ -95,6 +96,7 @@ def derived(cfg: ConfigContainer, world_size: int, tokenizer_vocab_size: int | N
         checkpoints_dir=run_dir / "checkpoints",
         tensorboard_dir=run_dir / "tensorboard",
         metrics_file=run_dir / "metrics.jsonl",
+        best_file=run_dir / "best.json",
     )
 
 

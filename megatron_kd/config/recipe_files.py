@@ -7,6 +7,7 @@ import difflib
 import importlib.util
 import re
 import sys
+import sysconfig
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -31,10 +32,48 @@ MISTAKES = (
 )
 
 
+# Beside an installation's data, where setup.py puts recipes and the files that go with them.
+_SHARE = "share/megatron_kd"
+
+
 def recipes_folder() -> Path:
-    """The folder `recipes` of the working directory, else the one beside this package."""
-    here = Path("recipes")
-    return here if here.is_dir() else Path(__file__).resolve().parents[2] / "recipes"
+    """The folder `recipes` of the working directory, else the one beside this package, else the installation's."""
+    places = [Path("recipes"), Path(__file__).resolve().parents[2] / "recipes"]
+    installed = Path(sysconfig.get_path("data")) / _SHARE / "recipes"
+    return next((place for place in places if place.is_dir()), installed)
+
+
+def find_recipe(name: str | Path) -> Path:
+    """The script that `name` means: a path, or the name of a recipe that `list_recipes` finds, without `.py`.
+
+    Raises:
+        InputError: there is none, or several have that name.
+    """
+    path = Path(name)
+    if path.is_file():
+        return path
+    found = [recipe for recipe, _ in list_recipes(recipes_folder()) if str(name) in (recipe.stem, recipe.name)]
+    if len(found) > 1:
+        raise InputError(f"{name}: several recipes have this name; write one of {', '.join(map(str, found))}")
+    if not found:
+        raise InputError(f"{path}: there is no such recipe{_near(path)}")
+    return found[0]
+
+
+def parts_of(recipe: Path) -> list[Path]:
+    """The modules beside a recipe that it imports, directly or through each other; nothing is executed."""
+    found: list[Path] = []
+    waiting = [recipe]
+    while waiting:
+        tree = ast.parse(waiting.pop().read_text(encoding="utf-8"))
+        for node in ast.walk(tree):
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module] if isinstance(node, ast.ImportFrom) and node.module and not node.level else []
+            beside = [recipe.with_name(f"{name}.py") for name in names]
+            new = [path for path in beside if path.is_file() and path not in found and path != recipe]
+            found += new
+            waiting += new
+    return found
 
 
 def list_recipes(folder: Path) -> list[tuple[Path, str]]:
@@ -56,7 +95,7 @@ def list_recipes(folder: Path) -> list[tuple[Path, str]]:
 
 
 def load_recipe(path: str | Path) -> Callable[[], ConfigContainer]:
-    """Import a recipe script by its path and return the function that makes its configuration.
+    """Import a recipe script, named as in `find_recipe`, and return the function that makes its configuration.
 
     The function is `recipe`, or the one named as the file (dashes as underscores). It raises `InputError` where
     the recipe's own code fails.
@@ -64,9 +103,7 @@ def load_recipe(path: str | Path) -> Callable[[], ConfigContainer]:
     Raises:
         InputError: there is no such file, it cannot be imported, or it defines no such function.
     """
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"{path}: there is no such recipe{_near(path)}")
+    path = find_recipe(path)
     module = _import(path)
     names = _entry_names(path)
     function = next((getattr(module, name) for name in names if callable(getattr(module, name, None))), None)
@@ -82,7 +119,9 @@ def _entry_names(path: Path) -> list[str]:
 def _near(path: Path) -> str:
     known = [str(recipe) for recipe, _ in list_recipes(recipes_folder())]
     same_name = [name for name in known if Path(name).name == path.name]
-    near = same_name or difflib.get_close_matches(str(path), known, n=3, cutoff=0.5) or known[:5]
+    stems = difflib.get_close_matches(path.stem, [Path(name).stem for name in known], n=3, cutoff=0.6)
+    near = same_name or difflib.get_close_matches(str(path), known, n=3, cutoff=0.5)
+    near = near or [name for name in known if Path(name).stem in stems] or known[:5]
     return f"; did you mean {' or '.join(near)}?" if near else "; `megatron-kd ls` lists those there are"
 
 

@@ -5,19 +5,23 @@ from __future__ import annotations
 import re
 from dataclasses import fields
 from pathlib import Path
-from typing import get_type_hints
+from typing import Any, get_type_hints
 
 from megatron_kd.config.document import read_document
 from megatron_kd.config.schema import check_value
+from megatron_kd.config.sections import TokenizerConfig
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.models.provider import GPTModelProvider
 
 RUN_CONFIG = "run_config.yaml"
-_METADATA = "metadata.json"  # what makes a folder a checkpoint of megatron-core
-_ITERATION = re.compile(r"iter_(\d{7,})$")
+RUN_STATE = "run_state.json"
+MANIFEST = "manifest.json"
+METADATA = "metadata.json"  # what makes a folder a checkpoint of megatron-core
+_TRACKER = "latest_checkpointed_iteration.txt"
+_ITERATION = re.compile(r"iter_([0-9]{7,})")
 
 # Fields of a provider that are a run's choice, and no part of what the model is.
-_OF_THE_RUN = frozenset(
+OF_THE_RUN = frozenset(
     {
         "tensor_model_parallel_size",
         "pipeline_model_parallel_size",
@@ -27,6 +31,7 @@ _OF_THE_RUN = frozenset(
         "recompute_granularity",
         "recompute_method",
         "recompute_num_layers",
+        "quantization_calibration_batches",
         "init",
         "checkpoint",
         "hf_path",
@@ -34,17 +39,25 @@ _OF_THE_RUN = frozenset(
 )
 
 
+def step_of(checkpoint: Path) -> int | None:
+    """The step that a checkpoint's name tells; None for one with a name of its own."""
+    match = _ITERATION.fullmatch(checkpoint.name)
+    return int(match.group(1)) if match else None
+
+
 def complete_checkpoints(folder: Path) -> dict[int, Path]:
     """The checkpoints in a `checkpoints/` folder by step, ascending. A folder of that name is complete."""
     found = {}
     for path in folder.iterdir() if folder.is_dir() else ():
-        if (match := _ITERATION.match(path.name)) and path.is_dir():
-            found[int(match.group(1))] = path
+        if (step := step_of(path)) is not None and path.is_dir():
+            found[step] = path
     return dict(sorted(found.items()))
 
 
 def find_checkpoint(path: str | Path, field: str) -> Path:
     """The checkpoint that `path` means: itself, or the newest in a `checkpoints/` or run folder.
+
+    In a folder of another Megatron program, the newest is the one that its tracker file names.
 
     Args:
         path: `.../iter_0000100`, `.../checkpoints` or a run folder.
@@ -54,8 +67,10 @@ def find_checkpoint(path: str | Path, field: str) -> Path:
         InputError: there is none.
     """
     path = Path(path)
-    if (path / _METADATA).is_file():
+    if (path / METADATA).is_file() or (path / MANIFEST).is_file():
         return path
+    if (path / _TRACKER).is_file():
+        return path / f"iter_{_tracked(path / _TRACKER, field):07d}"
     for folder in (path, path / "checkpoints"):
         if found := complete_checkpoints(folder):
             return list(found.values())[-1]
@@ -63,6 +78,17 @@ def find_checkpoint(path: str | Path, field: str) -> Path:
         f"{field}={path}: no checkpoint there; give a folder such as RUN_DIR/checkpoints/iter_0001000, "
         "written by a run with checkpoint.save=true"
     )
+
+
+def _tracked(tracker: Path, field: str) -> int:
+    """The step that Megatron's tracker file names. It was written in place, and may hold anything."""
+    with open(tracker, "rb") as file:
+        content = file.read(64).strip()
+    if not re.fullmatch(rb"[0-9]{1,18}", content):
+        raise InputError(f"{field}={tracker.parent}: {tracker} holds {content[:40]!r}, not the number of a step")
+    if not (tracker.parent / f"iter_{int(content):07d}" / METADATA).is_file():
+        raise InputError(f"{field}={tracker.parent}: {tracker} names step {int(content)}, which is not there")
+    return int(content)
 
 
 def architecture_of(checkpoint: str | Path, field: str = "checkpoint") -> GPTModelProvider:
@@ -85,9 +111,28 @@ def architecture_of(checkpoint: str | Path, field: str = "checkpoint") -> GPTMod
     model = read_document(folder / RUN_CONFIG).data.get("model")
     if not isinstance(model, dict):
         raise ConfigError([f"{field}={folder}: {RUN_CONFIG} has no model; copy the folder again"])
-    types = get_type_hints(GPTModelProvider)
-    kept = [f.name for f in fields(GPTModelProvider) if f.name not in _OF_THE_RUN and f.name in model]
-    checked = {name: check_value(("model", name), types[name], model[name]) for name in kept}
+    kept = {name: value for name, value in model.items() if name not in OF_THE_RUN}
+    return GPTModelProvider(**_checked(GPTModelProvider, kept, "model", f"{field}={folder}"))
+
+
+def tokenizer_of(checkpoint: str | Path, field: str = "checkpoint") -> TokenizerConfig | None:
+    """The tokenizer that a checkpoint's model was trained with, from its own `run_config.yaml`; None if unknown.
+
+    Raises:
+        InputError: no checkpoint, or one whose `run_config.yaml` is damaged.
+    """
+    folder = find_checkpoint(checkpoint, field)
+    section = read_document(folder / RUN_CONFIG).data.get("tokenizer") if (folder / RUN_CONFIG).is_file() else None
+    if not isinstance(section, dict):
+        return None
+    return TokenizerConfig(**_checked(TokenizerConfig, section, "tokenizer", f"{field}={folder}"))
+
+
+def _checked(section: type, values: dict[str, Any], name: str, where: str) -> dict[str, Any]:
+    """Those of `values` that are fields of the dataclass `section`, which have their types, or a ConfigError."""
+    types = get_type_hints(section)
+    kept = [field.name for field in fields(section) if field.name in values]
+    checked = {field: check_value((name, field), types[field], values[field]) for field in kept}
     if wrong := [problem for _, problem in checked.values() if problem is not None]:
-        raise ConfigError([f"{field}={folder}: {RUN_CONFIG}: {problem}" for problem in wrong])
-    return GPTModelProvider(**{name: value for name, (value, _) in checked.items()})
+        raise ConfigError([f"{where}: {RUN_CONFIG}: {problem}" for problem in wrong])
+    return {field: value for field, (value, _) in checked.items()}

@@ -80,6 +80,10 @@ class DatasetConfig:
     split its own list. `text_path` is a `.txt` file, each line a document, or a `.jsonl` file with one at each line's
     `text`; it is tokenised into `logger.run_dir`/data and cut by `split` too. `mock` is made-up data, and must be
     asked for by name.
+
+    With `chat`, all of it is conversations, learnt where the assistant speaks: files of `megatron-kd preprocess
+    --chat`, or a `.jsonl` file of messages. Each has a sequence of its own, filled up with padding, or shares one with
+    others (`packed_sequence`), none of which sees another.
     """
 
     text_path: str | None = None
@@ -93,6 +97,9 @@ class DatasetConfig:
     random_seed: int | None = None  # None: rng.seed
     num_workers: int = 0
     eod_mask_loss: bool = False
+    chat: bool = False
+    packed_sequence: bool = False
+    long_samples: Literal["truncate", "drop"] = "truncate"  # conversations longer than model.seq_length
 
 
 @dataclass(kw_only=True)
@@ -119,6 +126,7 @@ class CheckpointConfig:
 
     save: bool = True
     save_interval: int = 1000  # in iterations; the last iteration is always saved
+    async_save: bool = False  # write while the run goes on, from a copy of the state in host memory
     most_recent_k: int | None = None  # None: keep all
     pretrained_checkpoint: str | None = None  # the student's weights to start from
     resume: Literal["auto", "never"] | int = "auto"  # or the step to continue from

@@ -21,31 +21,35 @@ def with_tokens_at(cfg: ConfigContainer, prefix: str) -> ConfigContainer:
     return replace(cfg, dataset=replace(cfg.dataset, text_path=None, data_path=[prefix]))
 
 
-def settled(cfg: ConfigContainer, world_size: int, count_tokens: Callable[[], int]) -> ConfigContainer:
+def settled(cfg: ConfigContainer, world_size: int, count: Callable[[], int]) -> ConfigContainer:
     """`cfg` with its batch and its length as numbers; `cfg` itself where they are.
 
     Args:
         cfg: a configuration without problems.
         world_size: number of ranks.
-        count_tokens: tells the tokens of the training split; called where the length is in epochs.
+        count: tells the tokens of the training split, or its rows where it is conversations; called where the length
+            is in epochs.
 
     Raises:
         ConfigError: the epochs do not fill one global batch.
     """
     batch, steps = global_batch_size(cfg, data_parallel_size(cfg, world_size)), cfg.train.train_iters
     if cfg.train.num_epochs is not None:
-        steps = _steps(cfg, cfg.train.num_epochs, count_tokens(), batch)
+        steps = _steps(cfg, cfg.train.num_epochs, count(), batch)
     train = replace(cfg.train, global_batch_size=batch, train_iters=steps, num_epochs=None)
     return cfg if train == cfg.train else replace(cfg, train=train)
 
 
-def _steps(cfg: ConfigContainer, epochs: float, tokens: int, batch: int) -> int:
+def _steps(cfg: ConfigContainer, epochs: float, size: int, batch: int) -> int:
     length = cfg.model.seq_length
-    steps = iterations(epochs, tokens, length, batch)
+    if cfg.dataset.chat:
+        steps, enough, unit = int(epochs * size) // batch, -(-batch // max(size, 1)), "sequences of conversations"
+    else:
+        steps = iterations(epochs, size, length, batch)
+        enough, unit = -(-(batch * length + 1) // max(size, 1)), "tokens"
     if steps < 1:
-        enough = -(-(batch * length + 1) // max(tokens, 1))
         why = (
-            f"the training split has {tokens} tokens, and one step takes {batch} samples of model.seq_length={length}; "
+            f"the training split has {size} {unit}, and one step takes {batch} samples of model.seq_length={length}; "
             f"set train.num_epochs={enough} or more, or lower the batch or the sequence length"
         )
         raise ConfigError([line(cfg, "train.num_epochs", why)])

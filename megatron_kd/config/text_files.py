@@ -1,9 +1,12 @@
-"""Which files are text to be tokenised; `data.documents` says how they are read."""
+"""Which files are text to be tokenised, and what tells tokenised conversations; `data` says how they are read."""
 
 from __future__ import annotations
 
 # A line of `.txt` is a document, a line of the others an object that has one at `text`.
 TEXT_FILES = (".txt", ".jsonl", ".json")
+
+# What conversations have beside `.bin` and `.idx`: a byte for each token, 1 where it is to be learnt.
+LOSS_MASK = ".loss_mask.bin"
 
 
 def is_text_file(path: str) -> bool:

@@ -15,6 +15,7 @@ from megatron.core.datasets.blended_megatron_dataset_config import (
 )
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 
+from megatron_kd.config.text_files import LOSS_MASK
 from megatron_kd.errors import ConfigError, InputError
 
 SPLITS = ("train", "valid", "test")
@@ -33,8 +34,8 @@ class Blend:
     weights: list[float] | None = None
 
 
-def parse_blend(field: str, entries: Sequence[str | float]) -> Blend:
-    """Read a list of prefixes, or of alternating weights and prefixes.
+def parse_blend(field: str, entries: Sequence[str | float], *, chat: bool = False) -> Blend:
+    """Read a list of prefixes, or of alternating weights and prefixes; with `chat`, of conversations.
 
     Raises:
         ConfigError: a list that is neither, weights that are not positive, or files that are missing or damaged.
@@ -49,10 +50,18 @@ def parse_blend(field: str, entries: Sequence[str | float]) -> Blend:
     else:
         raise ConfigError([f"{field}={list(entries)}: give prefixes only, or alternate weights and prefixes"])
     problems = [f"{field}: weight {weight} is not positive" for weight in blend.weights or () if not weight > 0]
-    problems += [problem for prefix in blend.prefixes for problem in _file_problems(field, prefix)]
+    problems += [problem for prefix in blend.prefixes for problem in _file_problems(field, prefix, chat)]
     if problems:
         raise ConfigError(problems)
     return blend
+
+
+def no_data(split: str) -> str:
+    """What to say of a split that is asked for and has no data."""
+    return (
+        f"dataset.{split}_data_path is not set: give path prefixes of tokenised text there or, for all splits, "
+        "in dataset.data_path (`make corpus` makes the demo's), or ask for made-up data with dataset.mock=true"
+    )
 
 
 def split_matrix(split: str) -> SplitMatrix:
@@ -127,7 +136,7 @@ def _number(entry: str | float) -> float | None:
         return None
 
 
-def _file_problems(field: str, prefix: str) -> list[str]:
+def _file_problems(field: str, prefix: str, chat: bool) -> list[str]:
     bin_path, idx_path = Path(f"{prefix}.bin"), Path(f"{prefix}.idx")
     if missing := [path.name for path in (bin_path, idx_path) if not path.is_file()]:
         return [
@@ -145,5 +154,17 @@ def _file_problems(field: str, prefix: str) -> list[str]:
         return [
             f"{field}: {str(bin_path)!r} has {bin_path.stat().st_size} bytes where its index tells of {needed}: "
             "copy it or run `megatron-kd preprocess` again"
+        ]
+    return _mask_problems(field, prefix, needed // token_bytes) if chat else []
+
+
+def _mask_problems(field: str, prefix: str, tokens: int) -> list[str]:
+    mask = Path(f"{prefix}{LOSS_MASK}")
+    if not mask.is_file():
+        return [f"{field}: {prefix!r} has no {mask.name}: run `megatron-kd preprocess --chat` on conversations"]
+    if mask.stat().st_size != tokens:
+        return [
+            f"{field}: {str(mask)!r} has {mask.stat().st_size} bytes for {tokens} tokens: "
+            "copy it or run `megatron-kd preprocess --chat` again"
         ]
     return []

@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.data.byte_bpe import train_byte_bpe
-from megatron_kd.data.preprocess import Counts, preprocess
+from megatron_kd.data.partial import Counts
+from megatron_kd.data.preprocess import preprocess
 from megatron_kd.data.tokenizer import load_huggingface
 from megatron_kd.errors import InputError
 

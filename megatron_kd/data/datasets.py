@@ -1,7 +1,9 @@
-"""Training, validation and test data from a configuration: megatron-core's GPTDataset, or made-up samples.
+"""Training, validation and test data from a configuration: megatron-core's GPTDataset, conversations, or made-up
+samples.
 
 A sample is a dict of tokens, labels, position_ids (int64) and loss_mask (float32), each [S]. There is no attention
-mask: attention is causal by construction, and reaches over document ends as in megatron-core's own training.
+mask: attention is causal by construction. In text it reaches over document ends, as in megatron-core's own training;
+in packed conversations it does not, and position_ids say where each begins (`models.packing`).
 
 Legend: S sequence length.
 """
@@ -21,10 +23,12 @@ from megatron_kd.data.blend import (
     Blend,
     check_tokens,
     count_tokens,
+    no_data,
     parse_blend,
     split_matrix,
     weights_by_tokens,
 )
+from megatron_kd.data.chat_datasets import chat_datasets
 from megatron_kd.data.gpt_dataset import CachedGPTDataset, DatasetBuilder, DatasetTokenizer
 from megatron_kd.data.mock import MockDataset
 from megatron_kd.data.tokenizer import Tokenizer
@@ -59,6 +63,11 @@ def build_datasets(
     seed = seed if cfg.random_seed is None else cfg.random_seed
     if cfg.mock:
         return _three(_mock(split, count, seq_length, seed, tokenizer) for split, count in enumerate(samples))
+    if cfg.chat:
+        built = chat_datasets(
+            cfg, seq_length=seq_length, samples=samples, seed=seed, pad_id=tokenizer.eos_id, path_to_cache=path_to_cache
+        )
+        return _three(_checked(data, tokenizer) for data in built)
     common: dict[str, Any] = {
         "random_seed": seed,
         "sequence_length": seq_length,
@@ -70,7 +79,7 @@ def build_datasets(
     }
     config = _one_source(cfg, samples, tokenizer, common) or _source_per_split(cfg, samples, tokenizer, common)
     built = DatasetBuilder(CachedGPTDataset, list(samples), _on_every_rank, config).build()
-    return _three(None if data is None else TokenSamples(data, tokenizer.vocab_size) for data in built)
+    return _three(_checked(data, tokenizer) for data in built)
 
 
 def training_tokens(cfg: DatasetConfig) -> int:
@@ -86,8 +95,12 @@ def training_tokens(cfg: DatasetConfig) -> int:
     return sum(count_tokens(prefix, part or (0.0, 0.0))[0] for prefix in blend.prefixes)
 
 
+def _checked(dataset: Dataset | None, tokenizer: Tokenizer) -> Dataset | None:
+    return None if dataset is None else TokenSamples(dataset, tokenizer.vocab_size)
+
+
 class TokenSamples(Dataset):
-    """A megatron-core dataset reduced to the four tensors of a sample, with its token ids checked."""
+    """A dataset reduced to the four tensors of a sample, with its token ids checked."""
 
     def __init__(self, dataset: Dataset, vocab_size: int):
         self.dataset, self.vocab_size = dataset, vocab_size
@@ -150,10 +163,7 @@ def _source_per_split(
             blends.append(None)
             continue
         if path is None:
-            raise InputError(
-                f"dataset.{name}_data_path is not set: give path prefixes of tokenised text there or, for all splits, "
-                "in dataset.data_path (`make corpus` makes the demo's), or ask for made-up data with dataset.mock=true"
-            )
+            raise InputError(no_data(name))
         blend = parse_blend(f"dataset.{name}_data_path", path)
         only_this = [count if other == split else 0 for other in range(len(SPLITS))]
         check_tokens(blend, [(0.0, 1.0)] * len(SPLITS), only_this, common["sequence_length"])

@@ -1,139 +1,164 @@
-"""Files to documents to token ids, in chunks that worker processes take one by one."""
+"""Records to documents to token ids."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 
+from megatron_kd.data.chunks import Chunk, Cursor, Record
 from megatron_kd.data.tokenizer import Tokenizer
 from megatron_kd.errors import InputError
 
-JSON_SUFFIXES = (".jsonl", ".json")  # one JSON object a line, whichever of the two
-TEXT_SUFFIXES = (".txt", ".py")  # one document a file or, when asked, a line
-CHUNK_BYTES = 1 << 20
-
 
 @dataclass(frozen=True)
-class Record:
-    """The bytes of one document as they are in a file; `line` counts from 1, 0 is the whole file."""
+class Document:
+    """Token ids, which of them are to be learnt (None: all), and the bytes of the text they stand for."""
 
-    path: str
-    line: int
-    data: bytes
+    ids: list[int]
+    loss_mask: list[bool] | None
+    text_bytes: int
 
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a chunk of records came to: the ids of all its documents end to end, and each one's length in tokens."""
+    """What a chunk came to: the ids of all its documents end to end, and each one's length in tokens.
+
+    `loss_mask` (uint8) has a 1 for each id that is to be learnt; None where all are.
+    """
 
     ids: np.ndarray
+    loss_mask: np.ndarray | None
     lengths: list[int]
     text_bytes: int  # UTF-8, of the documents kept
     file_bytes: int  # of all records
     empty: int
     malformed: list[str]
+    after: Cursor
+
+
+class Reader(Protocol):
+    """From records to documents, in two steps: what may be wrong with a record shows in the first."""
+
+    def read(self, record: Record) -> Any:
+        """What `documents` takes. An InputError for a malformed record."""
+
+    def documents(self, contents: Sequence[Any]) -> list[Document]:
+        """Documents in the same order, the empty ones left out."""
 
 
 @dataclass(frozen=True)
-class Encoder:
-    """Turns records into token ids of `dtype`."""
+class TextReader:
+    """Each record is a text: of a line, of a file, or at `json_key` of an object or row."""
 
     tokenizer: Tokenizer
     json_key: str
     append_eod: bool
+
+    def read(self, record: Record) -> str:
+        """The text of a record; a blank line is one without text.
+
+        Raises:
+            InputError: see `record_object`, or one without text at `json_key`.
+        """
+        if record.kind in ("line", "file"):
+            text = _decoded(record)
+            return text.rstrip("\r\n") if record.kind == "line" else text
+        value = record_object(record)
+        return "" if value is None else _text_at(value, self.json_key, record.where)
+
+    def documents(self, contents: Sequence[str]) -> list[Document]:
+        """See `Reader`."""
+        kept = [text for text in contents if text.strip()]  # white space alone has nothing to learn
+        end = [self.tokenizer.eos_id] if self.append_eod else []
+        encoded = zip(self.tokenizer.encode_batch(kept), kept, strict=True)
+        return [Document([*ids, *end], None, len(text.encode())) for ids, text in encoded if ids]
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """Turns chunks of records into token ids of `dtype`."""
+
+    reader: Reader
     skip_malformed: bool
     dtype: Any  # a numpy integer type
 
-    def encode(self, chunk: Sequence[Record]) -> Encoded:
+    def encode(self, chunk: Chunk) -> Encoded:
         """Tokenise the records of a chunk, in their order.
 
         Raises:
             InputError: the first malformed record, unless those are skipped.
         """
-        texts, malformed = [], []
-        for record in chunk:
+        contents, malformed = [], []
+        for index in range(len(chunk.data)):
             try:
-                texts.append(record_text(record, self.json_key))
+                contents.append(self.reader.read(chunk.record(index)))
             except InputError as error:
                 if not self.skip_malformed:
                     raise
                 malformed.append(str(error))
-        kept = [text for text in texts if text.strip()]  # white space alone has nothing to learn
-        documents = [ids for ids in self.tokenizer.encode_batch(kept) if ids]
-        end = [self.tokenizer.eos_id] if self.append_eod else []
-        flat = [token for ids in documents for token in (*ids, *end)]
+        documents = self.reader.documents(contents)
+        masks = [document.loss_mask for document in documents if document.loss_mask is not None]
         return Encoded(
-            ids=np.array(flat, dtype=self.dtype),
-            lengths=[len(ids) + len(end) for ids in documents],
-            text_bytes=sum(len(text.encode()) for text in kept),
-            file_bytes=sum(len(record.data) for record in chunk),
-            empty=len(texts) - len(documents),
+            ids=np.array([token for document in documents for token in document.ids], dtype=self.dtype),
+            loss_mask=np.array([bit for mask in masks for bit in mask], dtype=np.uint8) if masks else None,
+            lengths=[len(document.ids) for document in documents],
+            text_bytes=sum(document.text_bytes for document in documents),
+            file_bytes=chunk.file_bytes,
+            empty=len(contents) - len(documents),
             malformed=malformed,
+            after=chunk.after,
         )
 
 
-def records(inputs: Iterable[str | Path], split_lines: bool = False) -> Iterator[Record]:
-    """The documents of the files, in order. `split_lines` makes each line of a text file a document."""
-    for path in map(Path, inputs):
-        with path.open("rb") as file:
-            if path.suffix in JSON_SUFFIXES or split_lines:
-                for number, line in enumerate(file, start=1):
-                    yield Record(str(path), number, line)
-            else:
-                yield Record(str(path), 0, file.read())
-
-
-def chunks(stream: Iterable[Record], chunk_bytes: int = CHUNK_BYTES) -> Iterator[list[Record]]:
-    """Consecutive records, in lists of about `chunk_bytes`."""
-    chunk: list[Record] = []
-    size = 0
-    for record in stream:
-        chunk.append(record)
-        size += len(record.data)
-        if size >= chunk_bytes:
-            yield chunk
-            chunk, size = [], 0
-    if chunk:
-        yield chunk
-
-
-def record_text(record: Record, json_key: str) -> str:
-    """The text of a document; a blank line is a document without text.
+def record_object(record: Record) -> dict[str, Any] | None:
+    """The object of a JSON line, or the columns of a row; None for a blank line.
 
     Raises:
-        InputError: bytes that are not UTF-8, a line that is not a JSON object, or one without text at `json_key`.
+        InputError: bytes that are not UTF-8, or a line that is not a JSON object.
     """
-    where = f"{record.path}:{record.line}" if record.line else record.path
+    if isinstance(record.data, dict):
+        return record.data
+    text = _decoded(record)
+    if not text.strip():
+        return None
     try:
-        text = record.data.decode("utf-8-sig")
-        if record.line:
-            text = text.rstrip("\r\n")
-        if Path(record.path).suffix not in JSON_SUFFIXES or not text.strip():
-            return text
         value = json.loads(text)
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where}: not UTF-8 text ({error.reason} at byte {error.start})") from error
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{where}: not JSON, of which each line must be one object ({error})") from error
-    return _text_at(value, json_key, where)
-
-
-def _text_at(value: object, json_key: str, where: str) -> str:
+        raise InputError(f"{record.where}: not JSON, of which each line must be one object ({error})") from error
     if not isinstance(value, dict):
-        raise InputError(f"{where}: a JSON {type(value).__name__}, where each line must be one object")
-    if json_key not in value:
-        keys = ", ".join(map(repr, list(value)[:8])) or "none"
-        raise InputError(f"{where}: no key {json_key!r} (it has {keys}): name the right one with --json-key")
-    text = value[json_key]
+        raise InputError(f"{record.where}: a JSON {type(value).__name__}, where each line must be one object")
+    return value
+
+
+def checked_text(text: Any, name: str, where: str) -> str:
+    """`text`, which a record calls `name`.
+
+    Raises:
+        InputError: anything but a string that can be written as UTF-8.
+    """
     if not isinstance(text, str):
-        raise InputError(f"{where}: {json_key!r} is a {type(text).__name__}, not a string")
+        raise InputError(f"{where}: {name} is a {type(text).__name__}, not a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise InputError(f"{where}: {json_key!r} has half a surrogate pair at character {error.start}") from error
+        raise InputError(f"{where}: {name} has half a surrogate pair at character {error.start}") from error
     return text
+
+
+def _decoded(record: Record) -> str:
+    assert isinstance(record.data, bytes)
+    try:
+        return record.data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{record.where}: not UTF-8 text ({error.reason} at byte {error.start})") from error
+
+
+def _text_at(value: dict[str, Any], json_key: str, where: str) -> str:
+    if json_key not in value:
+        keys = ", ".join(map(repr, list(value)[:8])) or "none"
+        raise InputError(f"{where}: no key {json_key!r} (it has {keys}): name the right one with --json-key")
+    return checked_text(value[json_key], repr(json_key), where)

@@ -11,7 +11,8 @@ from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 
-from megatron_kd.data.documents import Encoded, Encoder, Record
+from megatron_kd.data.chunks import Chunk
+from megatron_kd.data.documents import Encoded, Encoder
 
 _CHUNKS_AHEAD = 4  # a worker: bounds what is in memory
 
@@ -33,12 +34,16 @@ def _leave_with_parent() -> None:
     os._exit(1)
 
 
-def _encode(chunk: list[Record]) -> Encoded:
+def _ready() -> None:
+    pass
+
+
+def _encode(chunk: Chunk) -> Encoded:
     assert _worker_encoder is not None
     return _worker_encoder.encode(chunk)
 
 
-def encode_in_order(stream: Iterable[list[Record]], encoder: Encoder, workers: int) -> Generator[Encoded, None, None]:
+def encode_in_order(stream: Iterable[Chunk], encoder: Encoder, workers: int) -> Generator[Encoded, None, None]:
     """Encode chunks on `workers` processes, a bounded number ahead, and yield the results in the order of chunks."""
     if workers == 1:
         yield from map(encoder.encode, stream)
@@ -48,6 +53,7 @@ def encode_in_order(stream: Iterable[list[Record]], encoder: Encoder, workers: i
     waiting: deque[Future[Encoded]] = deque()
     try:
         with _environment(TOKENIZERS_PARALLELISM="false"):
+            pool.submit(_ready).result()  # forks the workers, before the stream has threads or locks of its own
             for chunk in stream:
                 waiting.append(pool.submit(_encode, chunk))
                 if len(waiting) >= workers * _CHUNKS_AHEAD:

@@ -13,7 +13,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from megatron_kd.data.preprocess import preprocess
+from megatron_kd.config.text_files import LOSS_MASK
+from megatron_kd.data.preprocess import chat_template_of, preprocess
 from megatron_kd.data.progress import ByteProgress
 from megatron_kd.data.tokenizer import Tokenizer
 from megatron_kd.errors import ConfigError, InputError
@@ -23,11 +24,12 @@ _PIECE_BYTES = 1 << 22
 _OTHERS = "`megatron-kd preprocess` has options for text that is kept in other ways"
 
 
-def tokenised(text: str | Path, folder: str | Path, tokenizer: Tokenizer) -> str:
+def tokenised(text: str | Path, folder: str | Path, tokenizer: Tokenizer, *, chat: bool = False) -> str:
     """The prefix, in `folder`, of the tokenised files of `text`, which are made where they are not there yet.
 
-    A line of a `.txt` file is a document, and so is the `text` of each line of a `.jsonl` file. Whether the file is
-    the one that was tokenised is told by its bytes, not by its date: a copy is not tokenised again.
+    A line of a `.txt` file is a document, and so is the `text` of each line of a `.jsonl` file; with `chat`, each line
+    of a `.jsonl` file is a conversation. Whether the file is the one that was tokenised is told by its bytes, not by
+    its date: a copy is not tokenised again.
 
     Raises:
         InputError: a file that is missing or unreadable, a line that is malformed, or no text at all.
@@ -36,14 +38,18 @@ def tokenised(text: str | Path, folder: str | Path, tokenizer: Tokenizer) -> str
     record = prefix.with_name(f"{prefix.name}.tokenised.json")
     try:
         wanted = {"format": _FORMAT, "sha256": _digest(text), "tokenizer": tokenizer.fingerprint}
-        if _is_complete(record, prefix, wanted):
+        if chat:
+            wanted["chat_template"] = chat_template_of(tokenizer)
+        if _is_complete(record, prefix, wanted, chat):
             return str(prefix)
         record.unlink(missing_ok=True)
         with ByteProgress(f"tokenising {text}") as on_progress:
             # One process: the tokenizer has threads of its own, and to fork with process groups open is asking for it.
-            counts = preprocess([text], prefix, tokenizer, split_lines=True, workers=1, on_progress=on_progress)
+            counts = preprocess(
+                [text], prefix, tokenizer, split_lines=True, chat=chat, workers=1, on_progress=on_progress
+            )
         about = {"text": str(text), "documents": counts.documents, "tokens": counts.tokens}
-        _write(record, {**wanted, **about, "files": _sizes(prefix)})
+        _write(record, {**wanted, **about, "files": _sizes(prefix, chat)})
     except ConfigError as error:  # its lines name the options of `megatron-kd preprocess`
         raise InputError(f"dataset.text_path={text}: {'; '.join(error.problems)}") from error
     except InputError as error:
@@ -62,16 +68,17 @@ def _digest(path: Path) -> str:
     return digest.hexdigest()
 
 
-def _is_complete(record: Path, prefix: Path, wanted: dict[str, Any]) -> bool:
+def _is_complete(record: Path, prefix: Path, wanted: dict[str, Any], chat: bool) -> bool:
     try:
         known = json.loads(record.read_text(encoding="utf-8"))
-        return wanted.items() <= known.items() and known["files"] == _sizes(prefix)
+        return wanted.items() <= known.items() and known["files"] == _sizes(prefix, chat)
     except (OSError, ValueError, KeyError, AttributeError):
         return False
 
 
-def _sizes(prefix: Path) -> dict[str, int]:
-    return {ending: os.path.getsize(f"{prefix}{ending}") for ending in (".bin", ".idx")}
+def _sizes(prefix: Path, chat: bool) -> dict[str, int]:
+    endings = (".bin", ".idx", *([LOSS_MASK] if chat else []))
+    return {ending: os.path.getsize(f"{prefix}{ending}") for ending in endings}
 
 
 def _write(path: Path, data: dict[str, Any]) -> None:

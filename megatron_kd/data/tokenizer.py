@@ -1,4 +1,5 @@
-"""Text to token ids and back: Hugging Face tokenizers from local files, and the `null` tokenizer that has no text.
+"""Text to token ids and back: Hugging Face tokenizers and SentencePiece models from local files, and the `null`
+tokenizer that has no text.
 
 Nothing here reaches a network or runs code that comes with a tokenizer. `transformers` (4 s to import) is imported
 when a `huggingface` tokenizer is loaded, not before.
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from megatron_kd.config.sections import TokenizerConfig
+from megatron_kd.data.sentencepiece import load_sentencepiece, sentencepiece_file
 from megatron_kd.errors import InputError
 
 if TYPE_CHECKING:
@@ -107,6 +109,11 @@ class HuggingFaceTokenizer:
         """Token ids of one text, without begin or end tokens."""
         return self._backend.encode(text, add_special_tokens=False).ids
 
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """`encode`, and the first and last + 1 character that each token stands for."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
     def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
         """`encode` of many texts at once, on several threads."""
         return [item.ids for item in self._backend.encode_batch(list(texts), add_special_tokens=False)]
@@ -132,9 +139,10 @@ def load_tokenizer(cfg: TokenizerConfig) -> Tokenizer:
 
 
 def load_huggingface(path: str | Path, field: str = "tokenizer.tokenizer_model") -> HuggingFaceTokenizer:
-    """A tokenizer from a folder (as `save_pretrained` leaves it) or from a `tokenizer.json` file.
+    """A tokenizer from a folder (as `save_pretrained` leaves it), a `tokenizer.json` or a SentencePiece `.model` file.
 
-    `field` is what errors call the path's origin.
+    Of a folder, its `tokenizer.json` is read or, where there is none, its SentencePiece file. `field` is what errors
+    call the path's origin.
 
     Raises:
         InputError: as `load_tokenizer`.
@@ -145,6 +153,8 @@ def load_huggingface(path: str | Path, field: str = "tokenizer.tokenizer_model")
             f"{field}={str(path)!r} is neither a folder nor a file. Tokenizers are read from disk "
             "only: run `make corpus` for the demo's, or fetch one first (`hf download NAME --local-dir DIR`)"
         )
+    if (model := sentencepiece_file(path)) is not None:
+        return HuggingFaceTokenizer(load_sentencepiece(model, field), path)
     file = path / "tokenizer.json" if path.is_dir() else path
     _check_json(file, field)
     # A tokenizer_config.json says which token ends a document; without one the file alone has to do.

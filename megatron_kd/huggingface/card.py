@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.config.document import read_document
-from megatron_kd.config.saved import RUN_CONFIG
+from megatron_kd.config.saved import RUN_CONFIG, tokenizer_of
 from megatron_kd.huggingface.as_config import family_of
 from megatron_kd.models.provider import GPTModelProvider
 
@@ -18,11 +18,8 @@ _TRAINING = ("train_iters", "global_batch_size")
 
 def saved_tokenizer(checkpoint: Path) -> str | None:
     """The tokenizer that a checkpoint's run read, by its `run_config.yaml`; None where it had none."""
-    section = read_document(checkpoint / RUN_CONFIG).data.get("tokenizer") or {}
-    if section.get("tokenizer_type", "huggingface") != "huggingface":
-        return None
-    path: str | None = section.get("tokenizer_model")
-    return path
+    tokenizer = tokenizer_of(checkpoint)
+    return tokenizer.tokenizer_model if tokenizer is not None and tokenizer.tokenizer_type == "huggingface" else None
 
 
 def model_card(checkpoint: Path, model: GPTModelProvider, dtype: str) -> str:
@@ -58,6 +55,8 @@ def _sections(run: dict[str, Any]) -> list[tuple[str, dict[str, Any]]]:
     data = {name: run.get("dataset", {}).get(name) for name in _DATA}
     found.append(("Data", {name: value for name, value in data.items() if value not in (None, False)}))
     training = {name: run.get("train", {}).get(name) for name in _TRAINING} if "train" in run else {}
+    if student.get("quantization") is not None:
+        found.append(("Quantization", {"trained for": student["quantization"], "weights here": "full precision"}))
     return [*found, ("Training", {**training, "seq_length": student.get("seq_length")} if training else {})]
 
 

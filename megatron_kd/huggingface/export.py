@@ -22,6 +22,7 @@ from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megatron_kd.checkpoints.reading import opened, verify
 from megatron_kd.config.saved import architecture_of, find_checkpoint
 from megatron_kd.data.tokenizer import HuggingFaceTokenizer, load_huggingface
 from megatron_kd.errors import InputError
@@ -49,6 +50,7 @@ def export_hf(
     dtype: str = "bfloat16",
     tokenizer: str | Path | None = None,
     max_shard_size: str = "5GB",
+    verified: bool = False,
 ) -> Path:
     """Write the model of a checkpoint, a distillation's student, as a Hugging Face folder.
 
@@ -58,6 +60,7 @@ def export_hf(
         dtype: of the weights: "bfloat16", "float32" or "float16".
         tokenizer: a tokenizer folder or `tokenizer.json`; None takes the one that the run names, if it names one.
         max_shard_size: of one safetensors file, such as "5GB".
+        verified: that the checkpoint is as it was written is known, and not looked at; then it talks to no other rank.
 
     Returns:
         `output`.
@@ -65,6 +68,7 @@ def export_hf(
     Raises:
         InputError: no such checkpoint, a model that `transformers` has no family for, a tokenizer that is not there or
             has more ids than the model, or something at `output`.
+        CheckpointCorrupt: the checkpoint is not as it was written.
     """
     output = Path(output)
     refuse_existing(output)
@@ -73,7 +77,7 @@ def export_hf(
     folder = find_checkpoint(checkpoint, "checkpoint")
     model = _model(folder)
     tokens = _tokenizer(folder, tokenizer, model)
-    reader = CheckpointReader(folder)
+    reader = CheckpointReader(opened(folder) if verified else verify(folder, need_manifest=False))
     _check_tensors(reader, model, folder)
     temporary = output.with_name(f".{output.name}.partial")
     shutil.rmtree(temporary, ignore_errors=True)

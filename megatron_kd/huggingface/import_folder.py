@@ -12,6 +12,8 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
+from megatron_kd.checkpoints.run_state import RunState
+from megatron_kd.checkpoints.writing import save
 from megatron_kd.config.sections import TokenizerConfig
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.huggingface.architecture import provider_from_hf
@@ -19,8 +21,8 @@ from megatron_kd.huggingface.folder import Entry, check_entries, read_entries
 from megatron_kd.huggingface.read import Files
 from megatron_kd.huggingface.tensors import Tensor, tensors_of
 from megatron_kd.models.provider import GPTModelProvider
-from megatron_kd.training.parts import Part, write_parts
-from megatron_kd.training.writing import new_checkpoint, refuse_existing, weights_config
+from megatron_kd.training.parts import Part, plan_parts
+from megatron_kd.training.writing import refuse_existing, weights_config
 
 _PART_BYTES = 256 << 20
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -51,9 +53,10 @@ def import_hf(folder: str | Path, output: str | Path) -> Path:
     assert model.vocab_size is not None
     tokenizer = TokenizerConfig(tokenizer_model=str(folder)) if (folder / "tokenizer.json").is_file() else None
     try:
-        with new_checkpoint(output, weights_config(model, model.vocab_size, tokenizer)) as temporary, Files() as files:
-            common = {"run": {"step": 0, "vocab_size": model.vocab_size}}
-            write_parts(list(_parts(model, entries, files)), common, temporary)
+        with Files() as files:
+            parts = list(_parts(model, entries, files))
+            config = weights_config(model, model.vocab_size, tokenizer)
+            save(output, lambda new: plan_parts(parts, new), config, RunState(0, model.vocab_size))
     except SafetensorError as error:
         raise InputError(f"{folder}: cannot be read: {error}") from error
     return output

@@ -14,7 +14,8 @@ from megatron.core.tensor_parallel.layers import (
     VocabParallelEmbedding,
     set_tensor_model_parallel_attributes,
 )
-from megatron.core.transformer.transformer_block import get_num_layers_to_build
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
@@ -26,6 +27,9 @@ from megatron_kd.models.weights import randomise
 from megatron_kd.runtime.layout import Layout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+# From megatron-core's configuration and the number of layers on this rank.
+BlockSpec = Callable[[TransformerConfig, int], ModuleSpec | TransformerBlockSubmodules]
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": F.silu,
@@ -96,8 +100,9 @@ def build_gpt(
     dtype: str,
     seed: int | None,
     chunk: int = 0,
+    layers: BlockSpec = block_spec,
 ) -> DistillableGPTModel:
-    """See `GPTModelProvider.provide`."""
+    """See `GPTModelProvider.provide`; `layers` says which modules the layers are made of."""
     config = transformer_config(provider, layout, DTYPES[dtype])
     model = _construct(
         provider,
@@ -106,6 +111,7 @@ def build_gpt(
         padded_vocab_size,
         tied=provider.share_embeddings_and_output_weights,
         chunk=chunk,
+        layers=layers,
     )
     model.true_vocab_size = vocab_size
     _mark_tensor_parallel(model)
@@ -153,12 +159,13 @@ def _construct(
     *,
     tied: bool,
     chunk: int,
+    layers: BlockSpec = block_spec,
 ) -> DistillableGPTModel:
     vp_stage = chunk if layout.chunks > 1 else None
     layers_here = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=layout.pp.rank)
     return DistillableGPTModel(
         config,
-        block_spec(config, layers_here),
+        layers(config, layers_here),
         vocab_size=padded_vocab_size,
         max_sequence_length=provider.seq_length,
         pre_process=layout.is_first_stage and chunk == 0,

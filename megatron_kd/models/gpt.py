@@ -5,12 +5,14 @@ from __future__ import annotations
 from typing import Any, Protocol
 
 import torch
+from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor, nn
 
 from megatron_kd.errors import InputError
 from megatron_kd.losses.checks import Faults
 from megatron_kd.losses.cross_entropy import vocab_parallel_cross_entropy
+from megatron_kd.models.fake_quantization import split_gated_scales
 
 
 class Headed(Protocol):
@@ -60,6 +62,13 @@ class DistillableGPTModel(GPTModel):
         if self.share_embeddings_and_output_weights:
             return self.shared_embedding_or_output_weight()
         return self.output_layer.weight
+
+    def sharded_state_dict(self, *args: Any, **kwargs: Any) -> ShardedStateDict:
+        """What a checkpoint holds of this model, by the names of its tensors; see megatron-core."""
+        state = super().sharded_state_dict(*args, **kwargs)
+        if self.config.gated_linear_unit:
+            split_gated_scales(state)
+        return state
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
         """Cross entropy per token.

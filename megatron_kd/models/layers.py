@@ -11,10 +11,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
+
+from megatron_kd.models.packing import segment_lengths
 
 
 class _Norm(nn.Module):
@@ -61,7 +64,8 @@ class SDPAttention(nn.Module):
     """Core attention by `torch.nn.functional.scaled_dot_product_attention`: no [S, S] scores are kept.
 
     Causal unless a mask is given. A mask is boolean, broadcastable to [B, N, S, S], and true where a query
-    must not look; it is applied on top of the causal order.
+    must not look; it is applied on top of the causal order. In a packed row each sample attends to itself alone,
+    one after the other: no mask is needed, and no score across samples is computed.
     """
 
     def __init__(
@@ -86,6 +90,7 @@ class SDPAttention(nn.Module):
         value_SBND: Tensor,
         attention_mask: Tensor | None = None,
         attn_mask_type: AttnMaskType | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
         **_: Any,
     ) -> Tensor:
         """Attend.
@@ -96,11 +101,16 @@ class SDPAttention(nn.Module):
             value_SBND: as the keys.
             attention_mask: see the class; None is causal attention.
             attn_mask_type: overrides the layer's own type where megatron-core asks for it.
+            packed_seq_params: the samples of packed rows (`packed_segments`), each of which is causal and sees itself
+                alone; None where a row is one sample.
 
         Returns:
             [S, B, N * D]
         """
         causal = self.causal if attn_mask_type is None else attn_mask_type == AttnMaskType.causal
+        dropout = self.dropout if self.training else 0.0
+        if packed_seq_params is not None:
+            return attend_in_segments(query_SBND, key_SBND, value_SBND, packed_seq_params, self.scale, dropout)
         S, B, N, D = query_SBND.shape
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query_SBND, key_SBND, value_SBND))
         allowed = None
@@ -109,13 +119,70 @@ class SDPAttention(nn.Module):
             if causal:
                 allowed = allowed & torch.ones(S, key.shape[2], dtype=torch.bool, device=allowed.device).tril()
                 causal = False
-        dropout = self.dropout if self.training else 0.0
         attend = _attend_with_tracked_dropout if dropout else F.scaled_dot_product_attention
         out = attend(
             query, key, value, attn_mask=allowed, dropout_p=dropout, is_causal=causal, scale=self.scale,
             enable_gqa=key.shape[1] != N,
         )  # fmt: skip
         return out.permute(2, 0, 1, 3).reshape(S, B, N * D)
+
+
+def attend_in_segments(
+    query_SBND: Tensor,
+    key_SBND: Tensor,
+    value_SBND: Tensor,
+    segments: PackedSeqParams,
+    scale: float,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Causal attention within each sample of packed rows.
+
+    Args:
+        query_SBND: [S, B, N, D].
+        key_SBND: [S, B, N or groups, D].
+        value_SBND: as the keys.
+        segments: see `packed_segments`.
+        scale: of the scores.
+        dropout: share of the weights that are dropped.
+
+    Returns:
+        [S, B, N * D]
+    """
+    attend = _attend_with_tracked_dropout if dropout else F.scaled_dot_product_attention
+    S, B, N, D = query_SBND.shape
+    grouped = key_SBND.shape[2] != N
+    rows = []
+    for row, lengths in enumerate(segment_lengths(segments, B)):
+        # [N, length, D] of each sample
+        heads = (x[:, row].transpose(0, 1).split(lengths, dim=1) for x in (query_SBND, key_SBND, value_SBND))
+        parts = [
+            attend(q[None], k[None], v[None], dropout_p=dropout, is_causal=True, scale=scale, enable_gqa=grouped)[0]
+            for q, k, v in zip(*heads, strict=True)
+        ]
+        rows.append(torch.cat(parts, dim=1))
+    return torch.stack(rows).permute(2, 0, 1, 3).reshape(S, B, N * D)
+
+
+def packable(attention: type[nn.Module]) -> type[nn.Module]:
+    """`attention`, a core attention of another library, with packed rows done by `attend_in_segments`."""
+
+    class Packable(attention):
+        def forward(
+            self,
+            query_SBND: Tensor,
+            key_SBND: Tensor,
+            value_SBND: Tensor,
+            *args: Any,
+            packed_seq_params: PackedSeqParams | None = None,
+            **kwargs: Any,
+        ) -> Tensor:
+            if packed_seq_params is None:
+                return super().forward(query_SBND, key_SBND, value_SBND, *args, **kwargs)
+            scale = self.config.softmax_scale or 1.0 / math.sqrt(self.config.kv_channels)
+            dropout = self.config.attention_dropout if self.training else 0.0
+            return attend_in_segments(query_SBND, key_SBND, value_SBND, packed_seq_params, scale, dropout)
+
+    return Packable
 
 
 def _attend_with_tracked_dropout(*args: Any, **kwargs: Any) -> Tensor:

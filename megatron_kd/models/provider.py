@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from megatron_kd.models.gpt import DistillableGPTModel
     from megatron_kd.runtime.layout import Layout
 
+# Formats of `quantization` that leave the inputs of linear layers as they are.
+WEIGHT_ONLY = ("int8_weight_only", "int4_weight_only")
+
 
 @dataclass(kw_only=True)
 class GPTModelProvider:
@@ -61,9 +64,15 @@ class GPTModelProvider:
     recompute_method: Literal["uniform", "block"] | None = None
     recompute_num_layers: int | None = None
 
-    # Weights. A student starts from `checkpoint.pretrained_checkpoint`, from `init="random"` or from `hf_path`, a
-    # teacher from its own `checkpoint`, `init="random"` or `hf_path`. Random is never a silent default.
-    init: Literal["random"] | None = None
+    # Fake quantisation of a student's linear layers while it is trained (docs/quantization.md). Scales are fixed at the
+    # start, those of inputs over that many global batches of the training data.
+    quantization: Literal["int8", "int8_weight_only", "fp8", "int4_weight_only", "nvfp4"] | None = None
+    quantization_calibration_batches: int = 8
+
+    # Weights. A student starts from `checkpoint.pretrained_checkpoint`, `init="random"`, layers of its teacher
+    # (`init="from_teacher"`) or from `hf_path`, a teacher from its own `checkpoint`, `init="random"` or `hf_path`.
+    # Random is never a silent default.
+    init: Literal["random", "from_teacher"] | None = None
     checkpoint: str | None = None
     hf_path: str | None = None  # a Hugging Face folder, whose config.json is the architecture too
 

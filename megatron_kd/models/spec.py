@@ -17,7 +17,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_config import TransformerConfig
 from megatron.core.transformer.transformer_layer import TransformerLayer, TransformerLayerSubmodules
 
-from megatron_kd.models.layers import Norm, SDPAttention
+from megatron_kd.models.layers import Norm, SDPAttention, packable
 
 
 def has_transformer_engine() -> bool:
@@ -28,15 +28,19 @@ def has_transformer_engine() -> bool:
 def block_spec(config: TransformerConfig, num_layers_here: int) -> ModuleSpec | TransformerBlockSubmodules:
     """The transformer block of this rank, `num_layers_here` of the model's layers and the final norm."""
     if has_transformer_engine():
-        return get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
+        parts = layer.submodules.self_attention.submodules
+        # Its own way of packed rows is another layout of the whole model's activations, of one row a micro-batch.
+        parts.core_attention = packable(parts.core_attention)
+        return layer
     return TransformerBlockSubmodules(layer_specs=[local_layer_spec(config)] * num_layers_here, layer_norm=Norm)
 
 
-def local_layer_spec(config: TransformerConfig) -> ModuleSpec:
+def local_layer_spec(config: TransformerConfig, self_attention: type[SelfAttention] = SelfAttention) -> ModuleSpec:
     """A transformer layer made of megatron-core's parallel linears, our norms and SDPA."""
     qk_norm = Norm if config.qk_layernorm else IdentityOp
     attention = ModuleSpec(
-        module=SelfAttention,
+        module=self_attention,
         params={"attn_mask_type": AttnMaskType.causal},
         submodules=SelfAttentionSubmodules(
             linear_qkv=ColumnParallelLinear,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_kd.models.provider import GPTModelProvider
+from megatron_kd.models.provider import WEIGHT_ONLY, GPTModelProvider
 from megatron_kd.planning.parameters import LayerSizes, layer_sizes
 
 
@@ -58,9 +58,8 @@ def layer_kept(model: GPTModelProvider, work: Work) -> int:
     sizes = layer_sizes(model, work.tp)
     residual = 2 * work.hidden(sizes.hidden)  # after attention, and the output
     norms = 2 * (norm_kept(model, work, work.held_tokens * sizes.hidden) + work.hidden(sizes.hidden))
-    return (
-        residual + norms + _attention_kept(model, work, sizes) + _mlp_kept(model, work, sizes) + _dropout(model, work)
-    )
+    parts = _attention_kept(model, work, sizes), _mlp_kept(model, work, sizes), _dropout(model, work)
+    return residual + norms + sum(parts) + _rounded(model, work, sizes)
 
 
 def norm_kept(model: GPTModelProvider, work: Work, elements: int) -> int:
@@ -118,6 +117,20 @@ def _attention_kept(model: GPTModelProvider, work: Work, sizes: LayerSizes) -> i
 def _mlp_kept(model: GPTModelProvider, work: Work, sizes: LayerSizes) -> int:
     """Input and output of the activation; gated: act(x0), x1 + offset and their product beside x0 and x1."""
     return work.whole(sizes.fc1 + (3 if model.gated_linear_unit else 1) * sizes.ffn)
+
+
+def _rounded(model: GPTModelProvider, work: Work, sizes: LayerSizes) -> int:
+    """With fake quantisation: the layer's matrices, and the attention's output where it keeps that as it was.
+
+    Other inputs are kept rounded instead of as they were.
+    """
+    if model.quantization is None:
+        return 0
+    rows = sizes.qkv + sizes.queries + sizes.fc1 + sizes.ffn  # of matrices as wide, or as high, as hidden states
+    kept = rows * sizes.hidden * work.itemsize
+    if model.quantization not in WEIGHT_ONLY:
+        kept += work.whole(sizes.queries)
+    return kept
 
 
 def _dropout(model: GPTModelProvider, work: Work) -> int:

@@ -11,7 +11,9 @@ import argparse
 import os
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from itertools import chain
+from typing import Any
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import model_parallel_size, vocab_width
@@ -25,6 +27,7 @@ from megatron_kd.config.recipe_files import load_recipe
 from megatron_kd.config.resolve import merge, naming_flags
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import ConfigError
+from megatron_kd.models.provider import GPTModelProvider
 from megatron_kd.planning.estimate import choose
 from megatron_kd.planning.setup import setup
 from megatron_kd.planning.tables import plan_text
@@ -39,7 +42,7 @@ _UNITS = {"": 1e9, "gb": 1e9, "gib": 2**30, "mb": 1e6, "mib": 2**20, "tb": 1e12,
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's own arguments; overrides are what is left."""
     parser.usage = USAGE
-    parser.add_argument("recipe", metavar="RECIPE", help="path of a recipe script, such as `ls` lists")
+    parser.add_argument("recipe", metavar="RECIPE", help="the name or path of a recipe, such as `ls` lists")
     parser.add_argument("--config-file", action="append", default=[], metavar="FILE", help="YAML over the recipe")
     parser.add_argument("--gpus", type=int, metavar="N", help="ranks (WORLD_SIZE, else one copy of the student)")
     parser.add_argument("--memory", metavar="SIZE", help="of a rank's device, 80GB or 74GiB (dist.device_memory_gb)")
@@ -55,7 +58,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     """
     wrong = list(_argument_problems(args))
     files = [word for name in args.config_file for word in ("--config-file", name)]
-    cfg, unmerged, origins = merge(load_recipe(args.recipe)(), [*files, *overrides])
+    cfg, unmerged, origins = merge(without_absent_folders(load_recipe(args.recipe)()), [*files, *overrides])
     wrong += unmerged
     world_size = args.gpus or _default_ranks(cfg)
     wrong += (naming_flags(problem, origins) for problem in plan_problems(cfg, world_size))
@@ -66,6 +69,20 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     choice = choose(cfg, world_size, memory, **machine)
     print(plan_text(setup(cfg, world_size, **machine), choice, memory), end="")
     return 0
+
+
+def without_absent_folders(cfg: ConfigContainer) -> ConfigContainer:
+    """`cfg` without Hugging Face folders that are not here, where the recipe gives the sizes too, as presets do."""
+    model = _without_absent_folder(cfg.model)
+    if isinstance(model, GPTDistillationProvider):
+        model = replace(model, teacher=_without_absent_folder(model.teacher))
+    return replace(cfg, model=model)
+
+
+def _without_absent_folder(model: Any) -> Any:
+    has_sizes = model.hidden_size != GPTModelProvider.hidden_size
+    absent = model.hf_path is not None and not os.path.isdir(model.hf_path)
+    return replace(model, hf_path=None) if absent and has_sizes else model
 
 
 def plan_problems(cfg: ConfigContainer, world_size: int) -> Iterator[str]:

@@ -4,26 +4,63 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import TypeVar
 
 import torch.distributed as dist
 
-from megatron_kd.errors import InputError
+from megatron_kd.errors import CheckpointCorrupt, CheckpointNotSaved, InputError, LostRank, RunFolderInUse
+
+# What a rank's error is on all ranks: the first of these that it is an instance of.
+_SHARED = (RunFolderInUse, InputError, CheckpointCorrupt, CheckpointNotSaved)
+
+
+Value = TypeVar("Value")
+
+
+def rank_of_ranks() -> tuple[int, int]:
+    """This rank and the number of ranks; a process without a process group is the only one."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def from_all(value: Value) -> list[Value]:
+    """What each rank gave, on every rank. Every rank must call this."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Value | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value)
+    return values  # type: ignore[return-value]
+
+
+def to_rank_0(value: Value) -> list[Value] | None:
+    """What each rank gave, on rank 0; None on the others. Every rank must call this."""
+    if not dist.is_initialized():
+        return [value]
+    values: list[Value | None] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
+    dist.gather_object(value, values)
+    return values  # type: ignore[return-value]
 
 
 @contextmanager
 def raised_together() -> Iterator[None]:
-    """Every rank must enter and leave the block, which must not communicate.
+    """Every rank must enter and leave the block, which must not communicate. A process without ranks may use it too.
 
     Raises:
-        InputError: on every rank, what the lowest rank that found something wrong has found.
+        InputError, CheckpointCorrupt, CheckpointNotSaved, RunFolderInUse: on every rank, what the lowest rank that
+            found something wrong has found.
+        LostRank: another rank ended with an error of any other kind, which it raises itself.
     """
-    problem: str | None = None
+    problem: tuple[int, str] | None = None  # which of _SHARED; -1 for none of them
+    unexpected: Exception | None = None
     try:
         yield
-    except InputError as error:
-        problem = str(error)
-    found: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(found, problem)
-    first = next((text for text in found if text is not None), None)
-    if first is not None:
-        raise InputError(first) from None
+    except _SHARED as error:
+        problem = next(index for index, kind in enumerate(_SHARED) if isinstance(error, kind)), str(error)
+    except Exception as error:
+        problem, unexpected = (-1, f"{type(error).__name__}: {error}"), error
+    found = from_all(problem)
+    if unexpected is not None:
+        raise unexpected
+    for rank, told in enumerate(found):
+        if told is not None:
+            kind, text = told
+            raise (LostRank(rank, "work that ranks do together", text) if kind < 0 else _SHARED[kind](text)) from None

@@ -5,20 +5,38 @@ from __future__ import annotations
 import fcntl
 from pathlib import Path
 
-# When ranks end differently, the file tells the cause, not its consequence on the other ranks.
-_CAUSES_FIRST = (17, 18, 75, 2, 1, 0)
+# Set for ranks whose launcher has cleared the file before any of them was started.
+CLEARED = "MEGATRON_KD_EXIT_CODE_CLEARED"
+
+# When ranks end differently, the file tells the cause, not its consequence on the other ranks: the lowest of these,
+# and of equals the first. 75 and 1 are equals: a rank that fails has torchrun ask the others to stop, and one that
+# stops while it starts up breaks the others' connections.
+_PRECEDENCE = {17: 0, 18: 1, 2: 2, 1: 3, 75: 3, 0: 4}
 
 
-def record_exit_code(run_dir: Path, code: int) -> None:
-    """Write `code` to `run_dir/exit_code`, unless another rank has already written a more telling one."""
+def record_exit_code(run_dir: Path, code: int, *, known_first: bool = False) -> None:
+    """Write `code` to `run_dir/exit_code`, unless another rank has already written a more telling one.
+
+    Args:
+        known_first: this is of the rank that failed first, though it may be told late: the dead cannot write.
+    """
     run_dir.mkdir(parents=True, exist_ok=True)
     with open(run_dir / "exit_code", "a+", encoding="ascii") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.seek(0)
         known = file.read().strip()
-        if not known or _rank(code) < _rank(int(known)):
+        if not known or _precedence(code) - known_first * 0.5 < _precedence(int(known)):
             file.truncate(0)
             file.write(f"{code}\n")
+
+
+def read_exit_code(run_dir: Path) -> int | None:
+    """The code in the file; None where no rank has come to write one."""
+    try:
+        text = (run_dir / "exit_code").read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return None
+    return int(text) if text else None
 
 
 def clear_exit_code(run_dir: Path) -> None:
@@ -26,5 +44,5 @@ def clear_exit_code(run_dir: Path) -> None:
     (run_dir / "exit_code").unlink(missing_ok=True)
 
 
-def _rank(code: int) -> int:
-    return _CAUSES_FIRST.index(code) if code in _CAUSES_FIRST else _CAUSES_FIRST.index(1)
+def _precedence(code: int) -> int:
+    return _PRECEDENCE.get(code, _PRECEDENCE[1])

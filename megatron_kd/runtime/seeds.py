@@ -18,6 +18,15 @@ def seed_everything(seed: int) -> None:
     model_parallel_cuda_manual_seed(seed, force_reset_rng=True)
 
 
+def reseed(seed: int, step: int) -> None:
+    """Seed all of them for the steps after `step`, where there is no state to continue from.
+
+    A function of the run's seed, the step and, by megatron-core's trackers, of the rank's tensor-parallel place: what
+    tensor-parallel ranks draw together stays equal on them, as in `seed_everything`.
+    """
+    seed_everything(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]) >> 1)
+
+
 def random_state() -> dict[str, Any]:
     """The state of all of them on this rank, as tensors and plain values only."""
     legacy: Any = np.random.get_state()

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,6 +16,7 @@ from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from torch import Tensor
 
 from megatron_kd.models.gpt import DistillableGPTModel, Headed, find_layer
+from megatron_kd.models.packing import packed_segments
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.teachers.handover import HiddenStates
 
@@ -30,6 +32,7 @@ class TeacherBody:
         layers: the global name of each layer of this part whose output is wanted, and its name in this part.
         seq_length: S.
         micro_batch_size: B.
+        packed: whether rows hold several samples; position ids then say where each begins.
 
     Raises:
         InputError: a layer that does not exist.
@@ -43,8 +46,9 @@ class TeacherBody:
         *,
         seq_length: int,
         micro_batch_size: int,
+        packed: bool,
     ) -> None:
-        self.model, self._layout = model, layout
+        self.model, self._layout, self._packed = model, layout, packed
         self._shape = {"seq_length": seq_length, "micro_batch_size": micro_batch_size}
         self._produced: HiddenStates = defaultdict(list)
         model.head_function = _no_head
@@ -69,7 +73,7 @@ class TeacherBody:
         if not inputs:  # more copies of the teacher than sequences
             return {}
         get_forward_backward_func(pp_size=self._layout.pp.size)(
-            forward_step_func=_forward_step,
+            forward_step_func=partial(_forward_step, self._packed),
             data_iterator=iter(inputs),
             model=[self.model],
             num_microbatches=len(inputs),
@@ -87,9 +91,10 @@ class TeacherBody:
         return after
 
 
-def _forward_step(inputs: Iterator[Inputs], model: DistillableGPTModel) -> tuple[Tensor, Any]:
+def _forward_step(packed: bool, inputs: Iterator[Inputs], model: DistillableGPTModel) -> tuple[Tensor, Any]:
     batch = next(inputs)
-    return model(batch["tokens"], batch["position_ids"], None), _nothing
+    segments = packed_segments(batch["position_ids"]) if packed else None
+    return model(batch["tokens"], batch["position_ids"], None, packed_seq_params=segments), _nothing
 
 
 def _no_head(model: Headed, hidden_SBG: Tensor, labels_BS: Tensor | None, loss_mask_BS: Tensor | None) -> Tensor:

@@ -105,6 +105,7 @@ def _placed(
                 local_names(wanted, provider, grid, teacher_layout.pp.rank),
                 seq_length=model.seq_length,
                 micro_batch_size=exchange.teacher_micro_batch_size,
+                packed=cfg.dataset.packed_sequence,
             )
     full, rest = divmod(derived.num_microbatches, a_round)
     rounds = [Handover(exchange, provider.hidden_size, dtype, layout.device)] * full

@@ -14,7 +14,7 @@ from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.int8 import int8_linears
 from megatron_kd.models.provider import GPTModelProvider
 from megatron_kd.models.weights import draw, local_shards
-from megatron_kd.training.weights import load_in_place
+from megatron_kd.training.weights import open_weights
 
 Write = Callable[[list[ShardedTensor]], None]  # gives shards their values; every rank calls it as often
 
@@ -22,7 +22,7 @@ Write = Callable[[list[ShardedTensor]], None]  # gives shards their values; ever
 def writer(cfg: ConfigContainer, provider: GPTModelProvider, vocab_size: int) -> Write:
     """What a teacher's weights are: a checkpoint's, a Hugging Face folder's, or random ones.
 
-    `vocab_size` counts its token ids.
+    `vocab_size` counts its token ids. Every rank must call this: a checkpoint is verified here, once.
     """
 
     def randomise(shards: list[ShardedTensor]) -> None:
@@ -39,7 +39,7 @@ def writer(cfg: ConfigContainer, provider: GPTModelProvider, vocab_size: int) ->
         return HuggingFaceWeights(provider, "model.teacher.hf_path").write
     if provider.checkpoint is None:
         return randomise
-    return partial(load_in_place, path=provider.checkpoint, field="model.teacher.checkpoint", vocab_size=vocab_size)
+    return partial(open_weights(provider.checkpoint, "model.teacher.checkpoint").load_in_place, vocab_size=vocab_size)
 
 
 def fill(body: DistillableGPTModel | None, others: list[ShardedTensor], write: Write, *, int8_layers: int) -> None:

@@ -2,108 +2,139 @@
 
 from __future__ import annotations
 
-import shutil
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor
 
-from megatron_kd.config.saved import complete_checkpoints
+from megatron_kd.checkpoints.folders import checkpoint_path, delete_old
+from megatron_kd.checkpoints.reading import Verified, load, mismatches, refuse_other_model, verify
+from megatron_kd.checkpoints.run_state import RunState
+from megatron_kd.checkpoints.shards import plan_shards
+from megatron_kd.checkpoints.writing import Draft, attempt, begin, complete
 from megatron_kd.config.yaml_io import dump_config
 from megatron_kd.distillation.convert import load_projections, plain_students, projection_sharded_state
-from megatron_kd.errors import InputError
-from megatron_kd.runtime.seeds import random_state, set_random_state
+from megatron_kd.errors import CheckpointCorrupt, InputError
+from megatron_kd.models.fake_quantization import expect_input_scales
+from megatron_kd.runtime.agreement import raised_together
+from megatron_kd.runtime.rank0 import on_rank_0
+from megatron_kd.runtime.seeds import random_state, reseed, set_random_state
+from megatron_kd.training.best import Best
 from megatron_kd.training.optimizer_state import create_state, load_state
 from megatron_kd.training.run import ForwardRun, Run
-from megatron_kd.training.writing import new_checkpoint, write_state
+from megatron_kd.training.weights import vocabulary_mismatch
 
 # Optimizer state is kept in the shape of the parameters, so that TP, PP and DP may change before it is loaded.
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
-def checkpoint_path(folder: Path, step: int) -> Path:
-    """Where the checkpoint of `step` lies."""
-    return folder / f"iter_{step:07d}"
-
-
 def save_checkpoint(run: Run) -> Path:
     """Save the run after `run.step` steps, and drop checkpoints beyond `checkpoint.most_recent_k`.
 
+    A save that goes on in the background is waited for first. Every rank must call this.
+
     Returns:
-        The folder. One that is already there is left as it is.
+        The folder, complete. One that is already there is left as it is.
+
+    Raises:
+        CheckpointNotSaved: on every rank: the disk of one of them is full or fails.
     """
-    folder = run.derived.checkpoints_dir
-    final = checkpoint_path(folder, run.step)
-    if final.exists():
-        return final
+    run.saving.wait()
+    if (draft := draft_checkpoint(run)) is not None:
+        finish_checkpoint(run, complete(draft, attempt(draft)))
+    return checkpoint_path(run.derived.checkpoints_dir, run.step)
+
+
+def draft_checkpoint(run: Run) -> Draft | None:
+    """Plan the checkpoint of `run.step`; None if it is there already. Every rank must call this."""
+    final = checkpoint_path(run.derived.checkpoints_dir, run.step)
+    if on_rank_0(final.exists):
+        return None
     if run.cfg.ddp.overlap_param_gather:
         # The last update is gathered when the next forward needs it, and until then the weights here are old ones.
         for chunk in run.chunks:
             chunk.start_param_sync(force_sync=True)
     state = _sharded_state(run, is_loading=False)
-    state["run"] = _common_state(run)
-    with new_checkpoint(final, dump_config(run.cfg)) as temporary:
-        write_state(state, temporary, _SHARDING)
-    if run.layout.rank == 0:
-        _drop_old(folder, run.cfg.checkpoint.most_recent_k)
-    torch.distributed.barrier()
-    return final
+    return begin(final, lambda folder: plan_shards(state, folder), dump_config(run.cfg), _run_state(run))
 
 
-def resume(run: Run) -> Path | None:
-    """Continue from the checkpoint that `checkpoint.resume` names; None where there is nothing to continue.
+def finish_checkpoint(run: Run, saved: Path) -> None:
+    """What follows when `saved` is complete: old ones are deleted."""
+    on_rank_0(lambda: delete_old(saved.parent, run.cfg.checkpoint.most_recent_k))
+
+
+def load_checkpoint(run: Run, checkpoint: Verified) -> None:
+    """Put the run back to where it was when `checkpoint` was saved. Every rank must call this.
+
+    The parallel layout may differ. Random numbers then go on from the seed, the step and the place of the rank in the
+    new layout, since the old ranks' generators have no heirs.
 
     Raises:
-        InputError: `checkpoint.resume` is a step that was never saved, or the checkpoint is of another model.
+        InputError: it is of another model.
+        CheckpointCorrupt: it does not hold what it says.
     """
-    wanted = run.cfg.checkpoint.resume
-    found = complete_checkpoints(run.derived.checkpoints_dir)
-    if wanted == "auto":
-        wanted = max(found, default="never")
-    _refuse_lost_saves(run, wanted, found)
-    if wanted == "never":
-        return None
-    if wanted not in found:
-        raise InputError(
-            f"checkpoint.resume={wanted}: no such checkpoint in {run.derived.checkpoints_dir}; "
-            f"there are {list(found) or 'none'}"
-        )
-    load_checkpoint(run, found[int(wanted)])
-    return found[int(wanted)]
-
-
-def _refuse_lost_saves(run: Run, wanted: int | str, found: dict[int, Path]) -> None:
-    """A checkpoint is never overwritten, so a run that would reach steps saved by another could not save its own."""
-    later = [step for step in found if wanted == "never" or step > int(wanted)]
-    if later and run.cfg.checkpoint.save:
-        raise InputError(
-            f"checkpoint.resume={run.cfg.checkpoint.resume}: {run.derived.checkpoints_dir} already has checkpoints of "
-            f"later steps, {later}, which are never overwritten; move them away, or choose another logger.run_dir"
-        )
-
-
-def load_checkpoint(run: Run, path: Path) -> None:
-    """Put the run back to where it was when `path` was saved. The parallel layout may differ."""
+    common = checkpoint.state
+    with raised_together():
+        if common is None or common.scheduler is None:
+            raise InputError(f"{checkpoint.folder}: holds weights alone, from which no run can continue")
+        _refuse_other_quantization(run, checkpoint.folder, common.quantization)
+    assert common is not None and common.scheduler is not None
     create_state(run.optimizer)
+    for student in run.students:
+        expect_input_scales(student)
     state = _sharded_state(run, is_loading=True)
-    common = dist_checkpointing.load_common_state_dict(str(path))["run"]
-    if common["world_size"] == run.layout.world_size and common["layout"] == _layout(run):
+    with raised_together():
+        _refuse_other_model(run, state, checkpoint)
+    same_ranks = common.layout == _layout(run)
+    if same_ranks:
         state["random"] = _random_object(run, None)
-    loaded = dist_checkpointing.load(state, str(path))
+    loaded = load(state, checkpoint)
     with plain_students(run.students):
         for index, student in enumerate(run.students):
             student.load_state_dict(loaded[_part(index)])
     if "kd" in loaded:
         load_projections(run.students, loaded["kd"])
     load_state(run.optimizer, loaded["optimizer"])
-    run.scheduler.load_state_dict(common["scheduler"])
-    if run.balancer is not None and common["balancer"]:
-        run.balancer.load_state_dict(common["balancer"])
-    run.step = common["step"]
-    if "random" in loaded:
+    _load_run_state(run, common, checkpoint.folder)
+    if same_ranks:
         set_random_state(loaded["random"])
+    else:
+        reseed(run.cfg.rng.seed, run.step)
+
+
+def _refuse_other_model(run: Run, state: dict[str, Any], checkpoint: Verified) -> None:
+    assert checkpoint.state is not None
+    saved_ids = checkpoint.state.vocab_size
+
+    def of_vocabulary(wanted: ShardedTensor, have: tuple[int, ...]) -> list[str]:
+        return vocabulary_mismatch(wanted, have, saved_ids, run.derived.true_vocab_size)
+
+    refuse_other_model(
+        mismatches(state, checkpoint.shapes, of_vocabulary),
+        f"checkpoint.resume={run.cfg.checkpoint.resume}: {checkpoint.folder}",
+    )
+
+
+def _load_run_state(run: Run, state: RunState, folder: Path) -> None:
+    try:
+        run.scheduler.load_state_dict(dict(state.scheduler or {}))
+        if run.balancer is not None and state.balancer:
+            run.balancer.load_state_dict(dict(state.balancer))
+        run.best = Best(**state.best) if state.best else None
+    except (KeyError, TypeError) as error:
+        raise CheckpointCorrupt(f"{folder}: its run_state.json lacks {error}") from error
+    run.step = state.step
+
+
+def _refuse_other_quantization(run: Run, path: Path, saved: str | None) -> None:
+    """A run's quantisation is part of what it continues; another one starts from the weights instead."""
+    if saved != run.cfg.model.quantization:
+        raise InputError(
+            f"checkpoint.resume: {path} is of a run with model.quantization={saved or 'null'}, this one has "
+            f"{run.cfg.model.quantization or 'null'}; set it back, or name {path} in checkpoint.pretrained_checkpoint "
+            "and choose another logger.run_dir"
+        )
 
 
 def restore_losses(run: ForwardRun, path: Path, *, with_state: bool) -> None:
@@ -114,15 +145,16 @@ def restore_losses(run: ForwardRun, path: Path, *, with_state: bool) -> None:
         path: the checkpoint.
         with_state: whether projections and balancer are the checkpoint's too; it must be of the same distillation.
     """
-    common = dist_checkpointing.load_common_state_dict(str(path))["run"]
-    run.step = common["step"]
+    checkpoint = verify(path)
+    assert checkpoint.state is not None, "a checkpoint with a manifest has it"
+    run.step = checkpoint.state.step
     if not with_state or run.balancer is None:
         return
     # Every rank must call `load`, and those without a paired layer have nothing to load.
     wanted = {"kd": projection_sharded_state(run.students, run.layout)}
-    load_projections(run.students, dist_checkpointing.load(wanted, str(path)).get("kd", {}))
-    if common["balancer"]:
-        run.balancer.load_state_dict(common["balancer"])
+    load_projections(run.students, load(wanted, checkpoint, whole=False).get("kd", {}))
+    if checkpoint.state.balancer:
+        run.balancer.load_state_dict(dict(checkpoint.state.balancer))
 
 
 def _sharded_state(run: Run, *, is_loading: bool) -> dict[str, Any]:
@@ -135,6 +167,7 @@ def _sharded_state(run: Run, *, is_loading: bool) -> dict[str, Any]:
     state["optimizer"] = run.optimizer.sharded_state_dict(dict(state), is_loading=is_loading, metadata=_SHARDING)
     if not is_loading:
         state["random"] = _random_object(run, random_state())
+        state["content_metadata"] = _SHARDING  # where megatron-core keeps it
     return state
 
 
@@ -146,25 +179,18 @@ def _random_object(run: Run, state: dict[str, Any] | None) -> ShardedObject:
     return ShardedObject("random", state, (run.layout.world_size,), (run.layout.rank,))
 
 
-def _common_state(run: Run) -> dict[str, Any]:
-    return {
-        "step": run.step,
-        "scheduler": run.scheduler.state_dict(),
-        "balancer": run.balancer.state_dict() if run.balancer is not None else None,
-        "world_size": run.layout.world_size,
-        "layout": _layout(run),
-        "vocab_size": run.derived.true_vocab_size,
-    }
+def _run_state(run: Run) -> RunState:
+    return RunState(
+        step=run.step,
+        vocab_size=run.derived.true_vocab_size,
+        quantization=run.cfg.model.quantization,
+        scheduler=run.scheduler.state_dict(),
+        balancer=run.balancer.state_dict() if run.balancer is not None else None,
+        best=asdict(run.best) if run.best is not None else None,
+        layout=_layout(run),
+    )
 
 
-def _layout(run: Run) -> list[int]:
-    return [run.layout.tp.size, run.layout.pp.size, run.layout.dp.size]
-
-
-def _drop_old(folder: Path, keep: int | None) -> None:
-    if keep is None:
-        return
-    for path in list(complete_checkpoints(folder).values())[:-keep]:
-        doomed = path.with_name(f".{path.name}.deleted")  # renamed first: half a checkpoint never has its name
-        path.rename(doomed)
-        shutil.rmtree(doomed)
+def _layout(run: Run) -> dict[str, int]:
+    layout = run.layout
+    return {"tp": layout.tp.size, "pp": layout.pp.size, "dp": layout.dp.size, "world_size": layout.world_size}

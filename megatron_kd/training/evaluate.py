@@ -22,12 +22,15 @@ def evaluate(run: ForwardRun, micro_batches: Iterator[Batch]) -> dict[str, float
         micro_batches: yields this rank's micro-batches, from the first validation sample on.
 
     Returns:
-        The reported means, `perplexity`, and `tokens` (unmasked tokens evaluated).
+        The reported means, `perplexity`, and `tokens` (unmasked tokens evaluated); of fewer batches where `run` is
+        asked to stop.
     """
     for chunk in run.chunks:
         chunk.eval()
+    batches: list[dict[str, float]] = []
     # One global batch at a time: a teacher elsewhere hands over what it has of one.
-    batches = [forward_backward(run, micro_batches, forward_only=True) for _ in range(run.cfg.validation.eval_iters)]
+    while len(batches) < run.cfg.validation.eval_iters and not run.stopping:
+        batches.append(forward_backward(run, micro_batches, forward_only=True))
     for chunk in run.chunks:
         chunk.train()
     means, tokens = means_of({name: sum(batch[name] for batch in batches) for name in REPORTED})

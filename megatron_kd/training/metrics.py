@@ -51,6 +51,14 @@ class MetricsWriter:
                 sink.close()
 
 
+def has_record(path: Path, step: int, split: str) -> bool:
+    """Whether a `metrics.jsonl` tells of `split` after `step` steps."""
+    if not path.exists():
+        return False
+    records = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
+    return any(record["step"] == step and record["split"] == split for record in records)
+
+
 def _drop_after(path: Path, step: int) -> None:
     if not path.exists():
         return

@@ -5,14 +5,13 @@ Parts are in the checkpoint's own coordinates, in which what all layers have is 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.distributed.checkpoint as dcp
-from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
 from torch import Tensor
 from torch.distributed.checkpoint.metadata import (
     ChunkStorageMetadata,
@@ -30,7 +29,14 @@ from torch.distributed.checkpoint.planner import (
 )
 from torch.distributed.checkpoint.planner_helpers import create_read_items_for_chunk_list
 
+from megatron_kd.checkpoints.pickles import reason
+from megatron_kd.checkpoints.reading import Verified
+from megatron_kd.checkpoints.shards import Bucket, Plan
+from megatron_kd.errors import CheckpointCorrupt
+
 Place = tuple[int, ...]
+
+_FILE_BYTES = 4 << 30
 
 
 class CheckpointReader:
@@ -40,21 +46,28 @@ class CheckpointReader:
         shapes: of every tensor, unsharded, by key.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self._reader = dcp.FileSystemReader(folder)
-        metadata = self._reader.read_metadata()
-        self._reader.set_up_storage_reader(metadata, is_coordinator=True)
-        saved = metadata.state_dict_metadata
+    def __init__(self, checkpoint: Verified) -> None:
+        self._folder = checkpoint.folder
+        self._reader = dcp.FileSystemReader(checkpoint.folder)
+        self._reader.set_up_storage_reader(checkpoint.metadata, is_coordinator=True)
+        saved = checkpoint.metadata.state_dict_metadata
         self._tensors = {key: value for key, value in saved.items() if isinstance(value, TensorStorageMetadata)}
         self.shapes = {key: tuple(value.size) for key, value in self._tensors.items()}
 
     def read(self, key: str, offset: Place, sizes: Place) -> Tensor:
-        """The part of `sizes` from `offset` on, in the dtype it was saved in."""
+        """The part of `sizes` from `offset` on, in the dtype it was saved in.
+
+        Raises:
+            CheckpointCorrupt: what is in the file is no such tensor.
+        """
         saved = self._tensors[key]
         target = torch.empty(sizes, dtype=saved.properties.dtype)
         part = ChunkStorageMetadata(offsets=torch.Size(offset), sizes=torch.Size(sizes))
         plan = LoadPlan(create_read_items_for_chunk_list(key, saved, [part]))
-        self._reader.read_data(plan, _Into(target)).wait()
+        try:
+            self._reader.read_data(plan, _Into(target)).wait()
+        except Exception as error:  # a damaged file raises anything
+            raise CheckpointCorrupt(f"{self._folder}: {key} cannot be read: {reason(error)}") from error
         return target
 
 
@@ -83,33 +96,39 @@ class Part:
     dtype: torch.dtype
     values: Callable[[], Tensor]  # of `sizes`
 
+    def contiguous(self) -> Tensor:
+        """The values, in an order that can be written."""
+        return self.values().contiguous()
 
-def write_parts(parts: Sequence[Part], common: dict[str, Any], folder: Path) -> None:
-    """Write the tensors that `parts` make up, and the state `common`, as megatron-core would. One process calls this.
+
+def plan_parts(parts: Sequence[Part], folder: Path) -> Plan:
+    """Plan a checkpoint of the tensors that `parts` make up, for one process, which has one part in memory at a time.
 
     Args:
         parts: must cover each of their tensors once.
-        common: plain values.
-        folder: must be there, and empty.
+        folder: to write into.
     """
-    dcp.save({}, storage_writer=dcp.FileSystemWriter(folder), planner=_PartsPlanner(parts), no_dist=True)
-    torch.save(common, folder / "common.pt")
-    save_config(CheckpointingConfig("torch_dist", 1), str(folder))
+    planner = dcp.DefaultSavePlanner(flatten_state_dict=False)
+    _, metadata = planner.create_global_plan([SavePlan([_write_item(part) for part in parts])])
+    buckets: list[Bucket] = []
+    for index, group in enumerate(_groups(parts)):
+        name = f"__0_{index}.distcp"
+        buckets.append((str(folder / name), name, ([], [(_write_item(part), part.contiguous) for part in group])))
+    return Plan({}, metadata, buckets)
 
 
-class _PartsPlanner(dcp.DefaultSavePlanner):
-    """Writes parts one after the other, so that one is in memory at a time."""
-
-    def __init__(self, parts: Sequence[Part]) -> None:
-        super().__init__(flatten_state_dict=False)
-        self._parts = {_index(part): part for part in parts}
-
-    def create_local_plan(self) -> SavePlan:
-        self.plan = SavePlan([_write_item(part) for part in self._parts.values()])
-        return self.plan
-
-    def resolve_data(self, write_item: WriteItem) -> Tensor:
-        return self._parts[write_item.index].values().contiguous()
+def _groups(parts: Sequence[Part]) -> Iterator[list[Part]]:
+    """Parts of one file: several files are hashed by several ranks."""
+    group: list[Part] = []
+    size = 0
+    for part in parts:
+        group.append(part)
+        size += math.prod(part.sizes) * part.dtype.itemsize
+        if size > _FILE_BYTES:
+            yield group
+            group, size = [], 0
+    if group:
+        yield group
 
 
 def _index(part: Part) -> MetadataIndex:

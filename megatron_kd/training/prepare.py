@@ -10,6 +10,7 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import shared_vocab_size
 from megatron_kd.config.problems import problems, tokenizer_problems
 from megatron_kd.config.settled import settled, with_tokens_at
+from megatron_kd.data.chat_datasets import training_rows
 from megatron_kd.data.datasets import training_tokens
 from megatron_kd.data.shared_ids import teacher_tokenizer_problems
 from megatron_kd.data.text import tokenised
@@ -57,8 +58,9 @@ def prepare(cfg: ConfigContainer, layout: Layout, tokenizer: Tokenizer) -> Confi
         ConfigError: epochs that do not fill one batch, or a schedule that does not fit into what they come to.
     """
     given, cfg = cfg, with_text_tokenised(cfg, tokenizer)
-    data = cfg.dataset
-    cfg = settled(cfg, layout.world_size, lambda: training_tokens(data))
+    data, seq_length = cfg.dataset, cfg.model.seq_length
+    count = (lambda: training_rows(data, seq_length)) if data.chat else (lambda: training_tokens(data))
+    cfg = settled(cfg, layout.world_size, count)
     if cfg is not given and (wrong := problems(cfg, layout.world_size)):
         raise ConfigError(wrong)
     return cfg
@@ -73,4 +75,4 @@ def with_text_tokenised(cfg: ConfigContainer, tokenizer: Tokenizer) -> ConfigCon
     text, folder = cfg.dataset.text_path, Path(cfg.logger.run_dir) / "data"
     if text is None:
         return cfg
-    return with_tokens_at(cfg, on_rank_0(lambda: tokenised(text, folder, tokenizer)))
+    return with_tokens_at(cfg, on_rank_0(lambda: tokenised(text, folder, tokenizer, chat=cfg.dataset.chat)))

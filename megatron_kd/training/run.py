@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import nn
 
+from megatron_kd.checkpoints.background import BackgroundSave
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
 from megatron_kd.distillation.balance import Balancer
@@ -19,14 +20,18 @@ from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.huggingface.read import load_huggingface
 from megatron_kd.losses.checks import Faults
 from megatron_kd.models.build import DTYPES
+from megatron_kd.models.fake_quantization import fake_quantise
 from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.pruning.from_teacher import load_from_teacher
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.signals import StopSignals
 from megatron_kd.runtime.watch import Doing
 from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
 from megatron_kd.teachers.build import build_teacher
 from megatron_kd.teachers.placement import Teacher
+from megatron_kd.training.best import Best
 from megatron_kd.training.optimizer import build_optimizer, build_scheduler, in_precision, wrap_for_training
-from megatron_kd.training.weights import load_weights
+from megatron_kd.training.weights import load_scales, load_weights
 
 
 @dataclass(kw_only=True)
@@ -40,6 +45,8 @@ class ForwardRun:
         placement: the strategy of its teacher and how it was chosen.
         faults: what the losses of this rank found wrong since the last step.
         doing: the phase of the step that this rank is in, for others to know when it does not answer.
+        stop: the signals that this rank was sent.
+        stopping: a rank was asked to stop; equal on every rank after the same step.
     """
 
     cfg: ConfigContainer
@@ -53,6 +60,13 @@ class ForwardRun:
     faults: Faults
     doing: Doing
     step: int = 0
+    stop: StopSignals = field(default_factory=StopSignals)
+    stopping: bool = False
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row holds several samples, none of which sees another."""
+        return self.cfg.dataset.packed_sequence
 
     @property
     def balancer(self) -> Balancer | None:
@@ -62,11 +76,18 @@ class ForwardRun:
 
 @dataclass(kw_only=True)
 class Run(ForwardRun):
-    """One rank's part of a run that trains."""
+    """One rank's part of a run that trains.
+
+    Attributes:
+        best: the best validation so far.
+        saving: the checkpoint that is being written in the background, if one is.
+    """
 
     chunks: list[DistributedDataParallel]
     optimizer: ChainedOptimizer
     scheduler: OptimizerParamScheduler
+    best: Best | None = None
+    saving: BackgroundSave = field(default_factory=BackgroundSave)
 
 
 def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
@@ -95,6 +116,10 @@ def build_forward(cfg: ConfigContainer, derived: Derived, layout: Layout) -> For
         load_weights(students, cfg.checkpoint.pretrained_checkpoint, "checkpoint.pretrained_checkpoint")
     elif cfg.model.hf_path is not None:
         load_huggingface(students, cfg.model, "model.hf_path")
+    elif cfg.model.init == "from_teacher":
+        load_from_teacher(students, cfg, derived)
+    if cfg.model.quantization is not None:
+        _quantise(students, cfg, cfg.model.quantization, layout)
     faults, doing = Faults(layout.device), Doing()
     for student in students:
         student.faults = faults
@@ -112,6 +137,15 @@ def build_forward(cfg: ConfigContainer, derived: Derived, layout: Layout) -> For
         cfg=cfg, derived=derived, layout=layout, students=students, chunks=chunks, teacher=teacher,
         objective=objective, placement=placement, faults=faults, doing=doing,
     )  # fmt: skip
+
+
+def _quantise(students: list[DistillableGPTModel], cfg: ConfigContainer, quantization: str, layout: Layout) -> None:
+    """Fake-quantise the student, by the scales that its checkpoint brings if it was quantised alike."""
+    for student in students:
+        fake_quantise(student, quantization, layout.device)
+    origin = cfg.checkpoint.pretrained_checkpoint
+    if origin:
+        load_scales(students, origin, "checkpoint.pretrained_checkpoint", quantization)
 
 
 def _build_student(cfg: ConfigContainer, derived: Derived, layout: Layout, chunk: int) -> DistillableGPTModel:

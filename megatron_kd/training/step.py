@@ -11,12 +11,14 @@ from typing import Any
 
 import modelopt.torch.distill.plugins.megatron as mtd_megatron
 import torch
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_kd.distillation.objective import REPORTED, LossResult
 from megatron_kd.errors import NumericalFault
 from megatron_kd.losses.checks import FAULTS, raise_faults
+from megatron_kd.models.packing import packed_segments
 from megatron_kd.training.run import ForwardRun, Run
 from megatron_kd.training.update import update
 
@@ -77,13 +79,16 @@ def forward_backward(run: ForwardRun, micro_batches: Iterator[Batch], *, forward
         InputError: a label that is no id, likewise.
     """
     shape = {"seq_length": run.cfg.model.seq_length, "micro_batch_size": run.cfg.train.micro_batch_size}
-    batches = [_to_device(batch, run) for batch in islice(micro_batches, run.derived.num_microbatches)]
+    some = list(islice(micro_batches, run.derived.num_microbatches))
+    # Before the batch goes to the device, which would have to be waited for.
+    segments = [packed_segments(batch["position_ids"]) if run.packed else None for batch in some]
+    batches = [_to_device(batch, run) for batch in some]
     if run.teacher is not None:
         run.doing.enter("teacher hand-over")
         run.teacher.deliver(batches)
     interleaved = run.layout.chunks > 1
     # Each chunk reads the step's micro-batches from the first.
-    iterators = [iter(enumerate(batches)) for _ in run.chunks]
+    iterators = [iter(enumerate(zip(batches, segments, strict=True))) for _ in run.chunks]
     results = get_forward_backward_func(run.layout.pp.size, run.layout.chunks if interleaved else None)(
         forward_step_func=partial(_forward_step, run),
         data_iterator=iterators if interleaved else iterators[0],
@@ -105,13 +110,20 @@ def means_of(sums: dict[str, float]) -> tuple[dict[str, float], int]:
 
 
 def _forward_step(
-    run: ForwardRun, micro_batches: Iterator[tuple[int, Batch]], model: Any
+    run: ForwardRun, micro_batches: Iterator[tuple[int, tuple[Batch, PackedSeqParams | None]]], model: Any
 ) -> tuple[Tensor, Callable[[Tensor], LossResult]]:
-    index, batch = next(micro_batches)
+    index, (batch, segments) = next(micro_batches)
     run.doing.enter("forward and backward")
     run.faults.begin(index)
     run.objective.begin(index, batch["loss_mask"])
-    output = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"])
+    output = model(
+        batch["tokens"],
+        batch["position_ids"],
+        None,
+        labels=batch["labels"],
+        loss_mask=batch["loss_mask"],
+        packed_seq_params=segments,
+    )
     return output, partial(_loss, run, batch["loss_mask"])
 
 
@@ -136,13 +148,16 @@ def _sums(results: list[Tensor], run: ForwardRun, where: str) -> dict[str, float
     """Add up the micro-batches of every data-parallel rank; only one rank of each last stage contributes.
 
     What the losses found wrong travels along, so that all ranks raise it together and nobody waits for a rank that is
-    gone. It costs no wait for the device beyond that for the losses.
+    gone; so does that a rank was asked to stop, for all to stop after the same step. It costs no wait for the device
+    beyond that for the losses.
     """
     sums = run.objective.take_stage_sums().to(run.layout.device)
     if run.layout.is_last_stage and run.layout.tp.rank == 0:
         sums += torch.stack(results).sum(0)
-    sums = torch.cat((sums, run.faults.take()))
+    sums = torch.cat((sums, run.faults.take(), sums.new_full((1,), run.stop.received is not None)))
     torch.distributed.all_reduce(sums)
-    values = dict(zip(REPORTED + FAULTS, sums.tolist(), strict=True))
+    *summed, asked_to_stop = sums.tolist()
+    run.stopping = asked_to_stop > 0
+    values = dict(zip(REPORTED + FAULTS, summed, strict=True))
     raise_faults([fault for fault in FAULTS if values.pop(fault)], where)
     return values

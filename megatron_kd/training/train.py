@@ -15,21 +15,24 @@ from megatron_kd.config.derived import Derived, derived
 from megatron_kd.config.yaml_io import save_run_config
 from megatron_kd.distillation.convert import why_materialised
 from megatron_kd.distillation.provider import GPTDistillationProvider
-from megatron_kd.errors import InputError, LostRank
-from megatron_kd.huggingface.export import export_hf
+from megatron_kd.errors import InputError, LostRank, Preempted
 from megatron_kd.huggingface.into_config import resolved
 from megatron_kd.runtime.exit_code import record_exit_code
 from megatron_kd.runtime.rank0 import on_rank_0
-from megatron_kd.runtime.timeouts import group_timeouts, set_group_timeouts
+from megatron_kd.runtime.signals import StopSignals, listening
+from megatron_kd.runtime.timeouts import set_group_timeouts
 from megatron_kd.runtime.watch import watching
 from megatron_kd.training.attempts import train_step
-from megatron_kd.training.checkpoint import resume, save_checkpoint
+from megatron_kd.training.best import write_best
+from megatron_kd.training.calibrate import calibrate
 from megatron_kd.training.data import RunData
 from megatron_kd.training.evaluate import evaluate, measured
-from megatron_kd.training.metrics import MetricsWriter
+from megatron_kd.training.metrics import MetricsWriter, has_record
 from megatron_kd.training.prepare import checked_tokenizer, prepare, ranks_of
 from megatron_kd.training.progress import Progress
+from megatron_kd.training.resume import resume
 from megatron_kd.training.run import Run, build_run
+from megatron_kd.training.saving import alone_in, keep_best, poll_saving, save, saving_ends
 from megatron_kd.training.step import StepReport
 
 
@@ -70,18 +73,25 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
     Raises:
         ConfigError: problems of Hugging Face folders, and those that show once the tokenizers are read; before ranks
             wait for each other.
+        Preempted: a rank was sent SIGTERM, SIGUSR1 or SIGINT; after a step that all ranks have taken and saved.
         MegatronKDError: see the exit codes in `megatron_kd.errors`.
     """
-    cfg = resolved(cfg)
+    with listening() as stop:
+        return _train(resolved(cfg), stop)
+
+
+def _train(cfg: ConfigContainer, stop: StopSignals) -> dict[str, float]:
     tokenizer = checked_tokenizer(cfg)
-    with ranks_of(cfg) as layout:
+    with ranks_of(cfg) as layout, alone_in(Path(cfg.logger.run_dir)):
         cfg = prepare(cfg, layout, tokenizer)
         values = derived(cfg, layout.world_size, tokenizer.vocab_size)
         if layout.rank == 0:
             save_run_config(cfg, values.run_config_file)
         data = RunData(cfg, values, layout, tokenizer)
         run = build_run(cfg, values, layout)
-        resumed_from = resume(run)
+        resumption = resume(run)
+        on_rank_0(lambda: write_best(values.best_file, run.best))
+        calibrate(run, data.training(0))
         set_group_timeouts(cfg.dist.step_timeout_s)
         main_rank = layout.rank == 0
         board = values.tensorboard_dir if cfg.logger.tensorboard else None
@@ -89,9 +99,12 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
             Progress(cfg.logger.progress if main_rank else "off", values.train_iters, run.step) as progress,
             MetricsWriter(values.metrics_file, board, run.step, enabled=main_rank) as metrics,
         ):
-            for line in _opening(run, resumed_from):
+            for line in (*resumption.notes, *_opening(run, resumption.checkpoint)):
                 progress.say(line)
-            with watching(run.doing, Path(cfg.logger.run_dir) / "stacks", partial(_give_up, cfg)):
+            run.stop = stop
+            stop.defer()
+            stacks = Path(cfg.logger.run_dir) / "stacks"
+            with watching(run.doing, stacks, partial(_give_up, cfg)), saving_ends(run):
                 return _loop(run, data, metrics, progress)
 
 
@@ -106,8 +119,9 @@ def _give_up(cfg: ConfigContainer, lost: LostRank) -> None:
 def _loop(run: Run, data: RunData, metrics: MetricsWriter, progress: Progress) -> dict[str, float]:
     cfg, last_step = run.cfg, run.derived.train_iters
     batches = data.training(run.step)
-    result: dict[str, float] = {}
-    while run.step < last_step:
+    result = _evaluate(run, data, metrics, progress) if _owes_evaluation(run) else {}
+    while run.step < last_step and not run.stopping:
+        poll_saving(run)
         start = time.perf_counter()
         report = train_step(run, batches)
         values = _train_record(run, report, time.perf_counter() - start)
@@ -115,25 +129,39 @@ def _loop(run: Run, data: RunData, metrics: MetricsWriter, progress: Progress) -
         progress.step(run.step, values, logged=logged)
         if logged:
             metrics.write(run.step, "train", values)
-        if _is_due(run.step, cfg.validation.eval_interval, last_step) and cfg.validation.eval_iters:
-            run.doing.enter("evaluation")
-            result = measured(run, evaluate(run, data.validation()), training=False)
-            metrics.write(run.step, "validation", result)
-            progress.evaluation(run.step, result)
-        if cfg.checkpoint.save and _is_due(run.step, cfg.checkpoint.save_interval, last_step):
-            with group_timeouts(cfg.dist.checkpoint_timeout_s, after=cfg.dist.step_timeout_s):
-                run.doing.enter("saving a checkpoint")
-                saved = save_checkpoint(run)
-                progress.say(f"saved {saved}")
-                if cfg.checkpoint.save_hf == "each" or (cfg.checkpoint.save_hf and run.step == last_step):
-                    progress.say(f"exported {_export(run, saved)}")
+        if _evaluation_is_due(run):
+            result = _evaluate(run, data, metrics, progress)
+        if cfg.checkpoint.save and (run.stopping or _is_due(run.step, cfg.checkpoint.save_interval, last_step)):
+            save(run, progress)
+    if run.stopping and (run.step < last_step or (_evaluation_is_due(run) and not result)):
+        then = "and saved; the same command goes on" if cfg.checkpoint.save else "and lost, since checkpoint.save=false"
+        raise Preempted(f"asked to stop: {run.step} of {last_step} steps are done {then}")
     return result
 
 
-def _export(run: Run, checkpoint: Path) -> str:
-    """Write a checkpoint as a Hugging Face folder, by one rank while the others wait; one that is there stays."""
-    folder = run.derived.run_dir / "hf" / checkpoint.name
-    return on_rank_0(lambda: str(folder if folder.exists() else export_hf(checkpoint, folder)))
+def _evaluation_is_due(run: Run) -> bool:
+    settings = run.cfg.validation
+    return _is_due(run.step, settings.eval_interval, run.derived.train_iters) and settings.eval_iters > 0
+
+
+def _owes_evaluation(run: Run) -> bool:
+    """Whether the attempt before this one was asked to stop before it could evaluate. All ranks must call this."""
+    if run.step == 0 or not _evaluation_is_due(run):
+        return False
+    return on_rank_0(lambda: "" if has_record(run.derived.metrics_file, run.step, "validation") else "owed") == "owed"
+
+
+def _evaluate(run: Run, data: RunData, metrics: MetricsWriter, progress: Progress) -> dict[str, float]:
+    """Evaluate and tell; nothing where the run is asked to stop before or meanwhile: there may not be the time."""
+    run.doing.enter("evaluation")
+    values = {} if run.stopping else evaluate(run, data.validation())
+    if run.stopping:
+        return {}
+    result = measured(run, values, training=False)
+    metrics.write(run.step, "validation", result)
+    progress.evaluation(run.step, result)
+    keep_best(run, result)
+    return result
 
 
 def _is_due(step: int, interval: int, last_step: int) -> bool:
@@ -157,6 +185,8 @@ def _opening(run: Run, resumed_from: object) -> list[str]:
     begin = f"continues from {resumed_from}" if resumed_from else "starts"
     task = "training" if run.teacher is None else "distillation"
     lines = [f"{task} {begin} at step {run.step} of {run.derived.train_iters}, {where}"]
+    if run.cfg.model.quantization is not None:
+        lines.append(f"student: fake-quantised as {run.cfg.model.quantization}, but for embedding and head")
     if isinstance(run.cfg.model, GPTDistillationProvider):
         kd = run.cfg.model.kd_config
         if run.placement is not None:

@@ -1,39 +1,29 @@
-"""Distil Llama 3.2 3B into 1B: `torchrun --nproc_per_node=1 recipes/llama/distill_llama32_3b-1b.py`."""
+"""Distil Llama 3.2 3B into 1B, on one GPU of 80 GB or more of them.
 
-from megatron_kd import ConfigContainer, GPTDistillationProvider, ModelOptDistillConfig, main
-from megatron_kd.config.sections import (
-    CheckpointConfig,
-    DatasetConfig,
-    DDPConfig,
-    LoggerConfig,
-    MixedPrecisionConfig,
-    OptimizerConfig,
-    SchedulerConfig,
-    TokenizerConfig,
-    TrainConfig,
-    ValidationConfig,
-)
+torchrun --nproc_per_node=1 recipes/llama/distill_llama32_3b-1b.py
+torchrun --nproc_per_node=8 recipes/llama/distill_llama32_3b-1b.py --config-file conf/llama32_3b-1b.yaml
+"""
+
+from dataclasses import replace
+
+from llama_parts import LLAMA3, adam, folder
+
+from megatron_kd import ConfigContainer, GPTDistillationProvider, main
+from megatron_kd.config.sections import TrainConfig
 from megatron_kd.models.llama import llama32_1b, llama32_3b
 
 
 def recipe() -> ConfigContainer:
-    """20,000 steps of 128 x 4096 tokens (10.5 billion) in bf16, from the weights and the text in data/llama32."""
-    return ConfigContainer(
+    """20,000 steps of 128 x 4096 tokens: 10.5 billion."""
+    return replace(
+        LLAMA3,
         model=GPTDistillationProvider.from_student(
-            llama32_1b(seq_length=4096),
-            teacher=llama32_3b(seq_length=4096, checkpoint="data/llama32/3b"),
-            kd_config=ModelOptDistillConfig(),
+            llama32_1b(seq_length=4096, hf_path="models/Llama-3.2-1B"),
+            teacher=llama32_3b(seq_length=4096, hf_path="models/Llama-3.2-3B"),
         ),
         train=TrainConfig(train_iters=20_000, global_batch_size=128, micro_batch_size=2),
-        validation=ValidationConfig(eval_interval=500, eval_iters=8),
-        optimizer=OptimizerConfig(lr=1e-4, min_lr=1e-5, weight_decay=0.1, adam_beta2=0.95, clip_grad=1.0),
-        scheduler=SchedulerConfig(lr_decay_style="cosine", lr_warmup_fraction=0.02),
-        ddp=DDPConfig(use_distributed_optimizer=True, overlap_grad_reduce=True, overlap_param_gather=True),
-        dataset=DatasetConfig(data_path=["data/llama32/text"], split="990,8,2", num_workers=2),
-        tokenizer=TokenizerConfig(tokenizer_model="data/llama32/tokenizer"),
-        checkpoint=CheckpointConfig(pretrained_checkpoint="data/llama32/1b", save_interval=500, most_recent_k=3),
-        logger=LoggerConfig(run_dir="runs/llama32_3b-1b", log_interval=10),
-        mixed_precision=MixedPrecisionConfig(precision="bf16"),
+        optimizer=adam(1e-4),
+        logger=folder("llama32_3b-1b"),
     )
 
 

@@ -1,7 +1,10 @@
 """What the tiny recipes share: the two models, the text they read, and how the student is trained.
 
-The text and its tokenizer are made by `make corpus`; the teacher by `recipes/tiny/pretrain_tiny.py`.
+The text and its tokenizer are made by `make corpus`; the teacher by `recipes/tiny/pretrain_tiny.py`; the pruned student
+by `megatron-kd prune`, see `distill_pruned_tiny.py`.
 """
+
+from dataclasses import replace
 
 from megatron_kd import GPTModelProvider
 from megatron_kd.config.sections import (
@@ -25,6 +28,10 @@ STUDENT = GPTModelProvider(
     num_layers=2, hidden_size=96, ffn_hidden_size=256, num_attention_heads=4, seq_length=128, init_method_std=0.05
 )
 
+# What `megatron-kd prune` makes of the teacher: 1.3 million parameters, with the teacher's heads.
+PRUNED = replace(TEACHER, num_layers=3, hidden_size=128, ffn_hidden_size=384, kv_channels=48)
+PRUNED_RUN = "runs/tiny/seed1/pruned"
+
 TEXT = DatasetConfig(train_data_path=["data/stdlib/train"], valid_data_path=["data/stdlib/valid"])
 TOKENIZER = TokenizerConfig(tokenizer_model="data/stdlib/tokenizer")
 VALIDATION = ValidationConfig(eval_interval=50, eval_iters=16)
@@ -35,3 +42,8 @@ STUDENT_TRAIN = TrainConfig(train_iters=250, global_batch_size=16, micro_batch_s
 STUDENT_OPTIMIZER = OptimizerConfig(lr=1e-2)
 STUDENT_SCHEDULE = SchedulerConfig(lr_warmup_fraction=0.3)
 STUDENT_CHECKPOINT = CheckpointConfig(save_interval=125, most_recent_k=2)
+
+# The pruned student starts from what it kept of the teacher, so it needs less.
+PRUNED_TRAIN = TrainConfig(train_iters=60, global_batch_size=16, micro_batch_size=8)
+PRUNED_SCHEDULE = SchedulerConfig(lr_warmup_fraction=0.1)
+PRUNED_VALIDATION = replace(VALIDATION, eval_interval=30)

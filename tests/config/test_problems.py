@@ -57,6 +57,13 @@ FULL = {"model.recompute_granularity": "full", "model.recompute_method": "unifor
 # (edits, what the one line must contain: the fields and a word of the cure)
 COLOCATED = {"model.teacher_device_strategy": "colocated"}
 CASES: list[tuple[dict[str, Any], list[str]]] = [
+    # fake quantisation
+    ({"model.teacher.quantization": "int8"}, ["model.teacher.quantization=int8", "model.teacher_quantization=int8"]),
+    ({"model.quantization": "int4_weight_only", **tp(2), "model.hidden_size": 128, "model.ffn_hidden_size": 256},
+     ["model.quantization=int4_weight_only", "model.tensor_model_parallel_size=2", "128 inputs in a row",
+      "the outputs of attention are 128 over 2 ranks"]),
+    ({"model.quantization": "nvfp4", "dist.distributed_backend": "gloo"},
+     ["model.quantization=nvfp4, dist.distributed_backend=gloo", "CUDA"]),
     # architecture
     ({"model.num_query_groups": 3}, ["model.num_attention_heads=8", "model.num_query_groups=3", "divisor"]),
     ({"model.hidden_size": 60}, ["model.hidden_size=60", "model.num_attention_heads=8", "model.kv_channels"]),
@@ -188,6 +195,9 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
      ["dataset.text_path=no.txt", "no such file"]),
     ({"dataset.mock": False, "tokenizer.tokenizer_model": ".", "dataset.text_path": "a.csv"},
      ["dataset.text_path=a.csv", ".txt, .jsonl, .json", "dataset.data_path=[PREFIX]"]),
+    ({"dataset.chat": True}, ["dataset.chat=true, dataset.mock=true", "no conversations"]),
+    ({"dataset.packed_sequence": True}, ["dataset.packed_sequence=true, dataset.chat=false", "only conversations"]),
+    ({"dataset.long_samples": "drop"}, ["dataset.long_samples=drop, dataset.chat=false", "only conversations"]),
     ({"dataset.split": "1,2"}, ["dataset.split='1,2'", "949,50,1"]),
     ({"dataset.split": "0,0,0"}, ["dataset.split='0,0,0'", "three numbers"]),
     ({"dataset.split": "a,b,c"}, ["dataset.split=a,b,c", "three numbers"]),
@@ -419,6 +429,25 @@ def test_data_that_does_not_serve(data: str, paths: dict[str, Any], expected: li
     lines = problems(edited(distillation(), edits))
     assert len(lines) == 1
     assert all(word in lines[0] for word in expected), lines
+
+
+def test_conversations_on_disk_are_told_from_text(data: str) -> None:
+    (line,) = problems(edited(distillation(), on_disk(data_path=[data], chat=True)))
+    assert "dataset.chat=true" in line and "is text, made without --chat; set dataset.chat=false" in line
+    Path(f"{data}.loss_mask.bin").write_bytes(b"")
+    (line,) = problems(edited(distillation(), on_disk(data_path=[data])))
+    assert "dataset.chat=false" in line and "is conversations; set dataset.chat=true" in line
+    chat = on_disk(data_path=[0.5, data, 0.5, data], chat=True, packed_sequence=True, long_samples="drop")
+    assert problems(edited(distillation(), chat)) == []
+    (line,) = problems(edited(distillation(), chat | {"dataset.eod_mask_loss": True}))
+    assert "dataset.eod_mask_loss=true" in line and "only what the assistant says" in line
+
+
+def test_conversations_as_text_are_json(tmp_path: Path) -> None:
+    (tmp_path / "a.txt").write_text("a\n")
+    text = {"dataset.mock": False, "dataset.text_path": str(tmp_path / "a.txt"), "tokenizer.tokenizer_model": "."}
+    (line,) = problems(edited(distillation(), text | {"dataset.chat": True}))
+    assert "conversations are lines of JSON; give a .jsonl file" in line
 
 
 @pytest.mark.parametrize(

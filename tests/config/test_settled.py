@@ -66,6 +66,20 @@ def test_epochs_that_fill_no_batch_are_an_error() -> None:
     assert settled(config, 1, lambda: 11).train.train_iters == 1
 
 
+def test_epochs_of_conversations_are_counted_in_rows() -> None:
+    config = plain(
+        train__num_epochs=2.5,
+        train__train_iters=None,
+        train__global_batch_size=4,
+        dataset__mock=False,
+        dataset__chat=True,
+    )
+    assert settled(config, 1, lambda: 10).train.train_iters == 6
+    config.train.num_epochs = 1.0
+    with pytest.raises(ConfigError, match=r"has 3 sequences of conversations.*set train.num_epochs=2 or more"):
+        settled(config, 1, lambda: 3)
+
+
 def test_the_schedule_follows_the_epochs_unless_it_is_set() -> None:
     config = plain(train__num_epochs=1.0, train__train_iters=None, scheduler__lr_warmup_fraction=0.5)
     assert (lr_decay_iters(config), lr_warmup_iters(config)) == (None, None)

@@ -108,7 +108,7 @@ def test_a_failed_run_leaves_the_older_files(tmp_path: Path, tokenizer: HuggingF
 class _DyingTokenizer:
     """Ends the process that encodes with it, as the kernel does with one that takes too much memory."""
 
-    vocab_size, eos_id = 10, 9
+    vocab_size, eos_id, fingerprint = 10, 9, "dying"
 
     def encode(self, text: str) -> list[int]:
         os._exit(9)

@@ -20,6 +20,7 @@ from megatron_kd.data.datasets import training_tokens
 from megatron_kd.data.text import tokenised
 from megatron_kd.data.tokenizer import HuggingFaceTokenizer, NullTokenizer, load_huggingface
 from megatron_kd.errors import InputError
+from tests.data.chats import PLAIN, chats, write_chats
 
 ROOT = Path(__file__).resolve().parents[2]
 END = "<|endoftext|>"
@@ -103,6 +104,22 @@ def test_what_is_incomplete_is_made_anew(prompts: Path, tokenizer: HuggingFaceTo
     before = {name: data for name, (data, _) in files(prefix).items()}
     Path(f"{prefix}{gone}").write_bytes(b"")
     assert {name: data for name, (data, _) in files(tokenised(prompts, folder, tokenizer)).items()} == before
+
+
+def test_conversations_are_made_once_for_a_template(tmp_path: Path, tokenizer_folder: Path) -> None:
+    file, tokenizer = write_chats(tmp_path / "a.jsonl", chats(5)), load_huggingface(tokenizer_folder)
+    with pytest.raises(InputError, match=r"dataset\.text_path=.*has no chat template"):
+        tokenised(file, tmp_path / "data", tokenizer, chat=True)
+    tokenizer.hf.chat_template = PLAIN
+    prefix = tokenised(file, tmp_path / "data", tokenizer, chat=True)
+    mask = Path(f"{prefix}.loss_mask.bin")
+    made = mask.stat()
+    assert made.st_size == IndexedDataset(prefix).sequence_lengths.sum()
+    tokenised(file, tmp_path / "data", tokenizer, chat=True)
+    assert mask.stat().st_ino == made.st_ino
+    tokenizer.hf.chat_template = PLAIN.replace("<|", "[")
+    tokenised(file, tmp_path / "data", tokenizer, chat=True)
+    assert mask.stat().st_size != made.st_size
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.saved import architecture_of
-from megatron_kd.config.sections import TokenizerConfig
+from megatron_kd.config.sections import TokenizerConfig, ValidationConfig
 from megatron_kd.data.byte_bpe import train_byte_bpe
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import InputError
@@ -50,11 +50,12 @@ def runs(root: Path) -> dict[str, ConfigContainer]:
             pipeline_model_parallel_size=pp,
         )
         cfg = tiny_config(root / f"run{index}", micro_batch_size=1, iters=3, save=True)
-        configs[name] = replace(cfg, model=model, tokenizer=TokenizerConfig())
-    for ranks in (2, 4):
-        run_ranks(
-            ranks, train_all, [cfg for cfg, layout in zip(configs.values(), LAYOUTS, strict=True) if layout[0] == ranks]
+        configs[name] = replace(
+            cfg, model=model, tokenizer=TokenizerConfig(), validation=ValidationConfig(eval_iters=0)
         )
+    for ranks in (2, 4):
+        chosen = [cfg for cfg, layout in zip(configs.values(), LAYOUTS, strict=True) if layout[0] == ranks]
+        run_ranks(ranks, train_all, chosen, timeout=300)
     return configs
 
 

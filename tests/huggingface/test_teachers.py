@@ -61,6 +61,6 @@ def test_a_student_agrees_with_its_own_folder_under_every_strategy(name: str, tm
     folder = save(name, tmp_path / "model", num_hidden_layers=2)
     configs = [own_teacher(folder, tmp_path / str(index), place) for index, place in enumerate(PLACES)]
     small = [own_teacher(folder, tmp_path / f"int8-{place}", place, "int8") for place in ("colocated", "balanced")]
-    losses = run_ranks(2, first_losses, configs + small)[0]
+    losses = run_ranks(2, first_losses, configs + small, timeout=300)[0]
     assert len(losses) == 7 and all(abs(loss) < 1e-7 for loss in losses[:5]), losses
     assert 1e-5 < losses[5] < 1e-2 and losses[6] == pytest.approx(losses[5], rel=1e-4)

@@ -33,6 +33,8 @@ STEPS: dict[str, tuple[int, dict[str, Any]]] = {
     "one rank": (1, {}),
     "bf16": (1, {"precision": "bf16"}),
     "recompute": (1, {"student": FULL}),
+    "quantised": (1, {"student": {"quantization": "int8"}}),
+    "quantised weights in bf16": (1, {"student": {"quantization": "int8_weight_only"}, "precision": "bf16"}),
     "materialised": (1, {"kd": {"logits_form": "materialised"}}),
     "tied, with the LM loss": (
         1,

@@ -76,10 +76,10 @@ def test_without_weights_or_data_each_line_names_what_makes_them(tmp_path: Path)
     assert result.stdout == ""
     lines = result.stderr.splitlines()
     expected = {
-        "checkpoint.pretrained_checkpoint=": "model.init=random",
-        "model.teacher.checkpoint=": "model.teacher.init=random",
-        "dataset.data_path": "`megatron-kd preprocess --input TEXT --output-prefix data/llama32/text",
-        "tokenizer.tokenizer_model=": "`hf download NAME --local-dir DIR`",
+        "model.hf_path=": "there is no such folder",
+        "model.teacher.hf_path=": "there is no such folder",
+        "dataset.data_path": "`megatron-kd preprocess --input TEXT --output-prefix data/llama3/text",
+        "tokenizer.tokenizer_model=": "set it to the tokenizer's folder",
     }
     assert len(lines) == len(expected)
     for line, (field, cure) in zip(lines, expected.items(), strict=True):
@@ -92,7 +92,7 @@ def test_under_torchrun_the_lines_come_once(tmp_path: Path) -> None:
     """torchrun returns 1 whatever a rank returned, and ends its own report with a traceback of its own."""
     result = torchrun(2, RECIPE, cwd=checkout(tmp_path))
     assert result.returncode == 1
-    assert result.stderr.count("error: checkpoint.pretrained_checkpoint=") == 1
+    assert result.stderr.count("error: model.hf_path=") == 1
     assert "Traceback" not in result.stderr.partition("torch/distributed/elastic")[0]
     assert (tmp_path / RUN_DIR / "exit_code").read_text() == "2\n"
 

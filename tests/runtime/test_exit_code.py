@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kd.runtime.exit_code import clear_exit_code, record_exit_code
+from megatron_kd.runtime.exit_code import clear_exit_code, read_exit_code, record_exit_code
 
 
 def recorded(run_dir: Path) -> str:
@@ -22,7 +22,7 @@ def test_the_folder_is_made(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("codes", "told"),
-    [((0, 1), 1), ((1, 17), 17), ((2, 1), 2), ((75, 1), 75), ((18, 2, 1), 18), ((17, 18), 17), ((0, 75), 75),
+    [((0, 1), 1), ((1, 17), 17), ((2, 1), 2), ((75, 2), 2), ((18, 2, 1), 18), ((17, 18), 17), ((0, 75), 75),
      ((0, 0), 0), ((137, 0), 137)],
 )  # fmt: skip
 def test_the_cause_is_told_in_whatever_order_ranks_end(codes: tuple[int, ...], told: int, tmp_path: Path) -> None:
@@ -30,6 +30,19 @@ def test_the_cause_is_told_in_whatever_order_ranks_end(codes: tuple[int, ...], t
         for code in order:
             record_exit_code(tmp_path / str(number), code)
         assert recorded(tmp_path / str(number)) == f"{told}\n"
+
+
+def test_of_a_rank_that_fails_and_one_that_is_asked_to_stop_the_first_is_the_cause(tmp_path: Path) -> None:
+    for first, second in ((75, 1), (1, 75)):
+        for code in (first, second):
+            record_exit_code(tmp_path / str(first), code)
+        assert read_exit_code(tmp_path / str(first)) == first
+    record_exit_code(tmp_path / "75", 1, known_first=True)  # its launcher knows that it was killed before
+    assert read_exit_code(tmp_path / "75") == 1
+    record_exit_code(tmp_path / "17", 17)
+    record_exit_code(tmp_path / "17", 1, known_first=True)
+    assert read_exit_code(tmp_path / "17") == 17
+    assert read_exit_code(tmp_path / "none") is None
 
 
 def test_ranks_may_write_at_the_same_time(tmp_path: Path) -> None:

@@ -16,6 +16,7 @@ from tests.tiny import TEACHER, read_metrics, tiny_config, train_and_read
 
 pytestmark = pytest.mark.slow  # whole runs on several ranks
 
+DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 SAVED = {"save": True, "save_interval": 3}
 
 
@@ -26,12 +27,13 @@ def losses(records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 def stop_after(cfg: ConfigContainer, step: int) -> list[dict[str, Any]]:
     """Run `cfg` until `step` steps are done, as a kill right after the checkpoint of that step would."""
+    from megatron_kd.training import saving
     from megatron_kd.training import train as loop
 
     class Killed(BaseException):
         pass
 
-    original = loop.save_checkpoint
+    original = saving.save_checkpoint
 
     def save_then_die(run: Any) -> Path:
         path = original(run)
@@ -39,7 +41,7 @@ def stop_after(cfg: ConfigContainer, step: int) -> list[dict[str, Any]]:
             raise Killed
         return path
 
-    loop.save_checkpoint = save_then_die
+    saving.save_checkpoint = save_then_die
     try:
         loop.train(cfg)
     except Killed:
@@ -49,7 +51,8 @@ def stop_after(cfg: ConfigContainer, step: int) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize(
     ("world_size", "layout"),
-    [(1, {}), (2, {"tp": 2, "sequence_parallel": True}), (2, {"pp": 2, "micro_batch_size": 4}),
+    [(1, {}), (2, {"tp": 2, "sequence_parallel": True, "student": DROPOUT}), (2, {"pp": 2, "micro_batch_size": 4}),
+     (2, {"pp": 2, "micro_batch_size": 4, "student": DROPOUT}),
      (2, {"micro_batch_size": 4}), (2, {"micro_batch_size": 4, "precision": "bf16"}),
      (2, {"micro_batch_size": 4, "distributed_optimizer": False}), (2, {"micro_batch_size": 4, "overlap": True})],
 )  # fmt: skip
@@ -70,6 +73,12 @@ def test_overlapped_gathering_saves_the_weights_of_this_step(tmp_path: Path) -> 
     assert weights_of(tmp_path / "plain", 2) == weights_of(tmp_path / "overlapped", 2)
 
 
+@pytest.fixture(scope="module")
+def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
+    """The records of a run of one rank that nobody stopped."""
+    return run_ranks(1, train_and_read, tiny_config(tmp_path_factory.mktemp("unbroken"), iters=6, **SAVED))[0]
+
+
 @pytest.mark.parametrize(
     ("first", "then"),
     [
@@ -77,10 +86,14 @@ def test_overlapped_gathering_saves_the_weights_of_this_step(tmp_path: Path) -> 
         ((2, {"pp": 2, "micro_batch_size": 4}), (2, {"tp": 2, "sequence_parallel": True})),
         ((2, {"micro_batch_size": 4}), (1, {})),
         ((1, {}), (4, {"tp": 2, "micro_batch_size": 4})),
+        ((2, {"micro_batch_size": 4}), (4, {"micro_batch_size": 2})),
+        ((2, {"tp": 2}), (1, {})),
+        ((1, {}), (2, {"pp": 2, "micro_batch_size": 4})),
     ],
 )
-def test_a_run_continues_at_another_layout(first: tuple, then: tuple, tmp_path: Path) -> None:
-    unbroken = run_ranks(1, train_and_read, tiny_config(tmp_path / "a", iters=6, **SAVED))[0]
+def test_a_run_continues_at_another_layout(
+    first: tuple, then: tuple, unbroken: list[dict[str, Any]], tmp_path: Path
+) -> None:
     before = run_ranks(first[0], stop_after, tiny_config(tmp_path / "b", iters=6, **SAVED, **first[1]), 3)[0]
     saved = run_ranks(1, state_tensors, tmp_path / "b/checkpoints/iter_0000003")[0]
     again = tiny_config(tmp_path / "b", iters=6, **SAVED, **then[1])
@@ -99,7 +112,8 @@ def save_what_was_loaded(cfg: ConfigContainer, elsewhere: Path) -> dict[str, tor
     """On a rank: resume `cfg`, save at once to another folder, and return that checkpoint's tensors."""
     from megatron_kd.config.derived import derived
     from megatron_kd.runtime.start import running_ranks
-    from megatron_kd.training.checkpoint import resume, save_checkpoint
+    from megatron_kd.training.checkpoint import save_checkpoint
+    from megatron_kd.training.resume import resume
     from megatron_kd.training.run import build_run
 
     model = cfg.model
@@ -263,7 +277,7 @@ def test_weights_of_another_architecture_are_refused_by_name(tmp_path: Path) -> 
 
 
 def test_a_path_without_a_checkpoint_is_refused(tmp_path: Path) -> None:
-    from megatron_kd.training.weights import find_checkpoint
+    from megatron_kd.config.saved import find_checkpoint
 
     with pytest.raises(InputError, match=r"model\.teacher\.checkpoint=.*no checkpoint there"):
         find_checkpoint(tmp_path, "model.teacher.checkpoint")

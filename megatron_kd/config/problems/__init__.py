@@ -13,8 +13,10 @@ from megatron_kd.config.problems.architecture import architecture_problems
 from megatron_kd.config.problems.batch import batch_problems
 from megatron_kd.config.problems.data import data_problems
 from megatron_kd.config.problems.distillation import distillation_problems
+from megatron_kd.config.problems.from_teacher import from_teacher_problems
 from megatron_kd.config.problems.layout import layout_problems
 from megatron_kd.config.problems.placement import placement_problems
+from megatron_kd.config.problems.quantization import quantization_problems
 from megatron_kd.config.problems.ranges import range_problems
 from megatron_kd.config.problems.training import (
     length_problems,
@@ -43,11 +45,13 @@ def problems(cfg: ConfigContainer, world_size: int | None = None, tokenizer_voca
         range_problems(cfg),
         architecture_problems(cfg, tokenizer_vocab_size),
         layout_problems(cfg),
+        quantization_problems(cfg),
         length_problems(cfg),
         batch_problems(cfg, world_size),
         distillation_problems(cfg, tokenizer_vocab_size),
         placement_problems(cfg, world_size),
         weight_problems(cfg),
+        from_teacher_problems(cfg, tokenizer_vocab_size),
         data_problems(cfg),
         optimizer_problems(cfg),
         scheduler_problems(cfg),

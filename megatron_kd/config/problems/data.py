@@ -11,7 +11,7 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import true_vocab_size
 from megatron_kd.config.problems.lines import line, value_of
 from megatron_kd.config.schema import show
-from megatron_kd.config.text_files import TEXT_FILES, is_text_file
+from megatron_kd.config.text_files import LOSS_MASK, TEXT_FILES, is_text_file
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import ConfigError
 
@@ -28,6 +28,7 @@ def data_problems(cfg: ConfigContainer, *, trains: bool = True) -> Iterator[str]
     for name in _BLENDS:
         yield from _blend(cfg, f"dataset.{name}")
     yield from _text(cfg)
+    yield from _chat(cfg)
     yield from _split(cfg, trains)
     yield from _validation_data(cfg)
     yield from _tokenizer(cfg)
@@ -70,6 +71,12 @@ def _blend(cfg: ConfigContainer, name: str) -> Iterator[str]:
         return
     for prefix in blend.prefixes:
         missing = [prefix + ending for ending in (".bin", ".idx") if not os.path.isfile(prefix + ending)]
+        conversations = os.path.isfile(prefix + LOSS_MASK)
+        if not missing and conversations != cfg.dataset.chat:
+            what, cure = ("conversations", "true") if conversations else ("text, made without --chat", "false")
+            yield line(
+                cfg, f"{name} dataset.chat", f"{show(prefix)} is {what}; set dataset.chat={cure}, or leave it out"
+            )
         if missing and is_text_file(prefix):
             yield f"{name}: {show(prefix)} is text, not the prefix of tokenised files; set dataset.text_path to it"
         elif missing and prefix.endswith((".bin", ".idx")):
@@ -99,6 +106,26 @@ def _text(cfg: ConfigContainer) -> Iterator[str]:
     if cfg.tokenizer.tokenizer_type == "null":
         why = "the null tokenizer has no text; set tokenizer.tokenizer_type=huggingface and tokenizer.tokenizer_model"
         yield line(cfg, "dataset.text_path tokenizer.tokenizer_type", why)
+
+
+def _chat(cfg: ConfigContainer) -> Iterator[str]:
+    """What goes with conversations alone, and what does not go with them."""
+    data = cfg.dataset
+    if not data.chat:
+        if data.packed_sequence:
+            why = "only conversations are packed, text fills its sequences anyway; set it to false, or chat to true"
+            yield line(cfg, "dataset.packed_sequence dataset.chat", why)
+        if data.long_samples != "truncate":
+            why = "only conversations can be too long, text is read on; set it to truncate, or chat to true"
+            yield line(cfg, "dataset.long_samples dataset.chat", why)
+        return
+    if data.mock:
+        yield line(cfg, "dataset.chat dataset.mock", "made-up tokens are no conversations; set dataset.chat=false")
+    if data.eod_mask_loss:
+        why = "of conversations, only what the assistant says is learnt; set dataset.eod_mask_loss=false"
+        yield line(cfg, "dataset.chat dataset.eod_mask_loss", why)
+    if data.text_path is not None and data.text_path.endswith(".txt"):
+        yield line(cfg, "dataset.chat dataset.text_path", "conversations are lines of JSON; give a .jsonl file")
 
 
 def _cut_by_split(cfg: ConfigContainer) -> bool:

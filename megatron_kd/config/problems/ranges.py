@@ -50,6 +50,7 @@ MODEL_RULES: dict[str, Rule] = {
     "virtual_pipeline_model_parallel_size": POSITIVE,
     "context_parallel_size": POSITIVE,
     "recompute_num_layers": POSITIVE,
+    "quantization_calibration_batches": POSITIVE,
 }
 
 KD_RULES: dict[str, Rule] = {

@@ -36,6 +36,8 @@ def weight_problems(cfg: ConfigContainer) -> Iterator[str]:
 def _one_origin(cfg: ConfigContainer, who: str, folder_name: str, model: str) -> Iterator[str]:
     names = [folder_name, f"{model}.init", f"{model}.hf_path"]
     given = [name for name in names if value_of(cfg, name) is not None]
+    distils = isinstance(cfg.model, GPTDistillationProvider)
+    copied = ", or model.init=from_teacher from the teacher's layers" if distils and who == "the student" else ""
     if not given:
         misplaced = who == "the student" and cfg.model.checkpoint is not None  # said above
         if not misplaced:
@@ -43,7 +45,7 @@ def _one_origin(cfg: ConfigContainer, who: str, folder_name: str, model: str) ->
                 cfg,
                 " ".join(names[:2]),
                 f"{who} has no weights; set {folder_name} to {_MAKE}, {model}.hf_path to a Hugging Face folder, or "
-                f"{model}.init=random to start from random ones",
+                f"{model}.init=random to start from random ones{copied}",
             )
     elif len(given) > 1:
         yield line(cfg, " ".join(given), f"{who} has weights from two places; leave one out")

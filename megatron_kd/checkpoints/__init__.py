@@ -1,0 +1,1 @@
+"""How a checkpoint folder is written, verified and read. Nothing here knows a model or a run."""

@@ -1,0 +1,126 @@
+"""Files that are on the disk, and known by their hash, when the function that writes them returns."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, BinaryIO, TypeVar
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+Result = TypeVar("Result")
+
+_BUFFER = 1 << 20  # bytes
+
+
+@dataclass(frozen=True)
+class FileRecord:
+    """A file's size in bytes and the SHA-256 of its content, in hexadecimal."""
+
+    size: int
+    sha256: str
+
+
+class HashedFile(io.FileIO):
+    """A new file that hashes what goes to the disk on its way, so that nothing is read again for it.
+
+    Attributes:
+        failure: the first error of a write. Libraries that write through Python streams from C++ replace it.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, "xb")  # never over a file that is there
+        self.sha256, self.size = hashlib.sha256(), 0
+        self.failure: OSError | None = None
+
+    def write(self, data: Buffer) -> int:
+        """Write a part of `data`, and hash that part."""
+        try:
+            count = super().write(data)
+        except OSError as error:
+            self.failure = self.failure or error
+            raise
+        self.sha256.update(memoryview(data).cast("B")[:count])
+        self.size += count
+        return count
+
+
+def write_file(path: Path, fill: Callable[[BinaryIO], Result]) -> tuple[Result, FileRecord]:
+    """Write a new file and wait until it is on the disk.
+
+    Args:
+        path: must not be there.
+        fill: writes the content, front to back.
+
+    Returns:
+        What `fill` returned, and what the file now is.
+
+    Raises:
+        OSError: the disk's own, with its `errno`.
+    """
+    raw = HashedFile(path)
+    try:
+        with io.BufferedWriter(raw, _BUFFER) as stream:
+            result = fill(stream)
+            stream.flush()
+            os.fsync(raw.fileno())
+    except Exception as error:
+        if raw.failure is not None and raw.failure is not error:
+            raise raw.failure from error
+        raise
+    return result, FileRecord(raw.size, raw.sha256.hexdigest())
+
+
+def write_text(path: Path, text: str) -> FileRecord:
+    """`write_file` of a text, as UTF-8."""
+    return write_file(path, lambda stream: stream.write(text.encode()))[1]
+
+
+def replace_text(path: Path, text: str) -> None:
+    """Put `text` at `path`, whether or not there is a file: readers see the old or the new one, never a part."""
+    partial = path.with_name(f".{path.name}.partial")
+    partial.unlink(missing_ok=True)
+    write_text(partial, text)
+    os.replace(partial, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def why_not(path: Path, record: FileRecord) -> str | None:
+    """What is wrong with a file that should be `record`; None where it is."""
+    try:
+        found = os.lstat(path)
+        if not stat.S_ISREG(found.st_mode):
+            return "is not a regular file"
+        if found.st_size != record.size:
+            return f"has {found.st_size} bytes, not the {record.size} that were written"
+        if sha256_of(path) != record.sha256:
+            return "has other content than was written (its SHA-256 differs)"
+    except FileNotFoundError:
+        return "is missing"
+    except OSError as error:
+        return f"cannot be read: {error.strerror}"
+    return None
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal."""
+    digest, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER))
+    with open(path, "rb", buffering=0) as file:
+        while count := file.readinto(buffer):
+            digest.update(buffer[:count])
+    return digest.hexdigest()

@@ -1,0 +1,68 @@
+"""`run_state.json`: what a resumed run needs beside its tensors, in a file that a person can read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+from megatron_kd.config.saved import RUN_STATE
+from megatron_kd.errors import CheckpointCorrupt
+
+
+@dataclass(frozen=True)
+class RunState:
+    """The content of the file. A checkpoint of weights alone has the first three.
+
+    Attributes:
+        step: finished steps, from which the data's position follows.
+        vocab_size: token ids of the model, without padding.
+        quantization: the fake quantisation that the model was trained with, if any; its scales are among the tensors.
+        scheduler, balancer: the states of the schedule and of the loss balancer, numbers and texts.
+        best: the best validation so far: its step and loss.
+        layout: sizes of the parallel layout by name; the random state is that of its ranks.
+    """
+
+    step: int
+    vocab_size: int
+    quantization: str | None = None
+    scheduler: Mapping[str, Any] | None = None
+    balancer: Mapping[str, Any] | None = None
+    best: Mapping[str, Any] | None = None
+    layout: Mapping[str, int] = field(default_factory=dict)
+
+    def text(self) -> str:
+        """The file's text. Floats are written so that they are read as the same number to the last bit."""
+        return json.dumps(asdict(self), indent=1) + "\n"
+
+
+def read_run_state(checkpoint: Path) -> RunState | None:
+    """What `run_state.json` of a checkpoint says; None where there is none, as in those of other programs.
+
+    Raises:
+        CheckpointCorrupt: not what such a file holds.
+    """
+    path = checkpoint / RUN_STATE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        return _checked(content)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, TypeError, RecursionError) as error:
+        raise CheckpointCorrupt(f"{path}: cannot be read as the state of a run: {error}") from error
+
+
+def _checked(content: Any) -> RunState:
+    if not isinstance(content, dict) or content.keys() != {f.name for f in fields(RunState)}:
+        raise ValueError("it has other fields")
+    for name in ("step", "vocab_size"):
+        if type(content[name]) is not int or content[name] < 0:
+            raise ValueError(f"{name} is {content[name]!r}")
+    if not isinstance(content["quantization"], str | None):
+        raise ValueError(f"quantization is {content['quantization']!r}")
+    for name in ("scheduler", "balancer", "best", "layout"):
+        if not isinstance(content[name], dict) and not (content[name] is None and name != "layout"):
+            raise ValueError(f"{name} is {content[name]!r}")
+    return RunState(**content)

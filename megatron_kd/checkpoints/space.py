@@ -1,0 +1,50 @@
+"""Errors of a disk, told as what they mean for a run."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from megatron_kd.errors import CheckpointNotSaved
+
+_MARGIN = 1 << 20  # bytes for the small files beside the tensors
+
+
+def refuse_full_disk(final: Path, needed: int) -> None:
+    """Before anything is written.
+
+    Args:
+        final: the checkpoint; its parent is there.
+        needed: bytes of its tensors and objects.
+
+    Raises:
+        CheckpointNotSaved: the disk has less free.
+    """
+    if shutil.disk_usage(final.parent).free < needed + _MARGIN:
+        raise CheckpointNotSaved(_text(final, "the disk is too full", needed))
+
+
+@contextmanager
+def not_saved(final: Path, needed: int) -> Iterator[None]:
+    """Turn the errors of a disk in the block into one that says what could not be saved, and why.
+
+    Raises:
+        CheckpointNotSaved
+    """
+    try:
+        yield
+    except CheckpointNotSaved:
+        raise
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        raise CheckpointNotSaved(_text(final, f"{error.strerror or error}{where}", needed)) from error
+
+
+def _text(final: Path, why: str, needed: int) -> str:
+    free = shutil.disk_usage(final.parent).free if final.parent.is_dir() else 0
+    return (
+        f"{final} was not saved: {why}; it needs {needed} bytes, {free} bytes are free in {final.parent}. "
+        "Checkpoints that were complete still are. Free some space, or set checkpoint.most_recent_k, and start again"
+    )

@@ -1,0 +1,118 @@
+"""Fake quantisation of a student by ModelOpt: its linear layers compute with values that a number format can hold.
+
+Weights stay what they are and are trained as such; in the forward pass each weight, and in some formats each input, is
+rounded to the format and scaled back, and the gradient goes past that as if nothing were done (ModelOpt's
+straight-through estimate). Scales are those of the largest magnitude: of the weights as they were at the start, of the
+inputs over the calibration batches. They are `_amax` buffers, part of the model's state, and are not trained.
+
+Embedding, output head and norms keep full precision, as ModelOpt's own configurations have it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import modelopt.torch.quantization as mtq
+import torch
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
+from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
+from modelopt.torch.quantization.model_calib import max_calibrate
+from modelopt.torch.quantization.nn import QuantModule, QuantModuleRegistry, TensorQuantizer
+from torch import nn
+
+from megatron_kd.errors import InputError
+
+# Of the "max" algorithm, which is all that `max_calibrate` does.
+_MODELOPT_CONFIGS: dict[str, dict[str, Any]] = {
+    "int8": mtq.INT8_DEFAULT_CFG,
+    "int8_weight_only": mtq.INT8_WEIGHT_ONLY_CFG,
+    "fp8": mtq.FP8_DEFAULT_CFG,
+    "int4_weight_only": mtq.INT4_BLOCKWISE_WEIGHT_ONLY_CFG,
+    "nvfp4": mtq.NVFP4_DEFAULT_CFG,
+}
+_LINEARS = ("linear_qkv", "linear_proj", "linear_fc1", "linear_fc2")
+_GATED_SCALES = "mlp.linear_fc1.weight_quantizer._amax"
+
+
+def fake_quantise(model: nn.Module, quantization: str, device: torch.device) -> None:
+    """Give each linear layer of `model`'s transformer block its quantisers, with the scales of its weights as they are.
+
+    Scales of inputs are those of each input by itself until `calibrate_inputs` or a checkpoint has fixed them. Ranks
+    that share a layer must call this together.
+
+    Args:
+        model: this rank's part of a GPT model with its weights; changed in place.
+        quantization: as `GPTModelProvider.quantization`.
+        device: of the model.
+
+    Raises:
+        InputError: nvfp4 on a CPU, for which ModelOpt has no kernel.
+    """
+    if quantization == "nvfp4" and device.type != "cuda":
+        raise InputError(
+            "model.quantization=nvfp4 needs a CUDA device, where ModelOpt has its kernels; set model.quantization to "
+            "int8, fp8 or int4_weight_only"
+        )
+    for parent in list(model.decoder.modules()):
+        for name in _LINEARS:
+            linear = getattr(parent, name, None)
+            if linear is not None:
+                setattr(parent, name, QuantModuleRegistry.convert(linear))
+    settings = mtq.config.QuantizeConfig(**_MODELOPT_CONFIGS[quantization])  # fills in what the tables leave out
+    mtq.set_quantizer_by_cfg(model, settings.quant_cfg)
+    max_calibrate(model)
+
+
+def calibrate_inputs(models: list[Any], forward: Callable[[], Any]) -> None:
+    """Fix the scales of inputs by what `forward` sends through `models`, unquantised; one scale for all ranks.
+
+    Args:
+        models: this rank's chunks of the student, by themselves or inside wrappers.
+        forward: runs them on the calibration batches.
+    """
+    max_calibrate(nn.ModuleList(models), lambda _: forward())
+
+
+def expect_input_scales(model: nn.Module) -> None:
+    """Make room for the scales of inputs, for a checkpoint to fill; until then they are NaN."""
+    for quantiser in _input_quantisers(model):
+        if quantiser.amax is None:
+            weight = next(model.parameters())
+            quantiser.amax = torch.full((), torch.nan, dtype=weight.dtype, device=weight.device)
+
+
+def needs_calibration(models: list[Any]) -> bool:
+    """Whether a layer of `models` quantises its inputs by a scale that is not fixed yet."""
+    return any(quantiser.amax is None for model in models for quantiser in _input_quantisers(model))
+
+
+def is_scale(key: str) -> bool:
+    """Whether a checkpoint's tensor is a scale."""
+    return key.endswith("_quantizer._amax")
+
+
+def split_gated_scales(state: dict[str, Any]) -> None:
+    """Cut the scales of gated layers like their weights, into those of the gate and those of the up projection.
+
+    A rank's rows are its share of either, so that without this another tensor-parallel size would read them in
+    another order. ModelOpt shards the scales, but takes them for rows in one piece.
+
+    Args:
+        state: of a model with `gated_linear_unit`, as `sharded_state_dict` gives it; changed in place.
+    """
+    for key, value in state.items():
+        if key.endswith(_GATED_SCALES) and isinstance(value, ShardedTensor) and len(value.local_shape) > 1:
+            layers = tuple(
+                (axis, value.global_offset[axis], value.global_shape[axis]) for axis in range(value.prepend_axis_num)
+            )
+            state[key] = apply_swiglu_sharded_factory(value, layers)
+
+
+def _input_quantisers(model: nn.Module) -> Iterator[TensorQuantizer]:
+    """Those in use whose scale is fixed rather than made anew for each input."""
+    for module in model.modules():
+        if isinstance(module, QuantModule):
+            quantiser = module.input_quantizer
+            if quantiser.is_enabled and not quantiser._dynamic:
+                yield quantiser

@@ -1,0 +1,31 @@
+"""The scales of a fake-quantised student's inputs, measured once at the start of a run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from megatron_kd.models.fake_quantization import calibrate_inputs, needs_calibration
+from megatron_kd.training.run import Run
+from megatron_kd.training.step import Batch, forward_backward
+
+
+@torch.no_grad()
+def calibrate(run: Run, micro_batches: Iterator[Batch]) -> None:
+    """Fix the scales of inputs on `model.quantization_calibration_batches` global batches, where they are not yet.
+
+    Args:
+        run: its student's scales are changed, where it has a quantisation that measures inputs and was not resumed.
+        micro_batches: yields this rank's micro-batches of the training data.
+    """
+    if not needs_calibration(run.students):
+        return
+    batches = min(run.cfg.model.quantization_calibration_batches, run.derived.train_iters)  # there are no more
+    for chunk in run.chunks:
+        chunk.eval()
+    calibrate_inputs(
+        run.students, lambda: [forward_backward(run, micro_batches, forward_only=True) for _ in range(batches)]
+    )
+    for chunk in run.chunks:
+        chunk.train()

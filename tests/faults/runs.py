@@ -1,0 +1,85 @@
+"""Runs that are killed while they save, and what comes after them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_kd.config.container import ConfigContainer
+from tests.faults.writes import Operation, at, kill, operations
+from tests.ranks import RankFailed, run_ranks
+from tests.tiny import read_metrics
+
+
+@dataclass(frozen=True)
+class Kill:
+    """Where a rank is killed: before the `number`-th operation of name `name` on a path that has `part` in it."""
+
+    rank: int
+    name: str
+    part: str
+    number: int = 0
+
+    def hits(self, operation: Operation) -> bool:
+        """Whether the operation counts."""
+        return operation.name == self.name and self.part in str(operation.path)
+
+
+@dataclass
+class Resumed:
+    """What a run reports that went on after another.
+
+    Attributes:
+        step: the one it went on from.
+        notes: what it told about checkpoints that it refused.
+        records: of its metrics.jsonl.
+    """
+
+    step: int = -1
+    notes: tuple[str, ...] = ()
+    records: list[dict[str, Any]] = field(default_factory=list)
+
+
+def train_and_die(cfg: ConfigContainer, killed: Kill) -> None:
+    """On a rank: run `cfg`; the rank of `killed` dies where that says."""
+    import torch.distributed as dist
+
+    from megatron_kd.training.train import train
+
+    if dist.get_rank() == killed.rank:
+        with operations(Path(cfg.logger.run_dir), at(killed.number, kill, killed.hits)):
+            train(cfg)
+    else:
+        train(cfg)
+
+
+def killed_run(world_size: int, cfg: ConfigContainer, killed: Kill) -> None:
+    """Run `cfg` until `killed` hits, and let the other ranks go.
+
+    Raises:
+        AssertionError: it did not hit.
+    """
+    try:
+        run_ranks(world_size, train_and_die, cfg, killed)
+    except RankFailed as failure:
+        assert f"--- rank {killed.rank}\ndied with exit code -9" in str(failure), failure
+    else:
+        raise AssertionError(f"{killed} did not hit")
+
+
+def train_on(cfg: ConfigContainer) -> Resumed:
+    """On a rank: run `cfg` to its end, from where an earlier run has left it."""
+    from megatron_kd.training import train as loop
+
+    found, original = Resumed(), loop.resume
+
+    def resume(run: Any) -> Any:
+        resumption = original(run)
+        found.step, found.notes = run.step, resumption.notes
+        return resumption
+
+    loop.resume = resume
+    loop.train(cfg)
+    found.records = read_metrics(Path(cfg.logger.run_dir))
+    return found
