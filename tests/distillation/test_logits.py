@@ -67,9 +67,9 @@ def largest_tensors_of_a_step(cfgs: list[ConfigContainer]) -> list[int]:
     from megatron_kd.config.derived import derived
     from megatron_kd.data.tokenizer import load_tokenizer
     from megatron_kd.runtime.start import running_ranks
+    from megatron_kd.training.data import RunData
     from megatron_kd.training.run import build_run
     from megatron_kd.training.step import forward_backward
-    from megatron_kd.training.data import RunData
 
     found = []
     for cfg in cfgs:
