@@ -1,7 +1,7 @@
 """`megatron-kd preprocess`: text, tables and conversations to tokenised `.bin/.idx` files, as megatron-core reads them.
 
     megatron-kd preprocess --input a.jsonl b.parquet --output-prefix data/mine --tokenizer data/stdlib/tokenizer
-    megatron-kd preprocess --chat --input chats.jsonl --output-prefix data/chats --tokenizer data/llama32/tokenizer
+    megatron-kd preprocess --chat --input chats.jsonl --output-prefix data/chats --tokenizer models/Llama-3.2-1B
 
 The files do not depend on the number of workers: chunks are tokenised in parallel and written in order. Nor do they
 depend on how often the run was stopped: the same command goes on where it was (`data.partial`).
