@@ -112,7 +112,7 @@ class Watch:
             return LostRank(rank, phase, f"{detail}; nor does the store of rank 0 or of its torchrun: {error}")
         missed = rank if rank is not None else next(iter(silent), None)
         if missed is None:
-            return LostRank(None, phase, f"{detail.splitlines()[0]}, and all ranks are there: {_places(beats)}")
+            return LostRank(None, phase, f"{detail.splitlines()[0]}, and all ranks were heard of: {_places(beats)}")
         seen = f", last seen in {beats[missed].where}" if beats[missed].count else ""
         also = [str(other) for other in silent if other != missed]
         others = f", and silent too: {', '.join(also)}" if also else ""
@@ -122,11 +122,13 @@ class Watch:
         """The ranks that do not beat, and the last beat of every rank."""
         store = _own_store()
         store.set(_LOST, str(self._rank))
+        store.set(_left(self._rank), "")
         first = self._beats(store)
         time.sleep(_LISTEN_S)
         second = self._beats(store)
         silent = [r for r, (a, b) in enumerate(zip(first, second, strict=True)) if a.count == b.count]
-        return [r for r in silent if r != self._rank], second
+        # One that missed somebody itself has ended for that reason.
+        return [r for r in silent if r != self._rank and not store.check([_left(r)])], second
 
     def _beats(self, store: Any) -> list[Beat]:
         keys = [_key(rank) for rank in range(self._world_size)]
@@ -198,3 +200,7 @@ def _places(beats: list[Beat]) -> str:
 
 def _key(rank: int) -> str:
     return f"beat/{rank}"
+
+
+def _left(rank: int) -> str:
+    return f"left/{rank}"
