@@ -57,7 +57,7 @@ _SHORT_TOOLS = {
     ],
     "tools/make_corpus.py": ["--source", str(Path(sysconfig.get_paths()["stdlib"]) / "json"), "--vocab-size", "300"],
 }
-_OF_A_FOLDER = ("num_", "hidden_size", "ffn_hidden_size", "kv_channels", "vocab_size", "init")
+_OF_A_FOLDER = ("hf_path", "num_", "hidden_size", "ffn_hidden_size", "kv_channels", "vocab_size", "init")
 
 
 @dataclass(frozen=True)

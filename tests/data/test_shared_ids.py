@@ -113,7 +113,7 @@ def test_a_run_is_refused_before_ranks_meet(
     def too_late(**_: object) -> None:
         raise AssertionError("ranks were started")
 
-    monkeypatch.setattr(loop, "running_ranks", too_late)
+    monkeypatch.setattr("megatron_kd.training.prepare.running_ranks", too_late)
     edit(teacher_folder, lambda content: swap(content, 300, 301))
     with pytest.raises(ConfigError, match="2 of the 400 ids"):
         loop.train(config(tokenizer_folder, teacher_folder))
