@@ -86,7 +86,7 @@ def export_hf(
     _write_config(model, dtype, tokens, temporary)
     if tokens is not None:
         # These models take no token types, and `generate(**tokenizer(text))` refuses what a model does not take.
-        tokens.hf.init_kwargs["model_input_names"] = ["input_ids", "attention_mask"]
+        tokens.hf.model_input_names = tokens.hf.init_kwargs["model_input_names"] = ["input_ids", "attention_mask"]
         tokens.hf.save_pretrained(temporary)
     (temporary / "README.md").write_text(model_card(folder, model, dtype), encoding="utf-8")
     make_durable(temporary)
