@@ -7,7 +7,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 
 .DEFAULT_GOAL := help
-.PHONY: help venv corpus distill distill-pruned test test-fast check format clean
+.PHONY: help venv corpus distill distill-pruned test test-fast reliability check format clean
 
 help:  ## list the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:[^#]*## /\t/' | expand -t 12
@@ -34,6 +34,9 @@ test: $(STAMP)  ## run the whole test suite
 
 test-fast: $(STAMP)  ## run the tests that take less than about 20 seconds each
 	$(BIN)/python -m pytest -m "not slow"
+
+reliability: $(STAMP)  ## draw every fault many times, with the mutants, and write docs/reliability.md (an hour)
+	$(BIN)/python -m tests.reliability
 
 check: $(STAMP)  ## lint, formatting and types
 	$(BIN)/ruff check .

@@ -135,17 +135,21 @@ class Watch:
         return [Beat.read(store.get(key)) if store.check([key]) else Beat(0, "its start") for key in keys]
 
     def _beat_until_over(self) -> None:
+        self._beat()  # at once: a rank may be lost in its first steps
         while not self._over.wait(_BEAT_S):
-            try:
-                self._count += 1
-                self._store.set(_key(self._rank), json.dumps([self._count, str(self._doing)]))
-                if self._store.check([_LOST]):
-                    self._write_stacks()
-            except RuntimeError:  # the store is gone or silent; whoever waits in vain will say so
-                pass
+            self._beat()
             waited, allowed = time.monotonic() - self._doing.since, timeouts.group_timeout()
             if allowed is not None and waited > allowed + _GRACE_S and not self._raised:
                 self._give_up(self.lost_rank(f"nothing happened for {waited:.1f} s"))
+
+    def _beat(self) -> None:
+        try:
+            self._count += 1
+            self._store.set(_key(self._rank), json.dumps([self._count, str(self._doing)]))
+            if self._store.check([_LOST]):
+                self._write_stacks()
+        except RuntimeError:  # the store is gone or silent; whoever waits in vain will say so
+            pass
 
     def _write_stacks(self) -> None:
         if not self._written.acquire(blocking=False):

@@ -14,16 +14,19 @@ from tests.tiny import read_metrics
 
 @dataclass(frozen=True)
 class Kill:
-    """Where a rank is killed: before the `number`-th operation of name `name` on a path that has `part` in it."""
+    """Where a rank is killed: before the `number`-th operation of name `name` on a path that has `part` in it.
+
+    Operations of all names count where `name` is None.
+    """
 
     rank: int
-    name: str
+    name: str | None
     part: str
     number: int = 0
 
     def hits(self, operation: Operation) -> bool:
         """Whether the operation counts."""
-        return operation.name == self.name and self.part in str(operation.path)
+        return self.name in (None, operation.name) and self.part in str(operation.path)
 
 
 @dataclass
