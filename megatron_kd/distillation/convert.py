@@ -7,8 +7,6 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import modelopt.torch.distill as mtd
-import modelopt.torch.distill.plugins.megatron as mtd_megatron
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import nn
@@ -21,6 +19,7 @@ from megatron_kd.distillation.objective import Distillation, ModelOptDistillatio
 from megatron_kd.distillation.pairs import InjectedPairs, LayerPair, pairs_of_rank
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.modelopt import mtd, mtd_megatron
 from megatron_kd.teachers.placement import Teacher
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any, NamedTuple
 
-import modelopt.torch.distill as mtd
 import torch
 from torch import Tensor
 
@@ -14,6 +13,7 @@ from megatron_kd.losses.fused_linear import fused_linear_divergence, fused_linea
 from megatron_kd.losses.shard import compute_dtype
 from megatron_kd.models.gpt import Headed
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.modelopt import mtd
 
 
 class LogitsResult(NamedTuple):

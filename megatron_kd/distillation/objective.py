@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Protocol
 
-import modelopt.torch.distill as mtd
 import torch
 from torch import Tensor
 
@@ -13,6 +12,7 @@ from megatron_kd.distillation.criteria import OBSERVED, LogitsDivergence, Observ
 from megatron_kd.distillation.logits import UNKNOWN, FusedLogits, MaterialisedLogits
 from megatron_kd.distillation.pairs import InjectedPairs
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.modelopt import mtd
 from megatron_kd.teachers.placement import Teacher
 
 # The sums over unmasked tokens that make up a step's report, in this order.

@@ -13,15 +13,13 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import modelopt.torch.quantization as mtq
 import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
-from modelopt.torch.quantization.model_calib import max_calibrate
-from modelopt.torch.quantization.nn import QuantModule, QuantModuleRegistry, TensorQuantizer
 from torch import nn
 
 from megatron_kd.errors import InputError
+from megatron_kd.runtime.modelopt import max_calibrate, mtq, mtq_nn
 
 # Of the "max" algorithm, which is all that `max_calibrate` does.
 _MODELOPT_CONFIGS: dict[str, dict[str, Any]] = {
@@ -58,7 +56,7 @@ def fake_quantise(model: nn.Module, quantization: str, device: torch.device) -> 
         for name in _LINEARS:
             linear = getattr(parent, name, None)
             if linear is not None:
-                setattr(parent, name, QuantModuleRegistry.convert(linear))
+                setattr(parent, name, mtq_nn.QuantModuleRegistry.convert(linear))
     settings = mtq.config.QuantizeConfig(**_MODELOPT_CONFIGS[quantization])  # fills in what the tables leave out
     mtq.set_quantizer_by_cfg(model, settings.quant_cfg)
     max_calibrate(model)
@@ -109,10 +107,10 @@ def split_gated_scales(state: dict[str, Any]) -> None:
             state[key] = apply_swiglu_sharded_factory(value, layers)
 
 
-def _input_quantisers(model: nn.Module) -> Iterator[TensorQuantizer]:
+def _input_quantisers(model: nn.Module) -> Iterator[mtq_nn.TensorQuantizer]:
     """Those in use whose scale is fixed rather than made anew for each input."""
     for module in model.modules():
-        if isinstance(module, QuantModule):
+        if isinstance(module, mtq_nn.QuantModule):
             quantiser = module.input_quantizer
             if quantiser.is_enabled and not quantiser._dynamic:
                 yield quantiser

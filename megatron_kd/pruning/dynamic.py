@@ -14,20 +14,11 @@ from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_config import TransformerConfig
-from modelopt.torch.nas.plugins.megatron import (
-    NumAttentionHeadsHp,
-    _DynamicFusedLayerNorm,
-    _DynamicProjRowParallelLinear,
-    _DynamicQKVColumnParallelLinear,
-    _DynamicSelfAttention,
-)
-from modelopt.torch.nas.registry import DMRegistry
-from modelopt.torch.nas.traced_hp import TracedHp
-from modelopt.torch.opt.dynamic import DynamicModule
 from torch import nn
 
 from megatron_kd.models.layers import LayerNorm, Norm, RMSNorm
 from megatron_kd.models.spec import local_layer_spec
+from megatron_kd.runtime.modelopt import DMRegistry, DynamicModule, TracedHp, nas_megatron
 
 
 class PrunableSelfAttention(SelfAttention):
@@ -38,7 +29,7 @@ class PrunableSelfAttention(SelfAttention):
         return super().forward(*args, **kwargs)
 
 
-class _DynamicRMSNorm(_DynamicFusedLayerNorm):
+class _DynamicRMSNorm(nas_megatron._DynamicFusedLayerNorm):
     """`RMSNorm` with a number of channels to choose: weight and size follow it."""
 
     def _setup(self, *, num_features: TracedHp) -> None:
@@ -47,20 +38,26 @@ class _DynamicRMSNorm(_DynamicFusedLayerNorm):
         self._register_dynamic_attribute("hidden_size", self._get_normalized_shape)
 
 
-class _DynamicSDPSelfAttention(_DynamicSelfAttention):
+class _DynamicSDPSelfAttention(nas_megatron._DynamicSelfAttention):
     """Self-attention with a number of heads to choose.
 
     `SDPAttention` itself has nothing to shrink: it takes the heads from its input, and a head's width stays.
     """
 
     def _setup(self, *, hidden_size: TracedHp) -> None:
-        heads = NumAttentionHeadsHp(self.num_attention_heads_per_partition, self.num_query_groups_per_partition)
+        heads = nas_megatron.NumAttentionHeadsHp(
+            self.num_attention_heads_per_partition, self.num_query_groups_per_partition
+        )
         self._register_hparam("num_attention_heads", heads)
         self._register_dynamic_attribute(
             "num_attention_heads_per_partition", lambda module, _: module.num_attention_heads
         )
-        _DynamicQKVColumnParallelLinear.convert(self.linear_qkv, num_attention_heads=heads, hidden_size=hidden_size)
-        _DynamicProjRowParallelLinear.convert(self.linear_proj, num_attention_heads=heads, hidden_size=hidden_size)
+        nas_megatron._DynamicQKVColumnParallelLinear.convert(
+            self.linear_qkv, num_attention_heads=heads, hidden_size=hidden_size
+        )
+        nas_megatron._DynamicProjRowParallelLinear.convert(
+            self.linear_proj, num_attention_heads=heads, hidden_size=hidden_size
+        )
 
     def export(self) -> nn.Module:
         """The attention with the heads that were chosen, as a plain module."""
@@ -74,7 +71,7 @@ def register_layers() -> None:
     """Tell ModelOpt about our layers, once in a process."""
     for layer, dynamic in (
         (RMSNorm, _DynamicRMSNorm),
-        (LayerNorm, _DynamicFusedLayerNorm),
+        (LayerNorm, nas_megatron._DynamicFusedLayerNorm),
         (PrunableSelfAttention, _DynamicSDPSelfAttention),
     ):
         DMRegistry.register({layer: f"{layer.__module__}.{layer.__name__}"})(dynamic)

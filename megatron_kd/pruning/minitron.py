@@ -20,9 +20,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-import modelopt.torch.prune as mtp
 import torch
-from modelopt.torch.prune.plugins.mcore_minitron import get_mcore_minitron_config
 from torch import Tensor
 
 from megatron_kd.errors import InputError
@@ -32,6 +30,7 @@ from megatron_kd.models.provider import GPTModelProvider
 from megatron_kd.pruning.dynamic import prunable_layers, register_layers
 from megatron_kd.pruning.sizes import Sizes, explicit
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.modelopt import get_mcore_minitron_config, mtp
 
 Batch = dict[str, Tensor]
 

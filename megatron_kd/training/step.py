@@ -9,7 +9,6 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
-import modelopt.torch.distill.plugins.megatron as mtd_megatron
 import torch
 from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -19,6 +18,7 @@ from megatron_kd.distillation.objective import REPORTED, LossResult
 from megatron_kd.errors import NumericalFault
 from megatron_kd.losses.checks import FAULTS, raise_faults
 from megatron_kd.models.packing import packed_segments
+from megatron_kd.runtime.modelopt import mtd_megatron
 from megatron_kd.training.run import ForwardRun, Run
 from megatron_kd.training.update import update
 
