@@ -5,7 +5,7 @@
 
 Prints one table. Each side is a process of its own, which builds its model and then does one step whenever it is
 told to: the sides take turns, so that a change of the machine's load hits all, and a side's peak memory is its own.
-All sides import the same modules. Ratios are medians over rounds, each of one round's own times.
+A side imports what a user of it would. Ratios are medians over rounds, each of one round's own times.
 
 - distillation: this project's trainer (`build_run`, `train_step`), forward KL over the whole vocabulary. Its loss is
   the GKD loss at beta = 0, so that it does the peer's work.
@@ -46,6 +46,7 @@ SIDES = {
     TEACHER: "teacher's logits",
     PEER: "transformers + TRL",
 }
+_IMPORTS = {PEER: "transformers.models.llama.modeling_llama"}  # the others: the trainer
 _MARK = "@bench "  # what a child says to its parent starts with it; everything else on its stdout is noise
 
 
@@ -223,7 +224,7 @@ def serve(side: str, sizes: Sizes, warm_up: int) -> None:
     """Build `side`, run `warm_up` steps of it, and do what the parent says until it says `end`."""
     import torch
 
-    _import_all()
+    importlib.import_module(_IMPORTS.get(side, "megatron_kd.training.train"))
     imports = peak_rss_mb()
     torch.set_num_threads(sizes.threads)
     torch.manual_seed(0)
@@ -247,12 +248,6 @@ def serve(side: str, sizes: Sizes, warm_up: int) -> None:
 
 def _say(value: Any) -> None:
     print(_MARK + json.dumps(value), flush=True)
-
-
-def _import_all() -> None:
-    """What any side needs, in all of them: differences of memory are then those of the steps."""
-    importlib.import_module("transformers.models.llama.modeling_llama")
-    importlib.import_module("megatron_kd.training.train")
 
 
 def peak_rss_mb() -> float:
