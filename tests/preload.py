@@ -12,8 +12,8 @@ cpu_backend.install()
 import megatron.core.dist_checkpointing  # noqa: E402
 import megatron.core.models.gpt  # noqa: E402
 import megatron.core.optimizer  # noqa: E402
-import megatron.core.pipeline_parallel  # noqa: E402
-import modelopt.torch.distill.plugins.megatron  # noqa: E402
+import megatron.core.pipeline_parallel  # noqa: E402, F401
+import modelopt.torch.distill.plugins.megatron  # noqa: E402, F401
 
 import megatron_kd.training.train  # noqa: E402, F401
 

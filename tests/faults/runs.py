@@ -11,7 +11,6 @@ from tests.faults.writes import Operation, at, kill, operations
 from tests.ranks import RankFailed, run_ranks
 from tests.tiny import read_metrics
 
-
 LAST_WORDS_S = 0.3  # for the ranks that are left to do to files what they do then; who is missed takes them longer
 
 
