@@ -42,8 +42,8 @@ class Instant:
         kind: of what is counted.
         number: of it, from 0; milliseconds for "time".
         part: only operations on paths that have it in them count.
-        phase: only entries into this phase of `step` count, where it is given.
-        step: of the phase.
+        phase: only entries into this phase count, where it is given.
+        step: only what is entered in this step counts; -1 for any.
     """
 
     kind: Kind
@@ -58,10 +58,11 @@ def killed(note: Path) -> Do:
     return sent(signal.SIGKILL, note)
 
 
-def sent(number: int, note: Path) -> Do:
-    """Writes down where it is, and sends this process a signal."""
+def sent(number: int, note: Path, pause_s: float = 0) -> Do:
+    """Waits for `pause_s` seconds, writes down where it is, and sends this process a signal."""
 
     def do(where: str) -> None:
+        time.sleep(pause_s)
         with note.open("a") as file:
             file.write(f"{where}\n")
         os.kill(os.getpid(), number)
@@ -120,7 +121,7 @@ def _phase(instant: Instant, run_dir: Path, do: Do) -> Iterator[None]:
     left = [instant.number]
 
     def entered(phase: str, step: int) -> None:
-        if not instant.phase or (instant.phase, instant.step) == (phase, step):
+        if instant.phase in ("", phase) and instant.step in (-1, step):
             left[0] -= 1
             if left[0] == -1:
                 do(f"step {step}, {phase}")

@@ -7,7 +7,6 @@ import io
 import json
 import os
 import signal
-import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,11 +21,12 @@ from tests.ranks import RankFailed, run_ranks
 
 @dataclass(frozen=True)
 class Fault:
-    """A signal that a rank sends itself at an instant."""
+    """A signal that a rank sends itself at an instant, after a pause in seconds."""
 
     rank: int
     instant: Instant
     signal: int = signal.SIGKILL
+    pause_s: float = 0
 
 
 @dataclass(frozen=True)
@@ -53,25 +53,23 @@ class Leg:
 
 def leg(cfg: ConfigContainer, faults: Sequence[Fault], folder: Path) -> int:
     """On a rank: run `cfg` as a recipe does, with this rank's faults; `folder` takes what `Leg.read` reads."""
-    return told_leg(cfg, faults, folder)[0]
+    from megatron_kd import main
+
+    rank = int(os.environ["RANK"])
+    with contextlib.ExitStack() as held:
+        held.enter_context(_noting_resume(folder, rank))
+        for fault in faults:
+            if fault.rank == rank:
+                do = sent(fault.signal, folder / "hits", fault.pause_s)
+                held.enter_context(at_instant(fault.instant, Path(cfg.logger.run_dir), do))
+        return main(lambda: cfg, [])
 
 
 def told_leg(cfg: ConfigContainer, faults: Sequence[Fault], folder: Path) -> tuple[int, str]:
     """`leg`, with what it wrote to stderr."""
-    from megatron_kd import main
-
-    rank, told = int(os.environ["RANK"]), io.StringIO()
-    try:
-        with contextlib.ExitStack() as held:
-            held.enter_context(_noting_resume(folder, rank))
-            for fault in faults:
-                if fault.rank == rank:
-                    do = sent(fault.signal, folder / "hits")
-                    held.enter_context(at_instant(fault.instant, Path(cfg.logger.run_dir), do))
-            held.enter_context(contextlib.redirect_stderr(told))
-            code = main(lambda: cfg, [])
-    finally:
-        print(told.getvalue(), end="", file=sys.stderr, flush=True)
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told):
+        code = leg(cfg, faults, folder)
     return code, told.getvalue()
 
 

@@ -59,10 +59,10 @@ def saves_through_torchrun(draw: Draw) -> list[Facts]:
     for number, step in enumerate((4, 6, 8, 10, 12)):
         at = Instant("operation", draw.random.randrange(in_save[number % 2]), f"iter_{step:07d}")
         faults.append([Fault(number % 2, at)])
-    legs = chain(draw, tiny_config(draw.folder / "run", **CHAIN), faults)
+    run_dir, partial = draw.folder / "run", list[bool]()
+    legs = chain(draw, tiny_config(run_dir, **CHAIN), faults, after=lambda _: partial.append(bool(leftovers(run_dir))))
     assert [leg.step for leg in legs[1:]] == [2, 4, 6, 8, 10], _BEGAN
-    left = [(draw.folder / f"after_{number}").read_text() for number in range(5)]
-    return [{"partial": ".partial-" in names, "step": leg.step} for names, leg in zip(left, legs[1:], strict=True)]
+    return [{"partial": left, "step": leg.step} for left, leg in zip(partial, legs[1:], strict=True)]
 
 
 def leftovers(run_dir: Path) -> list[Path]:
@@ -102,7 +102,7 @@ def anywhere_through_torchrun(draw: Draw) -> list[Facts]:
         # A part of the run that is left, after what it has done when it goes on.
         most = counts[rank][kind] - (counts[rank]["resume"] if kind == "call" else 0)
         extra = counts[rank]["resume"] if kind == "call" else 0
-        faults.append([Fault(rank, Instant(kind, extra + int(most * draw.random.uniform(0.2, 0.35))))])  # type: ignore[arg-type]
+        faults.append([Fault(rank, Instant(kind, extra + int(most * draw.random.uniform(0.1, 0.18))))])  # type: ignore[arg-type]
     legs = chain(draw, tiny_config(draw.folder / "run", **CHAIN), faults)
     return [
         {"kind": faults[number][0].instant.kind, "where": legs[number].hits[0], "step": legs[number + 1].step}
