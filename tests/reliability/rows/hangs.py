@@ -17,8 +17,8 @@ from tests.faults.instants import Instant
 from tests.faults.legs import Fault, last_leg, told_leg
 from tests.faults.lost import BEATS_S, check_stacks, check_told, lost_leg, run_until_lost, seconds_until_told
 from tests.ranks import run_ranks
+from tests.recipes.launch import ROOT
 from tests.reliability.chains import chain
-from tests.reliability.processes import TOP
 from tests.reliability.reference import RUN, made_once, same_as
 from tests.reliability.row import Draw, Facts, Mutant, Row
 from tests.tiny import tiny_config, train_and_read
@@ -191,7 +191,7 @@ def launched_light(run_dir: Path, victim: int) -> None:
     words = [str(run_dir), "--standalone", "--nproc-per-node=4", str(run_dir / "rank.py"), str(run_dir), str(victim)]
     done = subprocess.run(
         [sys.executable, "-m", "megatron_kd.launch.agent", *words],
-        env={**os.environ, "PYTHONPATH": str(TOP)}, capture_output=True, text=True, timeout=90, check=False,
+        env={**os.environ, "PYTHONPATH": str(ROOT)}, capture_output=True, text=True, timeout=90, check=False,
     )  # fmt: skip
     assert (done.returncode, named_first(done.stderr)) == (1, [victim]), f"the launcher says {done.stderr}"
 
@@ -232,7 +232,7 @@ def dead_through_launcher(draw: Draw) -> list[Facts]:
     words = ["launch", "--local", str(draw.folder / "recipe.py"), "--nproc", "4", "--max-restarts", "5"]
     done = subprocess.run(
         [sys.executable, "-m", "megatron_kd.cli", *words], cwd=draw.folder,
-        env={**os.environ, "PYTHONPATH": str(TOP), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
         timeout=600, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr[-4000:]
