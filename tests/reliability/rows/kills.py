@@ -258,8 +258,8 @@ ROWS = (
             Mutant(
                 "records of steps that were lost stay",
                 "megatron_kd/training/metrics.py",
-                "        _drop_after(path, resumed_step)\n",
-                "",
+                "_drop_after(path, resumed_step)",
+                "pass",
                 told=_LOSSES,
             ),
             Mutant(
