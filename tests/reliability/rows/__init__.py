@@ -3,9 +3,15 @@
 from __future__ import annotations
 
 from tests.reliability.row import Row
-from tests.reliability.rows import kills
+from tests.reliability.rows import checkpoint_files, disks, kills, layouts, numbers
 
-ROWS: tuple[Row, ...] = (*kills.ROWS,)
+ROWS: tuple[Row, ...] = (
+    *kills.ROWS,
+    *layouts.ROWS,
+    *disks.ROWS,
+    *checkpoint_files.ROWS,
+    *numbers.ROWS,
+)
 
 
 def row_named(name: str) -> Row:
