@@ -67,6 +67,10 @@ class CheckpointNotSaved(MegatronKDError, OSError):
     """A checkpoint could not be written: the disk is full or fails. Those that were complete still are."""
 
 
+class RunFileNotWritten(MegatronKDError, OSError):
+    """A file that a run cannot start without could not be written: the disk is full or fails."""
+
+
 class RunFolderInUse(InputError, BlockingIOError):
     """Another run is at work in the run folder. This one has not touched it."""
 

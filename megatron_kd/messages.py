@@ -6,6 +6,9 @@ import os
 import sys
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
 
 from megatron_kd.errors import ConfigError, MegatronKDError
 
@@ -28,6 +31,21 @@ def tell_as_rank(error: MegatronKDError) -> None:
         time.sleep(SECONDS_FOR_RANK_0)
     else:
         print(f"rank {rank}: {error}", file=sys.stderr)
+
+
+@contextmanager
+def going_on_without(path: Path, what: str = "") -> Iterator[None]:
+    """Tell that a file could not be written, rather than raise: a run does not end for one that only tells of it.
+
+    Args:
+        path: of the file.
+        what: would have gone into it, where it stands nowhere else.
+    """
+    try:
+        yield
+    except OSError as error:
+        lost = f"; it would have said: {what}" if what else ""
+        print(f"warning: {path} was not written: {error.strerror or error}{lost}", file=sys.stderr, flush=True)
 
 
 def first_line(error: Exception) -> str:

@@ -6,6 +6,8 @@ import os
 import secrets
 import shutil
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_kd.checkpoints.files import sync
@@ -47,8 +49,9 @@ def delete_old(folder: Path, keep: int | None) -> None:
         return
     for path in list(complete_checkpoints(folder).values())[: -max(keep, 1)]:
         doomed = _other_name(path, "deleted")
-        os.rename(path, doomed)  # first: half a checkpoint never has its name
-        _delete(doomed)
+        with _telling(path):
+            os.rename(path, doomed)  # first: half a checkpoint never has its name
+            shutil.rmtree(doomed)
 
 
 def delete_leftovers(folder: Path) -> None:
@@ -79,10 +82,16 @@ def discard(partial: Path) -> None:
 
 
 def _delete(path: Path) -> None:
-    try:
+    with _telling(path):
         shutil.rmtree(path)
+
+
+@contextmanager
+def _telling(path: Path) -> Iterator[None]:
+    try:
+        yield
     except OSError as error:  # a run does not end for this: the next one tries again
-        warnings.warn(f"{path} cannot be deleted: {error}", stacklevel=2)
+        warnings.warn(f"{path} cannot be deleted: {error}", stacklevel=4)
 
 
 def _other_name(final: Path, what: str) -> Path:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_kd.errors import CheckpointNotSaved
+from megatron_kd.errors import CheckpointNotSaved, MegatronKDError, RunFileNotWritten
 
 _MARGIN = 1 << 20  # bytes for the small files beside the tensors
 
@@ -40,6 +40,25 @@ def not_saved(final: Path, needed: int) -> Iterator[None]:
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         raise CheckpointNotSaved(_text(final, f"{error.strerror or error}{where}", needed)) from error
+
+
+@contextmanager
+def not_written(path: Path) -> Iterator[None]:
+    """Turn the errors of a disk in the block into one that names the file that the run needs.
+
+    Raises:
+        RunFileNotWritten
+    """
+    try:
+        yield
+    except MegatronKDError:
+        raise
+    except OSError as error:
+        parent = next(folder for folder in path.parents if folder.is_dir())
+        raise RunFileNotWritten(
+            f"{path} was not written: {error.strerror or error}; {shutil.disk_usage(parent).free} bytes are free in "
+            f"{parent}. Free some space, or choose another logger.run_dir"
+        ) from error
 
 
 def _text(final: Path, why: str, needed: int) -> str:

@@ -51,8 +51,10 @@ def _run_ranks(run_dir: Path, torchrun_words: Sequence[str]) -> int:
         run(parse_args([f"--signals-to-handle={_TORCHRUN_HANDLES}", *torchrun_words]))
     except Preempted as stopped:  # there were no ranks yet
         record_exit_code(run_dir, stopped.exit_code)
+        return read_exit_code(run_dir) or stopped.exit_code
     except ChildFailedError as failed:
         _record_failure(run_dir, *failed.get_first_failure())
+        return read_exit_code(run_dir) or 1  # a disk that fails cannot say it
     except BaseException:
         record_exit_code(run_dir, 1)
         raise

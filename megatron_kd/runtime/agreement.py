@@ -8,10 +8,17 @@ from typing import TypeVar
 
 import torch.distributed as dist
 
-from megatron_kd.errors import CheckpointCorrupt, CheckpointNotSaved, InputError, LostRank, RunFolderInUse
+from megatron_kd.errors import (
+    CheckpointCorrupt,
+    CheckpointNotSaved,
+    InputError,
+    LostRank,
+    RunFileNotWritten,
+    RunFolderInUse,
+)
 
 # What a rank's error is on all ranks: the first of these that it is an instance of.
-_SHARED = (RunFolderInUse, InputError, CheckpointCorrupt, CheckpointNotSaved)
+_SHARED = (RunFolderInUse, InputError, CheckpointCorrupt, CheckpointNotSaved, RunFileNotWritten)
 
 
 Value = TypeVar("Value")
@@ -45,8 +52,8 @@ def raised_together() -> Iterator[None]:
     """Every rank must enter and leave the block, which must not communicate. A process without ranks may use it too.
 
     Raises:
-        InputError, CheckpointCorrupt, CheckpointNotSaved, RunFolderInUse: on every rank, what the lowest rank that
-            found something wrong has found.
+        InputError, CheckpointCorrupt, CheckpointNotSaved, RunFileNotWritten, RunFolderInUse: on every rank, what the
+            lowest rank that found something wrong has found.
         LostRank: another rank ended with an error of any other kind, which it raises itself.
     """
     problem: tuple[int, str] | None = None  # which of _SHARED; -1 for none of them

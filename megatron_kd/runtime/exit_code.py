@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import fcntl
+import os
 from pathlib import Path
+
+from megatron_kd.messages import going_on_without
 
 # Set for ranks whose launcher has cleared the file before any of them was started.
 CLEARED = "MEGATRON_KD_EXIT_CODE_CLEARED"
@@ -17,17 +20,21 @@ _PRECEDENCE = {17: 0, 18: 1, 2: 2, 1: 3, 75: 3, 0: 4}
 def record_exit_code(run_dir: Path, code: int, *, known_first: bool = False) -> None:
     """Write `code` to `run_dir/exit_code`, unless another rank has already written a more telling one.
 
+    A disk that fails is told of; a process ends with its code all the same.
+
     Args:
         known_first: this is of the rank that failed first, though it may be told late: the dead cannot write.
     """
-    run_dir.mkdir(parents=True, exist_ok=True)
-    with open(run_dir / "exit_code", "a+", encoding="ascii") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        file.seek(0)
-        known = file.read().strip()
-        if not known or _precedence(code) - known_first * 0.5 < _precedence(int(known)):
-            file.truncate(0)
-            file.write(f"{code}\n")
+    path = run_dir / "exit_code"
+    with going_on_without(path, str(code)):
+        run_dir.mkdir(parents=True, exist_ok=True)
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+        with open(descriptor, "r+b", buffering=0) as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            known = file.read().strip()
+            if not known or _precedence(code) - known_first * 0.5 < _precedence(int(known)):
+                # Over what is there rather than anew: a full disk has room for that.
+                os.ftruncate(descriptor, os.pwrite(descriptor, f"{code}\n".encode(), 0))
 
 
 def read_exit_code(run_dir: Path) -> int | None:
@@ -42,6 +49,14 @@ def read_exit_code(run_dir: Path) -> int | None:
 def clear_exit_code(run_dir: Path) -> None:
     """Forget how an earlier attempt in the same folder ended."""
     (run_dir / "exit_code").unlink(missing_ok=True)
+
+
+def reserve_exit_code(run_dir: Path) -> None:
+    """Have room for the file before the disk is full: an empty line, which says nothing."""
+    path = run_dir / "exit_code"
+    with going_on_without(path), open(path, "ab", buffering=0) as file:
+        if file.tell() == 0:
+            file.write(b"\n")
 
 
 def _precedence(code: int) -> int:

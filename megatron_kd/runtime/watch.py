@@ -24,6 +24,7 @@ import torch.distributed as dist
 from torch.distributed import distributed_c10d
 
 from megatron_kd.errors import LostRank
+from megatron_kd.messages import going_on_without
 from megatron_kd.runtime import timeouts
 
 _BEAT_S = 0.5
@@ -154,12 +155,14 @@ class Watch:
     def _write_stacks(self) -> None:
         if not self._written.acquire(blocking=False):
             return  # written already, of a moment nearer to the fault
-        self._stacks.mkdir(parents=True, exist_ok=True)
-        with (self._stacks / f"rank_{self._rank}.txt").open("w", encoding="utf-8") as file:
-            file.write(f"rank {self._rank} in {self._doing}\n")
-            traceback.print_exc(file=file)  # where the main thread was, if it has left that place
-            file.flush()
-            faulthandler.dump_traceback(file, all_threads=True)
+        path = self._stacks / f"rank_{self._rank}.txt"
+        with going_on_without(path):
+            self._stacks.mkdir(parents=True, exist_ok=True)
+            with path.open("w", encoding="utf-8") as file:
+                file.write(f"rank {self._rank} in {self._doing}\n")
+                traceback.print_exc(file=file)  # where the main thread was, if it has left that place
+                file.flush()
+                faulthandler.dump_traceback(file, all_threads=True)
 
 
 @contextmanager

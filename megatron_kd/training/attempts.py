@@ -16,6 +16,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 
 from megatron_kd.errors import NumericalFault
+from megatron_kd.messages import going_on_without
 from megatron_kd.runtime.seeds import random_state, set_random_state
 from megatron_kd.training.run import Run
 from megatron_kd.training.step import Batch, StepReport, take_step
@@ -81,6 +82,6 @@ def _record(
     if run.layout.rank != 0:
         return
     path = Path(run.cfg.logger.run_dir) / FAULTS_FILE
-    record = {"step": step, "outcome": outcome, "what": what, "sample_ids_by_rank": samples}
-    with path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record) + "\n")
+    line = json.dumps({"step": step, "outcome": outcome, "what": what, "sample_ids_by_rank": samples})
+    with going_on_without(path, line), path.open("a", encoding="utf-8") as file:
+        file.write(line + "\n")

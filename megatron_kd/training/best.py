@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_kd.checkpoints.files import replace_text
+from megatron_kd.messages import going_on_without
 
 
 @dataclass(frozen=True)
@@ -25,8 +26,12 @@ def better(best: Best | None, step: int, values: Mapping[str, float]) -> Best | 
 
 
 def write_best(file: Path, best: Best | None) -> None:
-    """Make the file say `best`. None, as after a resume from before the first validation, leaves no file."""
-    if best is None:
-        file.unlink(missing_ok=True)
-    else:
-        replace_text(file, json.dumps(asdict(best)) + "\n")
+    """Make the file say `best`. None, as after a resume from before the first validation, leaves no file.
+
+    A disk that fails is told of: checkpoints hold the record, and the next start writes the file again.
+    """
+    with going_on_without(file):
+        if best is None:
+            file.unlink(missing_ok=True)
+        else:
+            replace_text(file, json.dumps(asdict(best)) + "\n")

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+from megatron_kd.messages import going_on_without
+
 
 class MetricsWriter:
     """Appends one JSON line a logged step to `metrics.jsonl`, and the same numbers to TensorBoard.
+
+    A full or failing disk is told of and ends no run: its lines wait in memory for room.
 
     Args:
         path: of the JSONL file.
@@ -20,35 +26,57 @@ class MetricsWriter:
     """
 
     def __init__(self, path: Path, tensorboard_dir: Path | None, resumed_step: int, enabled: bool) -> None:
-        self._file: Any = None
+        self._path, self._enabled = path, enabled
+        self._waiting, self._failing = b"", False
         self._board: Any = None
         if not enabled:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _drop_after(path, resumed_step)
-        self._file = path.open("a", encoding="utf-8")
+        with going_on_without(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _drop_after(path, resumed_step)
         if tensorboard_dir is not None:
             from torch.utils.tensorboard import SummaryWriter
 
-            self._board = SummaryWriter(str(tensorboard_dir), purge_step=resumed_step + 1)
+            with going_on_without(tensorboard_dir):
+                self._board = SummaryWriter(str(tensorboard_dir), purge_step=resumed_step + 1)
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Write the `values` of `split` ("train" or "validation") after `step` steps, at full precision."""
-        if self._file is None:
+        if not self._enabled:
             return
-        self._file.write(json.dumps({"step": step, "split": split, **values}) + "\n")
-        self._file.flush()
-        if self._board is not None:
-            for name, value in values.items():
-                self._board.add_scalar(f"{split}/{name}", value, step)
+        self._waiting += (json.dumps({"step": step, "split": split, **values}) + "\n").encode()
+        self._flush()
+        if (board := self._board) is not None:
+            self._board = None  # for good, if it fails
+            with going_on_without(Path(board.log_dir)):
+                for name, value in values.items():
+                    board.add_scalar(f"{split}/{name}", value, step)
+                self._board = board
 
     def __enter__(self) -> MetricsWriter:
         return self
 
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        for sink in (self._file, self._board):
-            if sink is not None:
-                sink.close()
+        if self._waiting:
+            self._flush()
+        if self._waiting:
+            lost = self._waiting.count(b"\n")
+            print(f"warning: {self._path} lacks its last {lost} lines", file=sys.stderr, flush=True)
+        if self._board is not None:
+            with going_on_without(Path(self._board.log_dir)):
+                self._board.close()
+
+    def _flush(self) -> None:
+        """Write what waits, as much as there is room for; the rest of a line that was cut off follows later."""
+        try:
+            with self._path.open("ab", buffering=0) as file:
+                while self._waiting:
+                    self._waiting = self._waiting[file.write(self._waiting) :]
+        except OSError as error:
+            if not self._failing:
+                why = f"{error.strerror or error}; the run goes on, and its lines wait for room"
+                print(f"warning: {self._path} was not written: {why}", file=sys.stderr, flush=True)
+        self._failing = bool(self._waiting)
 
 
 def has_record(path: Path, step: int, split: str) -> bool:
@@ -60,14 +88,16 @@ def has_record(path: Path, step: int, split: str) -> bool:
 
 
 def _drop_after(path: Path, step: int) -> None:
+    """Cut off the lines at the end that are of later steps, which needs no room on the disk."""
     if not path.exists():
         return
-    kept = [line for line in path.read_text(encoding="utf-8").splitlines(True) if _is_until(line, step)]
-    temporary = path.with_suffix(".partial")
-    temporary.write_text("".join(kept), encoding="utf-8")
-    temporary.replace(path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    size = sum(map(len, lines))
+    while lines and not _is_until(lines[-1], step):
+        size -= len(lines.pop())
+    os.truncate(path, size)
 
 
-def _is_until(line: str, step: int) -> bool:
+def _is_until(line: bytes, step: int) -> bool:
     # A process killed while writing leaves a last line without its end.
-    return line.endswith("}\n") and json.loads(line)["step"] <= step
+    return bool(line.endswith(b"}\n") and json.loads(line)["step"] <= step)

@@ -7,11 +7,13 @@ from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
 from megatron_kd.checkpoints.folders import checkpoint_path, delete_leftovers
-from megatron_kd.checkpoints.lock import only_run_in
+from megatron_kd.checkpoints.lock import LOCK, only_run_in
+from megatron_kd.checkpoints.space import not_written
 from megatron_kd.config.saved import step_of
 from megatron_kd.errors import NumericalFault, Preempted
 from megatron_kd.huggingface.export import export_hf
 from megatron_kd.runtime.agreement import raised_together, rank_of_ranks
+from megatron_kd.runtime.exit_code import reserve_exit_code
 from megatron_kd.runtime.rank0 import on_rank_0
 from megatron_kd.runtime.timeouts import group_timeouts
 from megatron_kd.training.best import better, write_best
@@ -26,7 +28,9 @@ def alone_in(run_dir: Path) -> Iterator[None]:
     with ExitStack() as held:
         with raised_together():
             if rank_of_ranks()[0] == 0:
-                held.enter_context(only_run_in(run_dir))
+                with not_written(run_dir / LOCK):
+                    held.enter_context(only_run_in(run_dir))
+                reserve_exit_code(run_dir)
                 delete_leftovers(run_dir / "checkpoints")
         yield
 

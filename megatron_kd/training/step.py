@@ -64,7 +64,8 @@ def take_step(run: Run, batches: list[Batch]) -> StepReport:
         raise NumericalFault(f"step {run.step + 1} was not taken: {fault}") from None
     run.scheduler.step(increment=1)
     run.step += 1
-    run.objective.observe(means)
+    if tokens > 0:  # a batch in which none counts says nothing about the losses
+        run.objective.observe(means)
     return StepReport(means, tokens, grad_norm, float(lr))
 
 

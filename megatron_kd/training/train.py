@@ -10,6 +10,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
+from megatron_kd.checkpoints.space import not_written
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived, derived
 from megatron_kd.config.yaml_io import save_run_config
@@ -85,8 +86,7 @@ def _train(cfg: ConfigContainer, stop: StopSignals) -> dict[str, float]:
     with ranks_of(cfg) as layout, alone_in(Path(cfg.logger.run_dir)):
         cfg = prepare(cfg, layout, tokenizer)
         values = derived(cfg, layout.world_size, tokenizer.vocab_size)
-        if layout.rank == 0:
-            save_run_config(cfg, values.run_config_file)
+        on_rank_0(partial(_write_config, cfg, values))
         data = RunData(cfg, values, layout, tokenizer)
         run = build_run(cfg, values, layout)
         resumption = resume(run)
@@ -106,6 +106,11 @@ def _train(cfg: ConfigContainer, stop: StopSignals) -> dict[str, float]:
             stacks = Path(cfg.logger.run_dir) / "stacks"
             with watching(run.doing, stacks, partial(_give_up, cfg)), saving_ends(run):
                 return _loop(run, data, metrics, progress)
+
+
+def _write_config(cfg: ConfigContainer, values: Derived) -> None:
+    with not_written(values.run_config_file):
+        save_run_config(cfg, values.run_config_file)
 
 
 def _give_up(cfg: ConfigContainer, lost: LostRank) -> None:

@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 from tests.reliability.row import Row
-from tests.reliability.rows import hangs, kills, soak
+from tests.reliability.rows import checkpoint_files, disks, hangs, kills, layouts, numbers, slurm, soak
 
-ROWS: tuple[Row, ...] = (*kills.ROWS, *hangs.ROWS, *soak.ROWS)
+ROWS: tuple[Row, ...] = (
+    *kills.ROWS,
+    *hangs.ROWS,
+    *layouts.ROWS,
+    *disks.ROWS,
+    *checkpoint_files.ROWS,
+    *numbers.ROWS,
+    *soak.ROWS,
+    *slurm.ROWS,
+)
 
 
 def row_named(name: str) -> Row:
