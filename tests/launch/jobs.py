@@ -6,7 +6,7 @@ import contextlib
 import io
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -121,9 +121,15 @@ def preempted_chain(cluster: Cluster, folder: Path, kinds: list[str]) -> Preempt
         assert found[:-1] == chain.saved and last < found[-1] < STEPS, f"{kind}: not on its way, saved {found}"
         chain.saved = found
     slowed_by.unlink()
-    wait_until(lambda: _state(cluster, chain.job) in _OVER, WAIT_S, lambda: told_last(run_dir))
+
+    def over_or_again() -> bool:
+        state = cluster.job(chain.job)
+        return state["JobState"] in _OVER or int(state["Restarts"]) > len(kinds)
+
+    wait_until(over_or_again, WAIT_S, lambda: told_last(run_dir))
     state = cluster.job(chain.job)
-    assert (state["JobState"], state["Restarts"], state["ExitCode"]) == ("COMPLETED", str(len(kinds)), "0:0"), state
+    assert state["Restarts"] == str(len(kinds)), f"it went back into the queue {state['Restarts']} times"
+    assert (state["JobState"], state["ExitCode"]) == ("COMPLETED", "0:0"), state
     return chain
 
 
@@ -164,8 +170,8 @@ def has_logged(run_dir: Path, steps: int) -> bool:
     return file.exists() and len(file.read_text().splitlines()) >= steps
 
 
-def run_unbroken(run_dir: Path) -> int:
-    """On a rank: the whole run."""
+def run_unbroken(run_dir: Path, words: Sequence[str] = ()) -> int:
+    """On a rank: the whole run, with further overrides."""
     from megatron_kd.entry import main as run
 
-    return run(load_recipe(RECIPE), [*WORDS, f"logger.run_dir={run_dir}", "logger.progress=off"])
+    return run(load_recipe(RECIPE), [*WORDS, *words, f"logger.run_dir={run_dir}", "logger.progress=off"])

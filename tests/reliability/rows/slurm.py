@@ -72,11 +72,11 @@ ROWS = (
                 told="did not go back into the queue",
             ),
             Mutant(
-                "the agent keeps signals to itself",
-                "megatron_kd/launch/agent.py",
-                "            os.kill(rank.pid, number)\n",
-                "            pass\n",
-                told="did not go back into the queue, but is COMPLETED",
+                "the exit code of an earlier attempt is left there",
+                "launch/slurm/distill.sbatch",
+                'rm -f "$RUN_DIR/exit_code"\n',
+                "",
+                told="went back into the queue 2 times",
             ),
             Mutant(
                 "the job is not put back into the queue",
