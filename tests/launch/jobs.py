@@ -114,7 +114,7 @@ def preempted_chain(cluster: Cluster, folder: Path, kinds: list[str]) -> Preempt
         chain = Preempted(submitted(str(folder / "slowed.py"), *words))
     for attempt, kind in enumerate(kinds):
         last = chain.saved[-1] if chain.saved else 0
-        wait_until(lambda last=last: has_logged(run_dir, last + 3), WAIT_S, lambda: told_last(run_dir))
+        _wait_for_steps(cluster, chain.job, run_dir, last + 3)
         KINDS[kind](cluster, chain.job)
         _wait_for_attempt(cluster, chain.job, run_dir, attempt + 1)
         found = sorted(int(path.name[-7:]) for path in (run_dir / "checkpoints").glob("iter_*"))
@@ -135,6 +135,14 @@ def preempted_chain(cluster: Cluster, folder: Path, kinds: list[str]) -> Preempt
 
 KINDS = {"signal": by_signal, "requeue": by_requeue, "time limit": by_time_limit}
 _OVER = ("COMPLETED", "FAILED", "CANCELLED", "TIMEOUT", "NODE_FAIL")
+
+
+def _wait_for_steps(cluster: Cluster, job: str, run_dir: Path, steps: int) -> None:
+    def logged_or_over() -> bool:
+        return has_logged(run_dir, steps) or _state(cluster, job) in _OVER
+
+    wait_until(logged_or_over, WAIT_S, lambda: told_last(run_dir))
+    assert has_logged(run_dir, steps), f"the job is {_state(cluster, job)} before step {steps}:\n{told_last(run_dir)}"
 
 
 def _wait_for_attempt(cluster: Cluster, job: str, run_dir: Path, number: int) -> None:
