@@ -14,7 +14,7 @@ import megatron.core.models.gpt  # noqa: E402
 import megatron.core.optimizer  # noqa: E402
 import megatron.core.pipeline_parallel  # noqa: E402, F401
 
-import megatron_kd.runtime.modelopt  # noqa: E402, F401
+import megatron_kd.runtime.modelopt  # noqa: E402
 import megatron_kd.training.train  # noqa: E402, F401
 
 # megatron-core collects garbage at each save: in a rank, not among all that was imported here (0.3 s each time).

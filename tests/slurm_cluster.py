@@ -38,6 +38,7 @@ SelectType=select/cons_tres
 SwitchType=switch/none
 MpiDefault=none
 JobRequeue=1
+FirstJobId={first_job}
 ReturnToService=2
 KillWait=60
 SchedulerParameters=sched_interval=1,bf_interval=1
@@ -123,7 +124,8 @@ def _install() -> None:
 
 def _write_conf(folder: Path, nodes: int) -> Path:
     host = socket.gethostname().partition(".")[0]
-    text = _CONF.format(host=host, port=_free_port(), folder=folder, delay=_DELAY_S)
+    first_job = 1 + secrets.randbelow(9000)  # by which jobs choose their port: other clusters of tests run here, too
+    text = _CONF.format(host=host, port=_free_port(), folder=folder, delay=_DELAY_S, first_job=first_job)
     for number in range(1, nodes + 1):
         text += f"NodeName=n{number} NodeHostname={host} NodeAddr=127.0.0.1 Port={_free_port()} CPUs=2\n"
     (folder / "state").mkdir()

@@ -22,7 +22,8 @@ from megatron_kd.config.overrides import parse_arguments
 from megatron_kd.config.recipe_files import load_recipe
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from tests.huggingface.families import FAMILIES, save
-from tests.recipes.launch import ROOT, SMALL_LLAMA, checkout, run
+from tests.ranks import run_ranks
+from tests.recipes.launch import ROOT, SMALL_LLAMA, checkout, run, run_recipe
 
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -46,6 +47,7 @@ _RANDOM_TEACHER = ["model.teacher.vocab_size=250", "model.teacher.checkpoint=nul
 _SHORT_TOOLS = {
     "tools/bench/loss_memory_speed.py": [
         *("--tokens", "32", "--vocab", "256", "--student-hidden", "16", "--teacher-hidden", "32", "--repeats", "1"),
+        *("--dtypes", "float32"),
     ],
     "tools/bench/step_breakdown.py": ["--steps", "6", *_TINY[2:], "train.train_iters=6"],
     "tools/bench/teacher_placement.py": [
@@ -54,6 +56,7 @@ _SHORT_TOOLS = {
     ],
     "tools/bench/whole_step.py": [
         *("--teacher", "2x64", "--student", "1x64", "--vocab", "256", "--batch", "2", "--seq", "16", "--rounds", "1"),
+        *("--sides", "distillation", "peer"),
     ],
     "tools/make_corpus.py": ["--source", str(Path(sysconfig.get_paths()["stdlib"]) / "json"), "--vocab-size", "300"],
 }
@@ -90,12 +93,12 @@ def python_examples_in(document: Path) -> list[str]:
     return [text for kind, text in _FENCE.findall(document.read_text(encoding="utf-8")) if kind == "python"]
 
 
-def _starts_ranks(command: Command) -> bool:
-    return command.words[0] in ("torchrun", "python") or command.words[:3] == ("megatron-kd", "launch", "--local")
+def _is_slow(command: Command) -> bool:
+    return command.words[0] in ("torchrun", "python") and any(word.startswith("tools/bench/") for word in command.words)
 
 
 COMMANDS = [
-    pytest.param(command, marks=[pytest.mark.slow] if _starts_ranks(command) else [])
+    pytest.param(command, marks=[pytest.mark.slow] if _is_slow(command) else [])
     for document in DOCUMENTS
     if document.name != "tutorial.md"  # a story: tests/test_tutorial.py
     for command in commands_in(document)
@@ -168,8 +171,10 @@ def _launch(words: list[str], exit_code: int) -> None:
     if "--slurm" in words:
         made_up = SMALL_LLAMA if "llama" in recipe else _shrinking(recipe, words)
         assert cli.main([*words, *({"--dry-run"} - set(words)), *made_up]) == exit_code
-    else:
-        _finish(["-m", "megatron_kd.cli", *words, *_shrinking(recipe, words)], exit_code)
+    else:  # tests/launch/test_local.py starts one
+        args, rest = cli._parser("launch").parse_known_args(words)
+        files = [word for name in args.config_file for word in ("--config-file", name)]
+        _validate([recipe, *files, *rest, f"--world-size={args.nproc or 1}"], exit_code)
 
 
 def _torchrun(words: list[str], exit_code: int) -> None:
@@ -183,8 +188,12 @@ def _torchrun(words: list[str], exit_code: int) -> None:
     if ranks > 2 or _is_of_real_size(script):
         _validate([script, *arguments, f"--world-size={ranks}"], exit_code)
     else:
-        launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-        _finish([*launcher, script, *arguments, *_shrinking(script, arguments)], exit_code)
+        shrunk = [*arguments, *_shrinking(script, arguments)]
+        if script.startswith("recipes/"):  # on ranks that are there: tests/recipes start torchrun
+            assert run_ranks(ranks, run_recipe, script, shrunk, Path.cwd()) == [exit_code] * ranks
+        else:
+            launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
+            _finish([*launcher, script, *shrunk], exit_code)
 
 
 def _python(words: list[str], exit_code: int) -> None:

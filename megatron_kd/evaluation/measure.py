@@ -7,6 +7,7 @@ from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.evaluation.report import Report
 from megatron_kd.evaluation.settings import Evaluation
 from megatron_kd.runtime.timeouts import set_group_timeouts
+from megatron_kd.runtime.watch import end_rank, watching
 from megatron_kd.training.checkpoint import restore_losses
 from megatron_kd.training.data import RunData
 from megatron_kd.training.evaluate import evaluate, measured
@@ -24,6 +25,7 @@ def measure(evaluation: Evaluation) -> Report:
         ConfigError: problems that show once the tokenizers are read.
         InputError: weights that do not fit the model, or data that cannot be read.
         NumericalFault: logits that are not finite.
+        LostRank: another rank died or does not answer.
     """
     cfg = evaluation.cfg
     tokenizer = checked_tokenizer(cfg)
@@ -35,7 +37,9 @@ def measure(evaluation: Evaluation) -> Report:
         if not evaluation.model.is_huggingface:
             restore_losses(run, evaluation.model.folder, with_state=evaluation.own)
         set_group_timeouts(cfg.dist.step_timeout_s)
-        result = measured(run, evaluate(run, data.validation()), training=False)
+        run.doing.enter("evaluation", run.step)
+        with watching(run.doing, None, end_rank):
+            result = measured(run, evaluate(run, data.validation()), training=False)
         if not evaluation.own:
             result = {name: result[name] for name in _COMPARABLE if name in result}
         return _report(run, evaluation, result)

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import faulthandler
 import json
+import os
 import re
+import sys
 import threading
 import time
 import traceback
@@ -73,12 +75,12 @@ class Watch:
 
     Args:
         doing: of this rank, read by the thread.
-        stacks: the folder that `rank_N.txt` goes to, with the stacks of this rank's threads.
+        stacks: the folder that `rank_N.txt` goes to, with the stacks of this rank's threads; None to write none.
         give_up: called by the thread, when the main thread has been in one phase for longer than ranks wait for each
             other and has not raised; it does not return.
     """
 
-    def __init__(self, doing: Doing, stacks: Path, give_up: Callable[[LostRank], None]) -> None:
+    def __init__(self, doing: Doing, stacks: Path | None, give_up: Callable[[LostRank], None]) -> None:
         self._doing, self._stacks, self._give_up = doing, stacks, give_up
         self._rank, self._world_size = dist.get_rank(), dist.get_world_size()
         self._store = _own_store()  # the thread's
@@ -153,7 +155,7 @@ class Watch:
             pass
 
     def _write_stacks(self) -> None:
-        if not self._written.acquire(blocking=False):
+        if self._stacks is None or not self._written.acquire(blocking=False):
             return  # written already, of a moment nearer to the fault
         path = self._stacks / f"rank_{self._rank}.txt"
         with going_on_without(path):
@@ -166,7 +168,7 @@ class Watch:
 
 
 @contextmanager
-def watching(doing: Doing, stacks: Path, give_up: Callable[[LostRank], None]) -> Iterator[None]:
+def watching(doing: Doing, stacks: Path | None, give_up: Callable[[LostRank], None]) -> Iterator[None]:
     """Watch over the block; what it raises because of a rank that is gone becomes a `LostRank` that names it.
 
     Raises:
@@ -187,6 +189,13 @@ def watching(doing: Doing, stacks: Path, give_up: Callable[[LostRank], None]) ->
         raise
     finally:
         watch.stop()
+
+
+def end_rank(lost: LostRank) -> None:
+    """End this rank while its main thread waits in vain, in a kernel perhaps, and cannot raise."""
+    rank = dist.get_rank()
+    print(f"rank {rank}: {lost}" if rank else f"error: {lost}", file=sys.stderr, flush=True)
+    os._exit(lost.exit_code)
 
 
 def _own_store() -> Any:

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
-import sys
 import time
 from functools import partial
 from pathlib import Path
-
-import torch.distributed as dist
 
 from megatron_kd.checkpoints.space import not_written
 from megatron_kd.config.container import ConfigContainer
@@ -22,7 +18,7 @@ from megatron_kd.runtime.exit_code import record_exit_code
 from megatron_kd.runtime.rank0 import on_rank_0
 from megatron_kd.runtime.signals import StopSignals, listening
 from megatron_kd.runtime.timeouts import set_group_timeouts
-from megatron_kd.runtime.watch import watching
+from megatron_kd.runtime.watch import end_rank, watching
 from megatron_kd.training.attempts import train_step
 from megatron_kd.training.best import write_best
 from megatron_kd.training.calibrate import calibrate
@@ -114,11 +110,8 @@ def _write_config(cfg: ConfigContainer, values: Derived) -> None:
 
 
 def _give_up(cfg: ConfigContainer, lost: LostRank) -> None:
-    """End this rank while its main thread waits in vain, in a kernel perhaps, and cannot raise."""
-    rank = dist.get_rank()
-    print(f"rank {rank}: {lost}" if rank else f"error: {lost}", file=sys.stderr, flush=True)
     record_exit_code(Path(cfg.logger.run_dir), lost.exit_code)
-    os._exit(lost.exit_code)
+    end_rank(lost)
 
 
 def _loop(run: Run, data: RunData, metrics: MetricsWriter, progress: Progress) -> dict[str, float]:

@@ -4,6 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import signal
+import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +16,7 @@ import pytest
 from megatron_kd import cli
 from megatron_kd.evaluation.report import Report, table
 from tests.evaluation.trained import STUDENTS, Trained
-from tests.ranks import run_ranks
+from tests.ranks import RankFailed, run_ranks
 from tests.tiny import read_metrics
 
 OTHER_LAYOUTS = (
@@ -102,6 +106,35 @@ def test_other_data(trained: Trained, tmp_path: Path) -> None:
     assert (short["sequences"], long["sequences"]) == (8, 16)
     assert short["values"]["tokens"] == 8 * 32
     assert short["values"]["lm_loss"] > record(trained.student("tp2"))["lm_loss"] + 1  # not the language it knows
+
+
+def evaluate_until_killed(run: str, told: str) -> None:
+    """On a rank: evaluate `run`; rank 1 is killed in the first batch."""
+    from megatron_kd.runtime.watch import Doing
+
+    rank, enter = os.environ["RANK"], Doing.enter
+
+    def enter_and_die(doing: Doing, phase: str, step: int | None = None) -> None:
+        enter(doing, phase, step)
+        if rank == "1" and phase == "forward and backward":
+            time.sleep(1)  # in which it has said where it is
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Doing.enter = enter_and_die  # type: ignore[method-assign]
+    with open(f"{told}_{rank}", "w") as file:
+        os.dup2(file.fileno(), 2)
+    code = cli.main(["evaluate", run])
+    sys.stderr.flush()
+    os._exit(code)
+
+
+def test_a_lost_rank_is_named(trained: Trained, tmp_path: Path) -> None:
+    words = (str(trained.student("tp2")), str(tmp_path / "told"))
+    with pytest.raises(RankFailed, match=r"rank 0\ndied with exit code 1\n--- rank 1\ndied with exit code -9"):
+        run_ranks(2, evaluate_until_killed, *words, timeout=60, last_words=8)
+    told = (tmp_path / "told_0").read_text()
+    assert re.search(r"error: step 15, [a-z ]+: rank 1 died .*last seen in step 15, forward and backward", told), told
+    assert "Traceback" not in told
 
 
 def test_the_table() -> None:

@@ -12,6 +12,10 @@ from pathlib import Path
 import pytest
 
 from megatron_kd.launch.local import Attempt, LocalLauncher, newest_step, why_again
+from tests.launch.jobs import RECIPE, WORDS, run_unbroken
+from tests.ranks import run_ranks
+from tests.recipes.launch import run
+from tests.reliability.reference import same_as
 
 
 @pytest.mark.parametrize(
@@ -107,3 +111,43 @@ def test_the_newest_checkpoint_is_a_complete_one(tmp_path: Path) -> None:
     for name in ("iter_0000005", "iter_0000010", ".iter_0000020.partial", "iter_0000030.corrupt"):
         (tmp_path / "checkpoints" / name).mkdir(parents=True)
     assert newest_step(tmp_path) == 10
+
+
+# The tiny recipe; on its first attempt, rank 1 is killed in the middle of a step, as by a kernel out of memory.
+KILLED = f"""\
+import os, signal
+from pathlib import Path
+from megatron_kd import main
+from megatron_kd.config.recipe_files import load_recipe
+
+recipe = load_recipe({RECIPE!r})
+
+if __name__ == "__main__":
+    from megatron_kd.runtime.watch import Doing
+    enter, marker = Doing.enter, Path(__file__).with_name("killed")
+
+    def enter_and_die(doing, phase, step=None):
+        enter(doing, phase, step)
+        if os.environ["RANK"] == "1" and (doing.step, phase) == (8, "optimizer step") and not marker.exists():
+            marker.touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    Doing.enter = enter_and_die
+    raise SystemExit(main(recipe))
+"""
+
+
+@pytest.mark.slow
+def test_a_run_whose_rank_was_killed_is_started_again_and_is_the_unbroken_one(tmp_path: Path) -> None:
+    (tmp_path / "killed.py").write_text(KILLED)
+    few = ["train.train_iters=12", "checkpoint.save_interval=5", "scheduler.lr_decay_iters=12"]
+    words = ["launch", "--local", "killed.py", "--nproc=2", "--max-restarts=1", *WORDS, *few, "logger.run_dir=run"]
+    done = run(["-m", "megatron_kd.cli", *words], tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "killed").exists()
+    assert "error: rank 1 was the first to fail here" in done.stderr and "killed by SIGKILL" in done.stderr
+    assert done.stderr.count("starting the run again: it failed with exit code 1, after a new checkpoint") == 1
+    assert "continues from run/checkpoints/iter_0000005" in done.stdout + done.stderr
+    assert (tmp_path / "run/exit_code").read_text() == "0\n"
+    assert run_ranks(2, run_unbroken, tmp_path / "unbroken", few) == [0, 0]
+    same_as(tmp_path / "unbroken", tmp_path / "run", 12)

@@ -43,6 +43,15 @@ def checkout(folder: Path) -> Path:
     return folder
 
 
+def run_recipe(script: str, words: list[str], cwd: Path) -> int:
+    """On a rank: what torchrun starts, on a rank that is there already."""
+    from megatron_kd.config.recipe_files import load_recipe
+    from megatron_kd.entry import main
+
+    os.chdir(cwd)
+    return main(load_recipe(Path(script)), words)
+
+
 def run(words: list[str], cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
     """Run a Python command line in `cwd`, with this project importable."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}

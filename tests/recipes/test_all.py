@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import pytest
@@ -16,7 +15,7 @@ from megatron_kd.planning import command
 from megatron_kd.planning.estimate import choose
 from megatron_kd.planning.parameters import shard_parameters
 from tests.ranks import run_ranks
-from tests.recipes.launch import ROOT, checkout
+from tests.recipes.launch import ROOT, checkout, run_recipe
 from tests.tiny import read_metrics
 
 SMOKE = ROOT / "conf/smoke.yaml"
@@ -62,14 +61,6 @@ def conf_of(name: str) -> Path:
     return ROOT / "conf" / f"{name.removeprefix('distill_').replace('_distill_', '_')}.yaml"
 
 
-def run_main(name: str, words: list[str], folder: Path) -> int:
-    """On a rank: what running the script does."""
-    from megatron_kd.entry import main
-
-    os.chdir(folder)
-    return main(load_recipe(recipe_path(name)), words)
-
-
 def test_none_is_forgotten() -> None:
     real = {path.stem for path, _ in list_recipes(ROOT / "recipes") if path.parent.name != "tiny"}
     assert real == set(HARDWARE) == set(SIZES)
@@ -80,7 +71,7 @@ def test_none_is_forgotten() -> None:
 @pytest.mark.parametrize("name", HARDWARE)
 def test_it_runs_when_shrunk(name: str, tmp_path: Path) -> None:
     words = ["--config-file", str(SMOKE), *LAYOUTS.get(name, [])]
-    assert run_ranks(2, run_main, name, words, checkout(tmp_path)) == [0, 0]
+    assert run_ranks(2, run_recipe, str(recipe_path(name)), words, checkout(tmp_path)) == [0, 0]
     (run_dir,) = (tmp_path / "runs").iterdir()
     records = read_metrics(run_dir)
     assert [(r["step"], r["split"]) for r in records] == [(1, "train"), (2, "train"), (3, "train"), (3, "validation")]

@@ -1,4 +1,4 @@
-"""The users' command lines on the tiny recipe, as they start it: with torchrun and without."""
+"""The users' command lines on the tiny recipe, with torchrun and without; repetitions on ranks that are there."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import yaml
 
 from megatron_kd.data.byte_bpe import train_byte_bpe
 from tests.ranks import run_ranks
-from tests.recipes.launch import checkout, run, torchrun
+from tests.recipes.launch import checkout, run, run_recipe, torchrun
 from tests.tiny import read_metrics
 
 RECIPE = "recipes/tiny/distill_tiny.py"
@@ -39,13 +39,21 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_byte_bpe(prompts, 300, folder / "tokenizer")
     (folder / "config/student_config.json").write_text('{"num_layers": 1, "hidden_size": 32, "ffn_hidden_size": 64}')
     words = ["--data-path", "data/static_prompts.txt", "--output-dir=teacher", "--gradient-checkpointing", *SHORT[:-1]]
-    result = run(["recipes/tiny/pretrain_tiny.py", *words, TOKENIZER, "train.train_iters=2"], folder)
-    assert result.returncode == 0, result.stderr
+    script = "recipes/tiny/pretrain_tiny.py"
+    assert run_ranks(1, run_recipe, script, [*words, TOKENIZER, "train.train_iters=2"], folder) == [0]
     return folder
 
 
 def losses(run_dir: Path) -> list[dict]:
     return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(run_dir)]
+
+
+def run_saved(words: list[str], cwd: Path) -> int:
+    """On a rank: `-m megatron_kd.run` with a command line."""
+    from megatron_kd.run import main
+
+    os.chdir(cwd)
+    return main(words)
 
 
 @pytest.mark.slow
@@ -69,16 +77,15 @@ def test_the_documented_command_and_the_same_run_without_its_flags(folder: Path)
     made = (out / "data/static_prompts.bin").stat().st_ino
     os.rename(folder / "data/static_prompts.txt", folder / "data/away.txt")
     try:
-        again = torchrun(2, "-m megatron_kd.run", str(out / "run_config.yaml"), "--output_dir=again", cwd=folder)
+        words = [str(out / "run_config.yaml"), "--output_dir=again"]
+        assert run_ranks(2, run_saved, words, folder) == [0, 0]
     finally:
         os.rename(folder / "data/away.txt", folder / "data/static_prompts.txt")
-    assert again.returncode == 0, again.stderr
     assert losses(folder / "again") == losses(out)
 
     # The same command again continues, which here is to do nothing, and finds its tokens.
-    result = torchrun(2, RECIPE, *flags, cwd=folder)
-    assert result.returncode == 0, result.stderr
-    assert "tokenised" not in result.stdout
+    assert run_ranks(2, run_recipe, RECIPE, flags, folder) == [0, 0]
+    assert losses(out) == losses(folder / "again")
     assert (out / "data/static_prompts.bin").stat().st_ino == made
 
 
@@ -93,7 +100,6 @@ def test_plain_python_is_one_rank(folder: Path) -> None:
     assert "TP 1 x PP 1 x DP 1" in result.stdout + result.stderr
 
 
-@pytest.mark.slow
 def test_mistakes_are_told_before_anything_starts(tmp_path: Path) -> None:
     words = ["--teacher_on_cpu", "--balance_teacher", "--batchsize", "2", "--student_config", "no.json"]
     result = run([RECIPE, *words, "--output-dir", "out"], checkout(tmp_path))

@@ -1,4 +1,4 @@
-"""The documented commands of the Llama recipe, each through a real torchrun."""
+"""The documented commands of the Llama recipe: one through a real torchrun, the others on ranks that are there."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import pytest
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.resolve import config_from_file
 from tests.config.base import DOCUMENTED_YAML
-from tests.recipes.launch import ROOT, SMALL_LLAMA, checkout, run, torchrun
+from tests.ranks import run_ranks
+from tests.recipes.launch import ROOT, SMALL_LLAMA, checkout, run, run_recipe, torchrun
 from tests.tiny import read_metrics
 
 RECIPE = "recipes/llama/distill_llama32_3b-1b.py"
@@ -28,9 +29,13 @@ model:
 
 
 def distilled(ranks: int, *words: str, cwd: Path) -> ConfigContainer:
-    """Run the recipe, see that it trained, evaluated and saved, and return the configuration it ran with."""
-    result = torchrun(ranks, RECIPE, *words, *SMALL_LLAMA, cwd=cwd)
-    assert result.returncode == 0, result.stderr
+    """Run the recipe with a command line; see `finished`."""
+    assert run_ranks(ranks, run_recipe, RECIPE, [*words, *SMALL_LLAMA], cwd) == [0] * ranks
+    return finished(cwd)
+
+
+def finished(cwd: Path) -> ConfigContainer:
+    """See that the recipe trained, evaluated and saved below `cwd`, and return the configuration it ran with."""
     folder = cwd / RUN_DIR
     assert (folder / "exit_code").read_text() == "0\n"
     assert [(r["step"], r["split"]) for r in read_metrics(folder)] == [(2, "train"), (2, "validation")]
@@ -38,14 +43,12 @@ def distilled(ranks: int, *words: str, cwd: Path) -> ConfigContainer:
     return config_from_file(folder / "run_config.yaml")
 
 
-@pytest.mark.slow
 def test_the_recipe_as_it_stands(tmp_path: Path) -> None:
     config = distilled(1, "train.global_batch_size=4", cwd=checkout(tmp_path))
     assert config.model.rope_scaling_factor == 32.0
     assert config.mixed_precision.precision == "bf16"
 
 
-@pytest.mark.slow
 def test_with_a_file_of_distillation_settings(tmp_path: Path) -> None:
     (tmp_path / "my_custom_config.yaml").write_text(MY_CUSTOM_CONFIG)
     words = ["--config-file", "my_custom_config.yaml", "train.global_batch_size=4"]
@@ -53,7 +56,6 @@ def test_with_a_file_of_distillation_settings(tmp_path: Path) -> None:
     assert config.model.kd_config.logit_kl_temperature == 2.0
 
 
-@pytest.mark.slow
 def test_with_overrides(tmp_path: Path) -> None:
     words = ["model.tensor_model_parallel_size=2", "model.teacher.tensor_model_parallel_size=2"]
     config = distilled(2, *words, "train.global_batch_size=4", cwd=checkout(tmp_path))
@@ -65,7 +67,9 @@ def test_with_a_file_and_overrides(tmp_path: Path) -> None:
     (tmp_path / "conf").mkdir()
     (tmp_path / "conf/my_config.yaml").write_text(MY_CONFIG)
     words = ["--config-file", "conf/my_config.yaml", "train.global_batch_size=512"]
-    config = distilled(2, *words, cwd=checkout(tmp_path))
+    result = torchrun(2, RECIPE, *words, *SMALL_LLAMA, cwd=checkout(tmp_path))
+    assert result.returncode == 0, result.stderr
+    config = finished(tmp_path)
     assert (config.train.micro_batch_size, config.train.global_batch_size) == (64, 512)
     assert config.model.kd_config.logit_kl_temperature == 4.0
 

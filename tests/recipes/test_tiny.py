@@ -1,20 +1,16 @@
-"""The tiny recipe at tensor and pipeline parallelism, as the acceptance of the project starts it."""
+"""The tiny recipe at tensor and pipeline parallelism, with the overrides of a command line."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
-import pytest
-
-from tests.recipes.launch import checkout, torchrun
+from tests.ranks import run_ranks
+from tests.recipes.launch import checkout, run_recipe
 from tests.tiny import read_metrics
 
 
-@pytest.mark.slow
 def test_tensor_and_pipeline_parallel_from_the_command_line(tmp_path: Path) -> None:
-    result = torchrun(
-        4,
-        "recipes/tiny/distill_tiny.py",
+    words = [
         "model.tensor_model_parallel_size=2",
         "model.pipeline_model_parallel_size=2",
         "model.teacher.tensor_model_parallel_size=2",
@@ -29,10 +25,8 @@ def test_tensor_and_pipeline_parallel_from_the_command_line(tmp_path: Path) -> N
         "model.vocab_size=2048",
         "model.teacher.vocab_size=2048",
         "logger.run_dir=run",
-        cwd=checkout(tmp_path),
-    )
-    assert result.returncode == 0, result.stderr
-    assert "TP 2 x PP 2 x DP 1" in result.stdout + result.stderr
+    ]
+    assert run_ranks(4, run_recipe, "recipes/tiny/distill_tiny.py", words, checkout(tmp_path)) == [0] * 4
     steps = [(record["step"], record["split"]) for record in read_metrics(tmp_path / "run")]
     assert steps == [(10, "train"), (20, "train"), (20, "validation")]
     assert (tmp_path / "run/checkpoints/iter_0000020").is_dir()
