@@ -13,6 +13,7 @@ import pickle
 import signal
 import socket
 import tempfile
+import time
 import traceback
 from collections.abc import Callable
 from datetime import timedelta
@@ -73,7 +74,9 @@ def _collect(processes: list[Any], pipes: list[Connection], timeout: float, last
             failures.update(dict.fromkeys(pending, f"no answer within {timeout} s"))
         _receive(ready, pending, results, failures, processes)
     if failures:  # others may be failing for the same reason: give them a moment to say so
-        _receive(wait(list(pending.values()), last_words), pending, results, failures, processes)
+        deadline = time.monotonic() + last_words
+        while pending and (ready := wait(list(pending.values()), max(0, deadline - time.monotonic()))):
+            _receive(ready, pending, results, failures, processes)
         raise RankFailed("\n".join(f"--- rank {rank}\n{text}" for rank, text in sorted(failures.items())))
     return [results[rank] for rank in range(len(processes))]
 

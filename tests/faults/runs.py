@@ -11,6 +11,8 @@ from tests.faults.writes import Operation, at, kill, operations
 from tests.ranks import RankFailed, run_ranks
 from tests.tiny import read_metrics
 
+LAST_WORDS_S = 0.3  # for the ranks that are left to do to files what they do then; who is missed takes them longer
+
 
 @dataclass(frozen=True)
 class Kill:
@@ -64,7 +66,7 @@ def killed_run(world_size: int, cfg: ConfigContainer, killed: Kill) -> None:
         AssertionError: it did not hit.
     """
     try:
-        run_ranks(world_size, train_and_die, cfg, killed)
+        run_ranks(world_size, train_and_die, cfg, killed, last_words=LAST_WORDS_S)
     except RankFailed as failure:
         assert f"--- rank {killed.rank}\ndied with exit code -9" in str(failure), failure
     else:

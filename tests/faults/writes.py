@@ -2,7 +2,7 @@
 
 `operations` counts what a process does to files below a folder: making a folder, opening, writing and syncing a file,
 renaming, deleting. What is to happen before the n-th of them is a function: `kill` (as a dying machine would, in the
-middle of a write) or `fail` (as a full or broken disk would).
+middle of a write or a deletion) or `fail` (as a full or broken disk would).
 
     with operations(cfg_folder, at(7, kill)):
         train(cfg)
@@ -32,7 +32,7 @@ class Operation:
         number: counted from 0.
         name: mkdir, open, write, sync, rename or delete.
         path: of what.
-        half: does half of it; only for a write.
+        half: does half of it; only for a write and for deleting a folder.
     """
 
     number: int
@@ -91,7 +91,7 @@ def operations(under: Path, act: Act = lambda _: None) -> Iterator[list[Operatio
         originals["mkdir"](self, *args, **kwargs)
 
     def deleted(path: Any, *args: Any, **kwargs: Any) -> None:
-        note("delete", path)
+        note("delete", path, lambda: _delete_half(Path(path)))
         originals["delete"](path, *args, **kwargs)
 
     with (
@@ -103,6 +103,12 @@ def operations(under: Path, act: Act = lambda _: None) -> Iterator[list[Operatio
         mock.patch.object(shutil, "rmtree", deleted),
     ):
         yield seen
+
+
+def _delete_half(folder: Path) -> None:
+    files = sorted(path for path in folder.iterdir() if path.is_file())
+    for path in files[len(files) // 2 :]:
+        path.unlink()
 
 
 def at(number: int, do: Act, after: Callable[[Operation], bool] = lambda _: True) -> Act:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from tests.reliability.row import Row
-from tests.reliability.rows import kills
+from tests.reliability.rows import hangs, kills, soak
 
-ROWS: tuple[Row, ...] = (*kills.ROWS,)
+ROWS: tuple[Row, ...] = (*kills.ROWS, *hangs.ROWS, *soak.ROWS)
 
 
 def row_named(name: str) -> Row:

@@ -1,0 +1,119 @@
+"""Legs of a run: from where the one before left it to a fault, or to the end; on forked ranks or through torchrun."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+from megatron_kd.config.container import ConfigContainer
+from tests.faults.instants import Instant, at_instant, sent
+from tests.faults.runs import LAST_WORDS_S
+from tests.ranks import RankFailed, run_ranks
+
+
+@dataclass(frozen=True)
+class Fault:
+    """A signal that a rank sends itself at an instant, after a pause in seconds."""
+
+    rank: int
+    instant: Instant
+    signal: int = signal.SIGKILL
+    pause_s: float = 0
+
+
+@dataclass(frozen=True)
+class Leg:
+    """What is known of one.
+
+    Attributes:
+        hits: where its faults hit.
+        step: the one it went on from; -1 where it did not come to that.
+        notes: what it told about checkpoints that it refused.
+    """
+
+    hits: tuple[str, ...]
+    step: int
+    notes: tuple[str, ...]
+
+    @classmethod
+    def read(cls, folder: Path) -> Leg:
+        """Of the folder that `leg` was given."""
+        hits = tuple((folder / "hits").read_text().splitlines()) if (folder / "hits").exists() else ()
+        went_on = json.loads((folder / "resumed.json").read_text()) if (folder / "resumed.json").exists() else [-1, []]
+        return cls(hits, went_on[0], tuple(went_on[1]))
+
+
+def leg(cfg: ConfigContainer, faults: Sequence[Fault], folder: Path) -> int:
+    """On a rank: run `cfg` as a recipe does, with this rank's faults; `folder` takes what `Leg.read` reads."""
+    from megatron_kd import main
+
+    rank = int(os.environ["RANK"])
+    with contextlib.ExitStack() as held:
+        held.enter_context(_noting_resume(folder, rank))
+        for fault in faults:
+            if fault.rank == rank:
+                do = sent(fault.signal, folder / "hits", fault.pause_s)
+                held.enter_context(at_instant(fault.instant, Path(cfg.logger.run_dir), do))
+        return main(lambda: cfg, [])
+
+
+def told_leg(cfg: ConfigContainer, faults: Sequence[Fault], folder: Path) -> tuple[int, str]:
+    """`leg`, with what it wrote to stderr."""
+    told = io.StringIO()
+    with contextlib.redirect_stderr(told):
+        code = leg(cfg, faults, folder)
+    return code, told.getvalue()
+
+
+def killed_leg(cfg: ConfigContainer, fault: Fault, folder: Path, world_size: int = 2) -> Leg:
+    """Run `cfg` on forked ranks until `fault`, a kill, hits.
+
+    Raises:
+        AssertionError: it did not hit.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        run_ranks(world_size, leg, cfg, [fault], folder, last_words=LAST_WORDS_S)
+    except RankFailed as failure:
+        assert f"--- rank {fault.rank}\ndied with exit code -9" in str(failure), failure
+    else:
+        raise AssertionError(f"{fault} did not hit")
+    return Leg.read(folder)
+
+
+def last_leg(cfg: ConfigContainer, folder: Path, world_size: int = 2) -> Leg:
+    """Run `cfg` on forked ranks to its end, from where an earlier leg has left it.
+
+    Raises:
+        AssertionError: it does not come to its end, or has refused a checkpoint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    ended = run_ranks(world_size, told_leg, cfg, [], folder)
+    assert [code for code, _ in ended] == [0] * world_size, ended
+    found = Leg.read(folder)
+    assert not found.notes, f"a checkpoint was refused: {found.notes}"
+    return found
+
+
+@contextlib.contextmanager
+def _noting_resume(folder: Path, rank: int) -> Iterator[None]:
+    from megatron_kd.training import train as loop
+
+    original = loop.resume
+
+    def resume(run: Any) -> Any:
+        resumption = original(run)
+        if rank == 0:
+            (folder / "resumed.json").write_text(json.dumps([run.step, resumption.notes]))
+        return resumption
+
+    with mock.patch.object(loop, "resume", resume):
+        yield
