@@ -94,6 +94,7 @@ class DatasetConfig:
     test_data_path: list[str | float] | None = None
     mock: bool = False
     path_to_cache: str | None = None  # None: beside the data
+    verify: Literal["hash", "size"] = "hash"  # with PREFIX.sha256.json: content once for each file, or sizes alone
     random_seed: int | None = None  # None: rng.seed
     num_workers: int = 0
     eod_mask_loss: bool = False

@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -16,13 +17,15 @@ from megatron.core.datasets.blended_megatron_dataset_config import (
 from megatron.core.datasets.indexed_dataset import DType, IndexedDataset
 
 from megatron_kd.config.text_files import LOSS_MASK
+from megatron_kd.data.index_file import index_problem
+from megatron_kd.data.sidecar import size_problems
 from megatron_kd.errors import ConfigError, InputError
 
 SPLITS = ("train", "valid", "test")
 SplitMatrix = list[tuple[float, float] | None]  # a split's first and last document as fractions of all
 
-_IDX_MAGIC = b"MMIDIDX\x00\x00"
 _FINGERPRINT_BYTES = 1 << 20
+_SCANNED = 1 << 22  # token ids looked at in one go
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,19 @@ def read_lengths(prefix: str) -> tuple[np.ndarray, int]:
     return data.sequence_lengths.copy(), DType.size(data.index.dtype)
 
 
+def foreign_id(prefix: str, vocab_size: int) -> str | None:
+    """The first document at `prefix` with an id that a vocabulary does not have, by file and number from 0."""
+    data = IndexedDataset(prefix)
+    tokens = np.memmap(f"{prefix}.bin", data.index.dtype, "r")
+    for first in range(0, len(tokens), _SCANNED):
+        part = tokens[first : first + _SCANNED]
+        if len(wrong := np.flatnonzero((part < 0) | (part >= vocab_size))):
+            place = int(first + wrong[0]) * tokens.itemsize
+            document = int(np.searchsorted(data.index.sequence_pointers, place, side="right")) - 1
+            return f"{prefix}.bin, document {document},"
+    return None
+
+
 def _number(entry: str | float) -> float | None:
     try:
         return float(entry)
@@ -143,19 +159,24 @@ def _file_problems(field: str, prefix: str, chat: bool) -> list[str]:
             f"{field}: {prefix!r} has no {' and no '.join(missing)}: run `megatron-kd preprocess` "
             "(or `make corpus` for the demo's data), and give the path without .bin or .idx"
         ]
-    with idx_path.open("rb") as index:
-        if index.read(len(_IDX_MAGIC)) != _IDX_MAGIC:
-            return [f"{field}: {str(idx_path)!r} is not a megatron index: run `megatron-kd preprocess` again"]
+    if wrong := size_problems(prefix):
+        return [f"{field}: {problem}" for problem in wrong]
     if bin_path.stat().st_size == 0:
         return [f"{field}: {str(bin_path)!r} is empty: run `megatron-kd preprocess` again"]
-    lengths, token_bytes = read_lengths(prefix)
-    needed = int(lengths.sum(dtype=np.int64)) * token_bytes
-    if bin_path.stat().st_size != needed:
-        return [
-            f"{field}: {str(bin_path)!r} has {bin_path.stat().st_size} bytes where its index tells of {needed}: "
-            "copy it or run `megatron-kd preprocess` again"
-        ]
-    return _mask_problems(field, prefix, needed // token_bytes) if chat else []
+    if problem := _index_problem(prefix, _identity(bin_path), _identity(idx_path)):
+        return [f"{field}: {str(idx_path)!r} {problem}: copy both files or run `megatron-kd preprocess` again"]
+    return _mask_problems(field, prefix, int(read_lengths(prefix)[0].sum(dtype=np.int64))) if chat else []
+
+
+@lru_cache(maxsize=256)
+def _index_problem(prefix: str, bin_identity: tuple[int, ...], idx_identity: tuple[int, ...]) -> str | None:
+    """`index_problem`, once for files that have not changed: a run asks several times."""
+    return index_problem(Path(f"{prefix}.idx"), bin_identity[0])
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns, about.st_ino
 
 
 def _mask_problems(field: str, prefix: str, tokens: int) -> list[str]:

@@ -185,6 +185,8 @@ def read_template(path: str | Path) -> str:
     Raises:
         InputError: a file that cannot be read.
     """
+    if not Path(path).is_file():
+        raise InputError(f"--chat-template {path}: there is no such file")
     try:
         return Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:

@@ -23,6 +23,7 @@ from megatron_kd.data.blend import (
     Blend,
     check_tokens,
     count_tokens,
+    foreign_id,
     no_data,
     parse_blend,
     split_matrix,
@@ -67,7 +68,7 @@ def build_datasets(
         built = chat_datasets(
             cfg, seq_length=seq_length, samples=samples, seed=seed, pad_id=tokenizer.eos_id, path_to_cache=path_to_cache
         )
-        return _three(_checked(data, tokenizer) for data in built)
+        return _three(_checked(data, tokenizer, cfg) for data in built)
     common: dict[str, Any] = {
         "random_seed": seed,
         "sequence_length": seq_length,
@@ -79,7 +80,7 @@ def build_datasets(
     }
     config = _one_source(cfg, samples, tokenizer, common) or _source_per_split(cfg, samples, tokenizer, common)
     built = DatasetBuilder(CachedGPTDataset, list(samples), _on_every_rank, config).build()
-    return _three(_checked(data, tokenizer) for data in built)
+    return _three(_checked(data, tokenizer, cfg) for data in built)
 
 
 def training_tokens(cfg: DatasetConfig) -> int:
@@ -95,15 +96,23 @@ def training_tokens(cfg: DatasetConfig) -> int:
     return sum(count_tokens(prefix, part or (0.0, 0.0))[0] for prefix in blend.prefixes)
 
 
-def _checked(dataset: Dataset | None, tokenizer: Tokenizer) -> Dataset | None:
-    return None if dataset is None else TokenSamples(dataset, tokenizer.vocab_size)
+def _checked(dataset: Dataset | None, tokenizer: Tokenizer, cfg: DatasetConfig) -> Dataset | None:
+    if dataset is None:
+        return None
+    lists = (cfg.data_path, cfg.train_data_path, cfg.valid_data_path, cfg.test_data_path)
+    prefixes = [prefix for entries in lists if entries for prefix in parse_blend("", entries, chat=cfg.chat).prefixes]
+    return TokenSamples(dataset, tokenizer.vocab_size, prefixes)
 
 
 class TokenSamples(Dataset):
-    """A dataset reduced to the four tensors of a sample, with its token ids checked."""
+    """A dataset reduced to the four tensors of a sample, with its token ids checked.
 
-    def __init__(self, dataset: Dataset, vocab_size: int):
-        self.dataset, self.vocab_size = dataset, vocab_size
+    Args:
+        prefixes: of the files behind it, to name one with an id that is none.
+    """
+
+    def __init__(self, dataset: Dataset, vocab_size: int, prefixes: Sequence[str] = ()):
+        self.dataset, self.vocab_size, self.prefixes = dataset, vocab_size, prefixes
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -115,11 +124,13 @@ class TokenSamples(Dataset):
             InputError: an id that the tokenizer does not have, which an embedding would report as a bad index.
         """
         sample = self.dataset[index]
-        largest = max(int(sample["tokens"].max()), int(sample["labels"].max()))
-        if largest >= self.vocab_size:
+        low, high = (torch.stack([sample[k].aminmax()[m] for k in ("tokens", "labels")]) for m in (0, 1))
+        if (wrong := int(low.min()) if low.min() < 0 else int(high.max())) < 0 or wrong >= self.vocab_size:
+            found = (foreign_id(prefix, self.vocab_size) for prefix in self.prefixes)
             raise InputError(
-                f"the dataset holds token id {largest} and the tokenizer has {self.vocab_size} ids: it was tokenised "
-                "with another tokenizer; set tokenizer.tokenizer_model to that one, or run `megatron-kd preprocess`"
+                f"{next(filter(None, found), 'the dataset')} holds token id {wrong} and the tokenizer has "
+                f"{self.vocab_size} ids: it was tokenised with another tokenizer, or damaged; set "
+                "tokenizer.tokenizer_model to that one, or run `megatron-kd preprocess` again"
             )
         return {key: sample[key] for key in _KEYS}
 

@@ -14,6 +14,7 @@ What was written after the last line of the journal is cut off by the run that g
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import os
 import time
@@ -24,13 +25,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from megatron_kd.checkpoints.files import FileRecord, sha256_of, write_file
 from megatron_kd.config.text_files import LOSS_MASK
 from megatron_kd.data.chunks import Cursor
 from megatron_kd.data.documents import Encoded
+from megatron_kd.data.sidecar import ENDING, Sidecar
 from megatron_kd.errors import InputError, MegatronKDError
 
 _FORMAT = 1  # to be raised when the same inputs and options would give other files
 _SECONDS_BETWEEN_COMMITS = 1.0
+_PIECE_BYTES = 1 << 22
 
 
 @dataclass
@@ -103,6 +107,7 @@ class PartialOutput:
         self._dtype, self._committed = dtype, -_SECONDS_BETWEEN_COMMITS
         self._token_bytes = {".bin": np.dtype(dtype).itemsize, **({".loss_mask": 1} if with_mask else {})}
         self._files: dict[str, BinaryIO] = {}
+        self._digests = {suffix: hashlib.sha256() for suffix in self._token_bytes}
 
     def __enter__(self) -> PartialOutput:
         self.prefix.parent.mkdir(parents=True, exist_ok=True)
@@ -125,10 +130,10 @@ class PartialOutput:
 
     def append(self, chunk: Encoded) -> None:
         """Write a chunk, and about once a second see to it that what is written stays."""
-        self._files[".bin"].write(chunk.ids.tobytes())
+        self._write(".bin", chunk.ids.tobytes())
         self._files[".lengths"].write(np.array(chunk.lengths, dtype=np.int32).tobytes())
         if ".loss_mask" in self._files and chunk.loss_mask is not None:
-            self._files[".loss_mask"].write(chunk.loss_mask.tobytes())
+            self._write(".loss_mask", chunk.loss_mask.tobytes())
         self.progress.counts.add(chunk)
         self.progress.cursor = chunk.after
         self.progress.file_bytes += chunk.file_bytes
@@ -148,14 +153,28 @@ class PartialOutput:
         builder.sequence_lengths, builder.document_indices = lengths, np.arange(len(lengths) + 1)
         builder.finalize(str(self._path(".idx")))
         self._verify()
+        self._path(ENDING).unlink(missing_ok=True)
+        write_file(self._path(ENDING), lambda file: file.write(self._sidecar().text().encode()))
         # Without its index a .bin is not a dataset, so at no moment do an old and a new file make a pair.
         Path(f"{self.prefix}.idx").unlink(missing_ok=True)
         Path(f"{self.prefix}{LOSS_MASK}").unlink(missing_ok=True)
         if ".loss_mask" in self._files:
             os.replace(self._path(".loss_mask"), f"{self.prefix}{LOSS_MASK}")
         os.replace(self._path(".bin"), f"{self.prefix}.bin")
+        os.replace(self._path(ENDING), f"{self.prefix}{ENDING}")
         os.replace(self._path(".idx"), f"{self.prefix}.idx")
         self._remove()
+
+    def _write(self, suffix: str, data: bytes) -> None:
+        self._files[suffix].write(data)
+        self._digests[suffix].update(data)
+
+    def _sidecar(self) -> Sidecar:
+        counts, index = self.progress.counts, self._path(".idx")
+        endings = {".bin": ".bin", ".loss_mask": LOSS_MASK}
+        files = {endings[s]: FileRecord(self._size(s), digest.hexdigest()) for s, digest in self._digests.items()}
+        files[".idx"] = FileRecord(index.stat().st_size, sha256_of(index))
+        return Sidecar(files, counts.documents, counts.tokens)
 
     def _open(self) -> None:
         # The journal first: who has it locked has the others.
@@ -172,6 +191,8 @@ class PartialOutput:
             self.progress = found
         for suffix, size in self._sizes(self.progress).items():
             self._files[suffix].truncate(size)
+            if suffix in self._digests:  # what an earlier run has written is read once, to go on with its hash
+                _hash_into(self._digests[suffix], self._path(suffix))
         # Anew, so that it ends in a whole line; and with one line, which is all that is read of it.
         journal = [self._header, *([json.dumps(asdict(self.progress))] if self.resumed else [])]
         self._files[".journal"].truncate(0)
@@ -218,9 +239,15 @@ class PartialOutput:
         return Path(f"{self.prefix}.partial{suffix}")
 
     def _remove(self) -> None:
-        for suffix in (".bin", ".idx", ".lengths", ".loss_mask", ".journal"):
+        for suffix in (".bin", ".idx", ".lengths", ".loss_mask", ENDING, ".journal"):
             self._path(suffix).unlink(missing_ok=True)
 
     def _close(self) -> None:
         for file in self._files.values():
             file.close()
+
+
+def _hash_into(digest: Any, path: Path) -> None:
+    with path.open("rb") as file:
+        while piece := file.read(_PIECE_BYTES):
+            digest.update(piece)

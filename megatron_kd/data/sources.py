@@ -16,6 +16,14 @@ JSON_SUFFIXES = (".jsonl", ".json")  # one JSON object a line, whichever of the 
 TEXT_SUFFIXES = (".txt", ".py")  # one document a file or, when asked, a line
 PARQUET_SUFFIXES = (".parquet",)
 _END_BYTES = 1 << 16
+_LONGEST_LINE = 1 << 28  # bytes; a file without line ends would fill the memory
+_COMPRESSED = {
+    b"\x1f\x8b": "gzip",
+    b"\x28\xb5\x2f\xfd": "zstd",
+    b"PK\x03\x04": "zip",
+    b"BZh": "bzip2",
+    b"\xfd7zXZ": "xz",
+}
 
 
 class Source(Protocol):
@@ -65,7 +73,10 @@ class TextSource:
             file.seek(start.offset)
             lines: list[bytes] = []
             size = 0
-            for line in file:
+            for line in iter(lambda: file.readline(_LONGEST_LINE + 1), b""):
+                if len(line) > _LONGEST_LINE:
+                    where = f"{self.path}:{start.record + len(lines) + 1}"
+                    raise InputError(f"{where}: a line of more than {_LONGEST_LINE >> 20} MiB; a document a line?")
                 lines.append(line)
                 size += len(line)
                 if size >= CHUNK_BYTES:
@@ -135,6 +146,11 @@ def _open(path: Path, json_key: str | None, split_lines: bool) -> Source:
         from megatron_kd.data.tables import open_parquet
 
         return open_parquet(path, json_key)
+    with path.open("rb") as file:
+        start = file.read(8)
+    for magic, name in _COMPRESSED.items():
+        if start.startswith(magic):
+            raise InputError(f"--input {path}: is compressed ({name}); unpack it")
     if path.suffix in JSON_SUFFIXES:
         return TextSource(path, "json")
     if json_key is None:

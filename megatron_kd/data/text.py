@@ -16,6 +16,7 @@ from typing import Any
 from megatron_kd.config.text_files import LOSS_MASK
 from megatron_kd.data.preprocess import chat_template_of, preprocess
 from megatron_kd.data.progress import ByteProgress
+from megatron_kd.data.sidecar import hash_problems
 from megatron_kd.data.tokenizer import Tokenizer
 from megatron_kd.errors import ConfigError, InputError
 
@@ -71,7 +72,8 @@ def _digest(path: Path) -> str:
 def _is_complete(record: Path, prefix: Path, wanted: dict[str, Any], chat: bool) -> bool:
     try:
         known = json.loads(record.read_text(encoding="utf-8"))
-        return wanted.items() <= known.items() and known["files"] == _sizes(prefix, chat)
+        whole = wanted.items() <= known.items() and known["files"] == _sizes(prefix, chat)
+        return whole and not hash_problems(str(prefix), f"{prefix}.cache")
     except (OSError, ValueError, KeyError, AttributeError):
         return False
 

@@ -148,7 +148,7 @@ def load_huggingface(path: str | Path, field: str = "tokenizer.tokenizer_model")
         InputError: as `load_tokenizer`.
     """
     path = Path(path)
-    if not path.exists():
+    if not path.is_dir() and not path.is_file():  # a pipe would be waited for
         raise InputError(
             f"{field}={str(path)!r} is neither a folder nor a file. Tokenizers are read from disk "
             "only: run `make corpus` for the demo's, or fetch one first (`hf download NAME --local-dir DIR`)"
@@ -180,10 +180,10 @@ def _load(path: Path, field: str) -> PreTrainedTokenizerFast:
 
 def _check_json(path: Path, field: str) -> None:
     # The Rust library reports a broken file as a bare Exception, so what can be known is known before it is asked.
+    if not path.is_file():
+        raise InputError(f"{field}: there is no file {str(path)!r}: {_CONVERT}")
     try:
         value = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        raise InputError(f"{field}: there is no {str(path)!r}: {_CONVERT}") from error
     except (OSError, ValueError) as error:
         raise InputError(f"{field}: {str(path)!r} is not readable JSON ({error}): copy it again") from error
     if not isinstance(value, dict) or "model" not in value:

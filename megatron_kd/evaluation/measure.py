@@ -11,7 +11,7 @@ from megatron_kd.runtime.watch import end_rank, watching
 from megatron_kd.training.checkpoint import restore_losses
 from megatron_kd.training.data import RunData
 from megatron_kd.training.evaluate import evaluate, measured
-from megatron_kd.training.prepare import checked_tokenizer, ranks_of, with_text_tokenised
+from megatron_kd.training.prepare import check_files, checked_tokenizer, ranks_of, with_text_tokenised
 from megatron_kd.training.run import ForwardRun, build_forward
 
 # What is comparable between models whatever loss they were trained with; all that is told without their own run.
@@ -22,13 +22,14 @@ def measure(evaluation: Evaluation) -> Report:
     """Evaluate on this rank, as one of those that torchrun started, or alone.
 
     Raises:
-        ConfigError: problems that show once the tokenizers are read.
+        ConfigError: problems that show once the tokenizers are read, or of data files.
         InputError: weights that do not fit the model, or data that cannot be read.
         NumericalFault: logits that are not finite.
         LostRank: another rank died or does not answer.
     """
     cfg = evaluation.cfg
     tokenizer = checked_tokenizer(cfg)
+    check_files(cfg)
     with ranks_of(cfg) as layout:
         cfg = with_text_tokenised(cfg, tokenizer)
         values = derived(cfg, layout.world_size, tokenizer.vocab_size)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
@@ -15,6 +16,7 @@ from megatron_kd.data.datasets import training_tokens
 from megatron_kd.data.shared_ids import teacher_tokenizer_problems
 from megatron_kd.data.text import tokenised
 from megatron_kd.data.tokenizer import Tokenizer, load_tokenizer
+from megatron_kd.data.verify import check_data_files
 from megatron_kd.errors import ConfigError
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.rank0 import on_rank_0
@@ -35,6 +37,15 @@ def checked_tokenizer(cfg: ConfigContainer) -> Tokenizer:
     if wrong := [*tokenizer_problems(cfg, tokenizer.vocab_size), *teacher_tokenizer_problems(cfg, tokenizer)]:
         raise ConfigError(wrong)
     return tokenizer
+
+
+def check_files(cfg: ConfigContainer) -> None:
+    """Check the run's tokenised files. The content of large ones takes time, so one rank alone reads that.
+
+    Raises:
+        ConfigError: all that is wrong with them.
+    """
+    check_data_files(cfg.dataset, hashes=int(os.environ.get("RANK", "0")) == 0)
 
 
 def ranks_of(cfg: ConfigContainer) -> AbstractContextManager[Layout]:

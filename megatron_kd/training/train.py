@@ -25,7 +25,7 @@ from megatron_kd.training.calibrate import calibrate
 from megatron_kd.training.data import RunData
 from megatron_kd.training.evaluate import evaluate, measured
 from megatron_kd.training.metrics import MetricsWriter, has_record
-from megatron_kd.training.prepare import checked_tokenizer, prepare, ranks_of
+from megatron_kd.training.prepare import check_files, checked_tokenizer, prepare, ranks_of
 from megatron_kd.training.progress import Progress
 from megatron_kd.training.resume import resume
 from megatron_kd.training.run import Run, build_run
@@ -79,6 +79,7 @@ def train(cfg: ConfigContainer) -> dict[str, float]:
 
 def _train(cfg: ConfigContainer, stop: StopSignals) -> dict[str, float]:
     tokenizer = checked_tokenizer(cfg)
+    check_files(cfg)
     with ranks_of(cfg) as layout, alone_in(Path(cfg.logger.run_dir)):
         cfg = prepare(cfg, layout, tokenizer)
         values = derived(cfg, layout.world_size, tokenizer.vocab_size)

@@ -95,7 +95,7 @@ def test_a_malformed_record_is_named_or_skipped_and_counted(
     assert list((tmp_path / "out").iterdir()) == []
     counts = preprocess([file], tmp_path / "out" / "x", tokenizer, workers=workers, skip_malformed=True)
     assert (counts.documents, counts.malformed) == (2, 1)
-    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.bin", "x.idx"]
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["x.bin", "x.idx", "x.sha256.json"]
 
 
 def test_a_failed_run_leaves_the_older_files(tmp_path: Path, tokenizer: HuggingFaceTokenizer) -> None:
