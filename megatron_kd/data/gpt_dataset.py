@@ -16,10 +16,13 @@ import torch
 from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from numpy.lib import format as numpy_format
 
 from megatron_kd.data.blend import fingerprint
 from megatron_kd.data.tokenizer import Tokenizer
 from megatron_kd.errors import InputError
+
+_MADE_ANEW = "(the next start makes it anew)"
 
 
 @dataclass(frozen=True)
@@ -52,6 +55,8 @@ class CachedGPTDataset(GPTDataset):
         try:
             if builds and not (folder / f"{self._base()}-description.txt").is_file():
                 self._build_cache(folder)
+            for name in ("document", "sample", "shuffle"):
+                _check_index(folder / f"{self._base()}-{name}_index.npy")
             return self._with_cache(folder)
         except OSError as error:
             raise InputError(
@@ -79,6 +84,23 @@ class CachedGPTDataset(GPTDataset):
 
     def _base(self) -> str:
         return f"{self.unique_description_hash}-{type(self).__name__}-{self.index_split.name}"
+
+
+def _check_index(path: Path) -> None:
+    """Refuse a file that is no array of numbers: megatron-core's `numpy.load` would unpickle it, and run what it names.
+
+    Raises:
+        InputError: also where it is no plain file, which would be waited for.
+        OSError: it cannot be read.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("there is no such file")
+        numpy_format.open_memmap(path, mode="r")
+    except (ValueError, EOFError) as error:
+        raise InputError(
+            f"the index cache {str(path)!r} is damaged ({error}): delete its folder {_MADE_ANEW}"
+        ) from error
 
 
 class DatasetBuilder(BlendedMegatronDatasetBuilder):
