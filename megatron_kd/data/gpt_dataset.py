@@ -21,6 +21,7 @@ from numpy.lib import format as numpy_format
 from megatron_kd.data.blend import fingerprint
 from megatron_kd.data.tokenizer import Tokenizer
 from megatron_kd.errors import InputError
+from megatron_kd.runtime.rank0 import on_rank_0
 
 _MADE_ANEW = "(the next start makes it anew)"
 
@@ -86,6 +87,11 @@ class CachedGPTDataset(GPTDataset):
         return f"{self.unique_description_hash}-{type(self).__name__}-{self.index_split.name}"
 
 
+def _make(cls: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Make a dataset for the cache that it leaves."""
+    cls(*args)
+
+
 def _check_index(path: Path) -> None:
     """Refuse a file that is no array of numbers: megatron-core's `numpy.load` would unpickle it, and run what it names.
 
@@ -122,4 +128,8 @@ class DatasetBuilder(BlendedMegatronDatasetBuilder):
             config.path_to_cache = None
             args = (*args[:-1], config)
             logging.getLogger(BlendedDataset.__module__).setLevel(logging.ERROR)  # it warns of having no cache
+        if cls is CachedGPTDataset and torch.distributed.is_initialized():
+            # What is wrong is then told by all ranks: megatron-core's others would wait for the first at a barrier.
+            on_rank_0(lambda: _make(cls, args))
+            synchronize_ranks = False
         return BlendedMegatronDatasetBuilder.build_generic_dataset(cls, is_built_on_rank, synchronize_ranks, *args)

@@ -196,9 +196,10 @@ ROWS = (
                 "chat templates are rendered in no sandbox",
                 "megatron_kd/data/chat.py",
                 "        from transformers.utils.chat_template_utils import render_jinja_template\n",
-                "        from jinja2 import Environment, sandbox\n"
+                "        from jinja2 import Environment\n"
+                "        from transformers.utils import chat_template_utils\n"
                 "        from transformers.utils.chat_template_utils import render_jinja_template\n\n"
-                "        sandbox.ImmutableSandboxedEnvironment = Environment\n",
+                "        chat_template_utils.ImmutableSandboxedEnvironment = Environment\n",
                 told="template: (was not refused|the payload ran)",
             ),
         ),
