@@ -110,6 +110,7 @@ def _refused(name: str, carrier: Carrier, read: Callable[[], object], mark: Path
     try:
         read()
     except MegatronKDError as error:
+        assert not mark.exists(), f"{name}: the payload ran"
         assert carrier.named is not None, f"{name}: was refused: {error}"
         assert carrier.named in str(error), f"{name}: {carrier.named} is not named in: {error}"
         return True
