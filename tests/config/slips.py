@@ -5,10 +5,6 @@ from __future__ import annotations
 import random
 import re
 import string
-from pathlib import Path
-from typing import Any
-
-from megatron_kd.config.document import write_yaml
 
 _TOLD = re.compile(r"(?P<wrong>\S+): unknown key; did you mean (?P<meant>\S+)\?")
 
@@ -35,11 +31,3 @@ def suggests(line: str, wrong: str, key: str) -> bool:
         return told["meant"] == key
     rest = wrong.removeprefix(told["wrong"])
     return rest.startswith(".") and told["meant"] + rest == key
-
-
-def as_file(path: Path, name: str, value: Any) -> Path:
-    """A YAML file that sets one field, by its dotted name."""
-    for part in reversed(name.split(".")):
-        value = {part: value}
-    path.write_text(write_yaml(value))
-    return path
