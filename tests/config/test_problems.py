@@ -29,6 +29,7 @@ from tests.config.illegal import (
     pp,
     tp,
 )
+from tests.config.mismatches import MODELS, saved_model
 
 
 @pytest.mark.parametrize(("edits", "expected"), CASES, ids=lambda case: str(case)[:60])
@@ -305,3 +306,19 @@ def test_an_interleaved_pipeline_wants_more_than_one_micro_batch_a_rank() -> Non
     config = edited(plain(model__num_layers=4, train__global_batch_size=None), chunks)
     (line,) = problems(config, world_size=2)
     assert line.startswith("train.global_batch_size=null: must be a multiple of 2")
+
+
+@pytest.mark.parametrize(
+    ("field", "model"), [("checkpoint.pretrained_checkpoint", "model"), ("model.teacher.checkpoint", "model.teacher")]
+)
+def test_a_checkpoint_of_a_model_of_other_sizes(field: str, model: str, tmp_path: Path) -> None:
+    layers = MODELS[f"{model}.num_layers"]
+    for name, edits in (("other", {"model.num_layers": 6, "model.hidden_size": 128}), ("same", {})):
+        saved_model(tmp_path / name, {**MODELS, "model.num_layers": layers, **edits})
+    weights = {**MODELS, f"{model}.init": None}
+    assert problems(edited(distillation(), {**weights, field: str(tmp_path / "same")})) == []
+    lines = problems(edited(distillation(), {**weights, field: str(tmp_path / "other")}))
+    names = [line.split("=")[0] for line in lines]
+    # Widths that follow from the hidden size are others too.
+    assert names == [f"{model}.{name}" for name in ("num_layers", "hidden_size", "ffn_hidden_size", "kv_channels")]
+    assert lines[0].endswith(f"has 6; set {model}.num_layers=6, or give another checkpoint")
