@@ -3,7 +3,18 @@
 from __future__ import annotations
 
 from tests.reliability.row import Row
-from tests.reliability.rows import checkpoint_files, disks, hangs, kills, layouts, numbers, slurm, soak
+from tests.reliability.rows import (
+    checkpoint_files,
+    config,
+    disks,
+    hangs,
+    kills,
+    layouts,
+    mismatches,
+    numbers,
+    slurm,
+    soak,
+)
 
 ROWS: tuple[Row, ...] = (
     *kills.ROWS,
@@ -12,6 +23,8 @@ ROWS: tuple[Row, ...] = (
     *disks.ROWS,
     *checkpoint_files.ROWS,
     *numbers.ROWS,
+    *config.ROWS,
+    *mismatches.ROWS,
     *soak.ROWS,
     *slurm.ROWS,
 )
