@@ -11,6 +11,7 @@ import io
 import os
 import pickle
 import re
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -97,7 +98,8 @@ def read_common(folder: Path) -> dict[str, Any]:
     """
     path = folder / COMMON
     try:
-        common = torch.load(path, map_location="cpu", weights_only=True)
+        with open(path, "rb") as file:
+            common = _values(file)
     except FileNotFoundError:
         raise CheckpointCorrupt(f"{path}: is missing") from None
     except Exception as error:
@@ -119,9 +121,21 @@ def check_objects(folder: Path, metadata: Metadata, part: int, parts: int) -> No
         path = folder / info.relative_path
         try:
             with open(path, "rb") as file:
-                torch.load(_slice(file, info.offset, info.length), map_location="cpu", weights_only=True)
+                _values(_slice(file, info.offset, info.length))
         except Exception as error:
             raise CheckpointCorrupt(f"{path}: {index.fqn} refused: {reason(error)}") from error
+
+
+def _values(file: BinaryIO) -> Any:
+    """What `torch.save` wrote. It compresses nothing: a record that is may have any size once it is read."""
+    if zipfile.is_zipfile(file):
+        with zipfile.ZipFile(file) as archive:
+            if packed := [
+                record.filename for record in archive.infolist() if record.compress_type != zipfile.ZIP_STORED
+            ]:
+                raise ValueError(f"its record {packed[0]!r} is compressed, which torch never does")
+    file.seek(0)
+    return torch.load(file, map_location="cpu", weights_only=True)
 
 
 def _objects(metadata: Metadata) -> Iterator[tuple[MetadataIndex, Any]]:

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.lib import format as numpy_format
 from torch.utils.data import Dataset
 
 from megatron_kd.config.text_files import LOSS_MASK
@@ -112,6 +113,8 @@ def cached_rows(part: Part, settings: RowSettings, folder: Path, say: Callable[[
             if not place.is_dir():
                 _write(make_rows(part, settings), place)
             say(_read(place).counts.told(settings.seq_length))
+        except (ValueError, TypeError) as error:
+            raise InputError(f"the rows in {str(place)!r} are damaged ({error}): delete that folder") from error
         except OSError as error:
             why = f"the rows of conversations cannot be kept in {str(folder)!r} ({error}): set dataset.path_to_cache"
             raise InputError(f"{why} to a folder that every rank can read and rank 0 can write") from error
@@ -195,5 +198,12 @@ def _write(rows: Rows, place: Path) -> None:
 
 
 def _read(place: Path) -> Rows:
-    samples, starts = (np.load(place / f"{name}.npy", mmap_mode="r") for name in ("samples", "starts"))
+    samples, starts = (_array(place / f"{name}.npy") for name in ("samples", "starts"))
     return Rows(Packs(samples, starts), RowCounts(**json.loads((place / "counts.json").read_text(encoding="utf-8"))))
+
+
+def _array(path: Path) -> np.ndarray:
+    """An array on disk, which is of numbers: nothing is unpickled."""
+    if not path.is_file():
+        raise ValueError(f"{path.name} is no file")
+    return numpy_format.open_memmap(path, mode="r")

@@ -16,10 +16,14 @@ import torch
 from megatron.core.datasets.blended_dataset import BlendedDataset
 from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegatronDatasetBuilder
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
+from numpy.lib import format as numpy_format
 
 from megatron_kd.data.blend import fingerprint
 from megatron_kd.data.tokenizer import Tokenizer
 from megatron_kd.errors import InputError
+from megatron_kd.runtime.rank0 import on_rank_0
+
+_MADE_ANEW = "(the next start makes it anew)"
 
 
 @dataclass(frozen=True)
@@ -52,6 +56,8 @@ class CachedGPTDataset(GPTDataset):
         try:
             if builds and not (folder / f"{self._base()}-description.txt").is_file():
                 self._build_cache(folder)
+            for name in ("document", "sample", "shuffle"):
+                _check_index(folder / f"{self._base()}-{name}_index.npy")
             return self._with_cache(folder)
         except OSError as error:
             raise InputError(
@@ -81,6 +87,28 @@ class CachedGPTDataset(GPTDataset):
         return f"{self.unique_description_hash}-{type(self).__name__}-{self.index_split.name}"
 
 
+def _make(cls: Callable[..., Any], args: tuple[Any, ...]) -> None:
+    """Make a dataset for the cache that it leaves."""
+    cls(*args)
+
+
+def _check_index(path: Path) -> None:
+    """Refuse a file that is no array of numbers: megatron-core's `numpy.load` would unpickle it, and run what it names.
+
+    Raises:
+        InputError: also where it is no plain file, which would be waited for.
+        OSError: it cannot be read.
+    """
+    try:
+        if not path.is_file():
+            raise ValueError("there is no such file")
+        numpy_format.open_memmap(path, mode="r")
+    except (ValueError, EOFError) as error:
+        raise InputError(
+            f"the index cache {str(path)!r} is damaged ({error}): delete its folder {_MADE_ANEW}"
+        ) from error
+
+
 class DatasetBuilder(BlendedMegatronDatasetBuilder):
     """megatron-core's builder, keeping the index of a blend in memory (10 bytes a sample).
 
@@ -100,4 +128,8 @@ class DatasetBuilder(BlendedMegatronDatasetBuilder):
             config.path_to_cache = None
             args = (*args[:-1], config)
             logging.getLogger(BlendedDataset.__module__).setLevel(logging.ERROR)  # it warns of having no cache
+        if cls is CachedGPTDataset and torch.distributed.is_initialized():
+            # What is wrong is then told by all ranks: megatron-core's others would wait for the first at a barrier.
+            on_rank_0(lambda: _make(cls, args))
+            synchronize_ranks = False
         return BlendedMegatronDatasetBuilder.build_generic_dataset(cls, is_built_on_rank, synchronize_ranks, *args)

@@ -55,7 +55,7 @@ def _content_problem(path: Path, count: int, bounds: int, token_bytes: int, bin_
             return f"has sequence {first + wrong[0]} begin at byte {pointers[first + wrong[0]]}, where no other ends"
         reached = int(ends[-1])
     if reached != bin_bytes:
-        return f"tells of {reached} bytes in the .bin, which has {bin_bytes}"
+        return f"tells of {reached} bytes in {str(path.with_suffix('.bin'))!r}, which has {bin_bytes}"
     if documents[0] != 0 or documents[-1] != count:
         return f"has documents from sequence {documents[0]} to {documents[-1]}, not from 0 to {count}"
     for first in range(0, bounds - 1, _BLOCK):

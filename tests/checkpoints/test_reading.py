@@ -5,6 +5,7 @@ from __future__ import annotations
 import pickle
 import random
 import shutil
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
@@ -133,3 +134,15 @@ def test_megatrons_tracker_file_is_data(copied: Copy) -> None:
         tracker.write_bytes(content)
         with pytest.raises(InputError, match=r"latest_checkpointed_iteration\.txt (holds|names)"):
             find_checkpoint(folder.parent, "x")
+
+
+def test_an_archive_that_is_compressed_is_refused_before_it_is_unpacked(copied: Copy) -> None:
+    folder = copied("compressed")
+    with zipfile.ZipFile(folder / "common.pt") as whole:
+        records = {name: whole.read(name) for name in whole.namelist()}
+    with zipfile.ZipFile(folder / "common.pt", "w", zipfile.ZIP_DEFLATED) as packed:
+        for name, content in records.items():
+            packed.writestr(name, content)
+    vouch(folder)
+    with pytest.raises(CheckpointCorrupt, match=r"common\.pt: refused: its record '.*' is compressed"):
+        verify(folder)

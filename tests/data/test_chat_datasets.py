@@ -154,7 +154,7 @@ def test_rows_are_worked_out_once_and_again_when_the_data_changes(
         ("missing", r"has no a\.loss_mask\.bin: run `megatron-kd preprocess --chat`"),
         ("short", r"a\.loss_mask\.bin' has 10 bytes for 11 tokens"),
         ("nothing learnt", "has nothing to learn for the train split, of 2 conversations"),
-        ("foreign ids", "the dataset holds token id 15[01]"),
+        ("foreign ids", r"a\.bin, document 0, holds token id 15[01]"),
     ],
 )
 def test_files_that_do_not_serve_are_refused(damage: str, message: str, write_chat: Callable[..., str]) -> None:

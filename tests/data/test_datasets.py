@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pickle
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -14,6 +16,7 @@ from megatron_kd.data.datasets import Datasets, build_datasets
 from megatron_kd.data.mock import MockDataset
 from megatron_kd.data.tokenizer import NullTokenizer
 from megatron_kd.errors import ConfigError, InputError
+from tests.faults.damage import Payload
 from tests.ranks import run_ranks
 
 WriteTokens = Callable[[str, Sequence[Sequence[int]]], str]
@@ -176,10 +179,11 @@ def test_a_wrong_split_is_named(write_tokens: WriteTokens) -> None:
 def test_damaged_files_are_found(write_tokens: WriteTokens, tmp_path: Path) -> None:
     prefix = write_tokens("a", _documents(0, 10))
     content = (tmp_path / "a.bin").read_bytes()
-    for damaged, message in ((content[:-2], "has 398 bytes where its index tells of 400"), (b"", "is empty")):
+    for damaged, message in ((content[:-2], r"tells of 400 bytes in '.*a\.bin', which has 398"), (b"", "is empty")):
         (tmp_path / "a.bin").write_bytes(damaged)
         with pytest.raises(ConfigError, match=message):
             _build(DatasetConfig(data_path=[prefix]))
+    (tmp_path / "a.bin").write_bytes(content)
     (tmp_path / "a.idx").write_bytes(b"something else")
     with pytest.raises(ConfigError, match="not a megatron index"):
         _build(DatasetConfig(data_path=[prefix]))
@@ -196,3 +200,16 @@ def test_a_cache_that_cannot_be_written_names_the_field(write_tokens: WriteToken
     cfg = DatasetConfig(data_path=[write_tokens("a", _documents(0, 10))], path_to_cache=str(tmp_path / "file"))
     with pytest.raises(InputError, match=r"set dataset\.path_to_cache"):
         _build(cfg)
+
+
+def test_a_cache_that_is_no_array_is_refused_and_not_unpickled(write_tokens: WriteTokens, tmp_path: Path) -> None:
+    cfg = DatasetConfig(data_path=[write_tokens("a", _documents(0, 40))])
+    _train(cfg)
+    for index in (tmp_path / "a.cache").glob("*_index.npy"):
+        whole = index.read_bytes()
+        for content in (pickle.dumps(Payload(tmp_path / "mark")), whole[:-9], b""):
+            index.write_bytes(content)
+            with pytest.raises(InputError, match=re.escape(f"the index cache '{index}' is damaged")):
+                _train(cfg)
+        index.write_bytes(whole)
+    assert not (tmp_path / "mark").exists()

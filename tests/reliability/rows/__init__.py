@@ -6,8 +6,10 @@ from tests.reliability.row import Row
 from tests.reliability.rows import (
     checkpoint_files,
     config,
+    data,
     disks,
     hangs,
+    hostile,
     kills,
     layouts,
     mismatches,
@@ -25,6 +27,8 @@ ROWS: tuple[Row, ...] = (
     *numbers.ROWS,
     *config.ROWS,
     *mismatches.ROWS,
+    *data.ROWS,
+    *hostile.ROWS,
     *soak.ROWS,
     *slurm.ROWS,
 )
