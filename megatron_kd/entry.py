@@ -46,7 +46,8 @@ def main(recipe: Callable[[], ConfigContainer], argv: Sequence[str] | None = Non
         with listening():
             return _checked_run(recipe, argv, rank, world_size)
     except Preempted as error:  # before it was known where to record it
-        tell(error)
+        if rank == 0:  # others may be ended by torchrun since rank 0 has told why the run is refused
+            tell(error)
         return error.exit_code
 
 

@@ -25,7 +25,7 @@ from torch.distributed.run import parse_args, run
 
 from megatron_kd.errors import CheckpointCorrupt, InputError, NumericalFault, Preempted
 from megatron_kd.runtime.exit_code import CLEARED, read_exit_code, record_exit_code
-from megatron_kd.runtime.signals import PASSED_ON, STOP_SIGNALS, handling
+from megatron_kd.runtime.signals import PASSED_ON, STOP_SIGNALS
 
 # torchrun sets handlers for the signals it is told of. One that nobody sends leaves ours in place.
 _TORCHRUN_HANDLES = "SIGUSR2"
@@ -42,8 +42,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     first, *torchrun_words = sys.argv[1:] if argv is None else argv
     run_dir = Path(first)
     os.environ[CLEARED] = "1"
-    with handling(PASSED_ON, _pass_on):
+    passing_on = _PassingOn()
+    sys.addaudithook(passing_on.audit)
+    for number in PASSED_ON:
+        signal.signal(number, passing_on.handle)
+    try:
         return _run_ranks(run_dir, torchrun_words)
+    finally:
+        for number in PASSED_ON:  # this process ends now, by the run's code and not by a signal that comes late
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _run_ranks(run_dir: Path, torchrun_words: Sequence[str]) -> int:
@@ -78,15 +85,24 @@ def _record_failure(run_dir: Path, rank: int, failure: ProcessFailure) -> None:
     print(f"error: rank {rank} was the first to fail here, at {at}: {how} ({where})", file=sys.stderr, flush=True)
 
 
-def _pass_on(number: int, frame: FrameType | None) -> None:
-    """Send this process's ranks what it was sent."""
-    number = signal.SIGTERM if number == signal.SIGHUP else number
-    ranks = psutil.Process().children()
-    if not ranks:
-        raise Preempted(f"{signal.Signals(number).name} while starting: nothing was done yet")
-    for rank in ranks:
-        with contextlib.suppress(ProcessLookupError):  # it has just ended
-            os.kill(rank.pid, number)
+class _PassingOn:
+    """Sends this process's ranks what it is sent."""
+
+    def __init__(self) -> None:
+        self._started = False
+
+    def audit(self, event: str, args: tuple[object, ...]) -> None:
+        """Notes that ranks are started: later they are gone because they have ended."""
+        self._started = self._started or event == "subprocess.Popen"
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """The signal handler."""
+        number = signal.SIGTERM if number == signal.SIGHUP else number
+        if not self._started:
+            raise Preempted(f"{signal.Signals(number).name} while starting: nothing was done yet")
+        for rank in psutil.Process().children():
+            with contextlib.suppress(ProcessLookupError):  # it has just ended
+                os.kill(rank.pid, number)
 
 
 if __name__ == "__main__":

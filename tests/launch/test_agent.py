@@ -70,6 +70,9 @@ def test_codes_signals_and_the_rank_that_failed_first(tmp_path: Path) -> None:
             agents["signals"].send_signal(number)
             time.sleep(0.1)
         agents["unready"].send_signal(signal.SIGHUP)
+        while agents["signals"].poll() is None:  # after its ranks have gone, too
+            agents["signals"].send_signal(signal.SIGUSR1)
+            time.sleep(0.01)
         told = {case: agent.communicate(timeout=120)[1] for case, agent in agents.items()}
     finally:
         for agent in agents.values():

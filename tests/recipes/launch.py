@@ -52,16 +52,16 @@ def run_recipe(script: str, words: list[str], cwd: Path) -> int:
     return main(load_recipe(Path(script)), words)
 
 
-def run(words: list[str], cwd: Path, timeout: float = 240) -> subprocess.CompletedProcess[str]:
-    """Run a Python command line in `cwd`, with this project importable."""
+def run(words: list[str], cwd: Path, timeout: float = 240, **variables: str) -> subprocess.CompletedProcess[str]:
+    """Run a Python command line in `cwd`, with this project importable and `variables` in its environment."""
     environment = {name: value for name, value in os.environ.items() if name not in ("RANK", "WORLD_SIZE")}
-    environment["PYTHONPATH"] = str(ROOT)
+    environment |= {"PYTHONPATH": str(ROOT), **variables}
     return subprocess.run(
         [sys.executable, *words], cwd=cwd, env=environment, capture_output=True, text=True, timeout=timeout, check=False
     )
 
 
-def torchrun(ranks: int, script: str, *words: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    """`torchrun --nproc_per_node=RANKS SCRIPT WORDS`."""
+def torchrun(ranks: int, script: str, *words: str, cwd: Path, **variables: str) -> subprocess.CompletedProcess[str]:
+    """`torchrun --nproc_per_node=RANKS SCRIPT WORDS`; `script` may begin with other options of torchrun's."""
     launcher = ["-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={ranks}"]
-    return run([*launcher, *script.split(), *words], cwd)
+    return run([*launcher, *script.split(), *words], cwd, **variables)

@@ -101,8 +101,8 @@ def _layer_places(model: GPTDistillationProvider) -> Iterator[str]:
     for pair in model.kd_config.intermediate_layer_pairs:
         if len(pair) not in (2, 3):
             continue
-        yield from _layer_place("model", model, pair[0], same_width=same_width)
-        yield from _layer_place("model.teacher", model.teacher, pair[1], same_width=True)
+        yield from _layer_place(pair, "model", model, pair[0], same_width=same_width)
+        yield from _layer_place(pair, "model.teacher", model.teacher, pair[1], same_width=True)
         if by_modelopt and not _is_on_last_part(model, pair[0]):
             yield f"{_PAIRS}={show(pair)}: {_BY_MODELOPT.format('layers of the last pipeline stage only')}"
         if by_modelopt and model.recompute_granularity == "full" and _is_recomputed(model, pair[0]):
@@ -116,16 +116,16 @@ def _is_on_last_part(model: GPTModelProvider, layer: str) -> bool:
     return place is None or (place.stage, place.chunk) == (stages - 1, chunks - 1)
 
 
-def _layer_place(name: str, model: GPTModelProvider, layer: str, same_width: bool) -> Iterator[str]:
+def _layer_place(pair: list[str], name: str, model: GPTModelProvider, layer: str, *, same_width: bool) -> Iterator[str]:
     match = LAYER_NAME.fullmatch(layer)
     if match is None:
         return
     if int(match[1]) >= model.num_layers:
-        yield f"{_PAIRS}: {layer} does not exist; {name} has layers 0 to {model.num_layers - 1}"
+        yield f"{_PAIRS}={show(pair)}: {layer} does not exist; {name} has layers 0 to {model.num_layers - 1}"
     if match[2].split(".")[-1] in NOT_HIDDEN and (model.tensor_model_parallel_size > 1 or not same_width):
         yield (
-            f"{_PAIRS}: the output of {layer} is split over tensor-parallel ranks and is not {name}.hidden_size wide; "
-            "pair a norm instead, such as decoder.layers.N.input_layernorm"
+            f"{_PAIRS}={show(pair)}: the output of {layer} is split over tensor-parallel ranks and is not "
+            f"{name}.hidden_size wide; pair a norm instead, such as decoder.layers.N.input_layernorm"
         )
 
 

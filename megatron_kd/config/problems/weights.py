@@ -8,16 +8,24 @@ from pathlib import Path
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.problems.lines import line, models, value_of
-from megatron_kd.config.saved import find_checkpoint
+from megatron_kd.config.saved import architecture_of, find_checkpoint
+from megatron_kd.config.schema import show
 from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import InputError
 from megatron_kd.huggingface.architecture import is_huggingface_folder, read_architecture
 from megatron_kd.huggingface.folder import folder_problems
 from megatron_kd.models.provider import GPTModelProvider
+from megatron_kd.pruning.sizes import explicit
 
 _MAKE = (
     "a checkpoint folder of a megatron_kd run, runs/NAME/checkpoints/iter_0001000 (for the tiny recipes made by "
     "`make distill` or `torchrun recipes/tiny/pretrain_tiny.py`)"
+)
+
+# What a checkpoint's model must have alike; its vocabulary is compared when it is read, since padding may differ.
+_SIZES = (
+    *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels"),
+    *("gated_linear_unit", "add_bias_linear", "add_qkv_bias", "qk_layernorm"),
 )
 
 
@@ -51,6 +59,27 @@ def _one_origin(cfg: ConfigContainer, who: str, folder_name: str, model: str) ->
         yield line(cfg, " ".join(given), f"{who} has weights from two places; leave one out")
     elif given == [folder_name] and (why := _no_checkpoint(value_of(cfg, folder_name), f"{model}.hf_path")):
         yield line(cfg, folder_name, f"{why}, or set it to null and {model}.init=random")
+    elif given == [folder_name]:
+        yield from _other_sizes(cfg, folder_name, model)
+
+
+def _other_sizes(cfg: ConfigContainer, folder_name: str, model: str) -> Iterator[str]:
+    """Sizes that the checkpoint's own configuration gives otherwise. Its tensors are compared when they are read."""
+    try:
+        saved = architecture_of(value_of(cfg, folder_name), folder_name)
+    except InputError:
+        return  # of another Megatron program, which does not say
+    wanted: GPTModelProvider = value_of(cfg, model)
+    if min(saved.num_attention_heads, wanted.num_attention_heads) < 1:
+        return  # said by the ranges
+    saved, wanted = explicit(saved), explicit(wanted)
+    for name in _SIZES:
+        size = getattr(saved, name)
+        if getattr(wanted, name) != size:
+            why = (
+                f"the checkpoint's model has {show(size)}; set {model}.{name}={show(size)}, or give another checkpoint"
+            )
+            yield line(cfg, f"{model}.{name} {folder_name}", why)
 
 
 def _no_checkpoint(folder: str, hf_field: str) -> str | None:

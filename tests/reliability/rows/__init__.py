@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from tests.reliability.row import Row
-from tests.reliability.rows import checkpoint_files, data, disks, hangs, hostile, kills, layouts, numbers, slurm, soak
+from tests.reliability.rows import (
+    checkpoint_files,
+    config,
+    data,
+    disks,
+    hangs,
+    hostile,
+    kills,
+    layouts,
+    mismatches,
+    numbers,
+    slurm,
+    soak,
+)
 
 ROWS: tuple[Row, ...] = (
     *kills.ROWS,
@@ -12,6 +25,8 @@ ROWS: tuple[Row, ...] = (
     *disks.ROWS,
     *checkpoint_files.ROWS,
     *numbers.ROWS,
+    *config.ROWS,
+    *mismatches.ROWS,
     *data.ROWS,
     *hostile.ROWS,
     *soak.ROWS,

@@ -9,7 +9,9 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
+from megatron_kd.checkpoints import files
 from megatron_kd.checkpoints.reading import verify
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.errors import CheckpointNotSaved, RunFileNotWritten
@@ -135,7 +137,8 @@ def fail_some(cfg: ConfigContainer, plans: list[tuple[int, str, int, int]]) -> l
     from megatron_kd.training.checkpoint import save_checkpoint
 
     folder, hits = Path(cfg.logger.run_dir) / "checkpoints", []
-    with built(cfg) as run:
+    # Files of a real size are written part by part while torch's C++ fills them; these are so with a small buffer.
+    with mock.patch.object(files, "_BUFFER", 512), built(cfg) as run:
         save_checkpoint(run)
         run.step = 1
         with operations(folder) as seen:
@@ -346,7 +349,7 @@ ROWS = (
                 "            os.fsync(raw.fileno())\n",
                 "            try:\n                os.fsync(raw.fileno())\n            except OSError:\n"
                 "                pass\n",
-                told="sync failed on rank . and the save did not|sync failed on rank \\d, and the save did not",
+                told="sync failed on rank \\d, and the save did not",
             ),
             Mutant(
                 "what was written of a failed save stays",
@@ -360,7 +363,7 @@ ROWS = (
                 "megatron_kd/checkpoints/files.py",
                 "        if raw.failure is not None and raw.failure is not error:\n",
                 "        if raw.failure is error:\n",
-                told="write|AssertionError",
+                told="iter_0000002 was not saved",
             ),
         ),
     ),
@@ -378,7 +381,7 @@ ROWS = (
                 "megatron_kd/checkpoints/writing.py",
                 "        return error\n",
                 "        return Shards([], {})\n",
-                told="as if it had saved|was not saved",
+                told="as if it had saved",
             ),
             Mutant(
                 "nobody looks until the next save",

@@ -31,7 +31,7 @@ STEPS, CLOSE = 6, 1e-5
 
 def config(run_dir: Path, layout: str) -> ConfigContainer:
     """The run at a layout of the grid."""
-    values = {"iters": STEPS, "save": True, "save_interval": 0, "kd": {"skip_lm_loss": False}}
+    values = {"iters": STEPS, "save": True, "save_interval": 100, "kd": {"skip_lm_loss": False}}
     return tiny_config(run_dir, **values, **GRID[layout][1])
 
 

@@ -44,12 +44,13 @@ def met_and_refused(draw: Draw, poisons: Sequence[Poison]) -> int:
     whole, _ = unbroken(draw)
     cfg = tiny_config(draw.folder, **RUN)
     ranks, last = run_ranks(2, poisoned_run, cfg, poisons), poisons[-1]
+    said = f"step {last.step} was not taken: "
+    for met in ranks:
+        right = met.told.startswith(said) and last.where in met.told and "samples " in met.told
+        assert right, f"the run says {met.told!r}, not '{said}', the {last.where} and its samples"
+        assert met.unchanged, "the weights changed in a step that was not taken"
     hits = sum(met.hits for met in ranks)
     assert hits == sum(poison.times for poison in poisons), "a fault did not hit"
-    for met in ranks:
-        assert met.told.startswith(f"step {last.step} was not taken: ") and last.where in met.told, met.told
-        assert "samples " in met.told
-        assert met.unchanged, "the weights changed in a step that was not taken"
     reported(draw.folder, poisons)
     resumed = run_ranks(2, train_on, cfg)[0]
     assert resumed.step == (last.step - 1) // 2 * 2
@@ -213,7 +214,7 @@ ROWS = (
                 "megatron_kd/training/update.py",
                 "    if not math.isfinite(norm):\n",
                 "    if norm is None:\n",
-                told="was not taken|weights changed|Numerical|AssertionError",
+                told="the run says .*, not 'step",
             ),
             Mutant(
                 "samples of all ranks are blamed for one's",
@@ -237,7 +238,7 @@ ROWS = (
                 "megatron_kd/training/step.py",
                 "    raise_faults([fault for fault in FAULTS if values.pop(fault)], where)\n",
                 "    raise_faults([fault for fault in FAULTS if values.pop(fault) < 0], where)\n",
-                told="AssertionError",
+                told="the run says .*, not 'step",
             ),
         ),
     ),
@@ -282,7 +283,7 @@ ROWS = (
                 "megatron_kd/training/attempts.py",
                 '    _record(run, run.step, "transient", first, samples)\n',
                 "    _ = first\n",
-                told="faults.jsonl",
+                told="faults.jsonl says",
             ),
         ),
     ),
