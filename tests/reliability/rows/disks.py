@@ -363,7 +363,7 @@ ROWS = (
                 "megatron_kd/checkpoints/files.py",
                 "        if raw.failure is not None and raw.failure is not error:\n",
                 "        if raw.failure is error:\n",
-                told="iter_0000002 was not saved",
+                told="inline_container.cc.* unexpected pos",
             ),
         ),
     ),
