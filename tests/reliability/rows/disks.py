@@ -212,7 +212,8 @@ def _failed(facts: Sequence[Facts]) -> str:
     return f"{failed} of {failed} failed saves told by all ranks, and harmed nothing"
 
 
-BACKGROUND: dict[str, Any] = {**RUN, "iters": 12, "async_save": True}
+# The next save is later than a failure must be told.
+BACKGROUND: dict[str, Any] = {**RUN, "iters": 12, "save_interval": 4, "async_save": True}
 _SLOW_S = 0.3
 
 
@@ -266,7 +267,7 @@ def async_failure(draw: Draw) -> Facts:
     """A save in the background fails on a rank; the run ends soon, and goes on from the checkpoint before."""
     whole, _ = unbroken(draw, **BACKGROUND)
     cfg = tiny_config(draw.folder, **BACKGROUND)
-    rank, step = draw.number % 2, draw.random.choice((4, 6, 8))
+    rank, step = draw.number % 2, 8
     name, code = draw.random.choice(("open", "write", "sync")), draw.random.choice(CODES)
     said = run_ranks(2, fail_in_the_background, cfg, rank, name, step, code)
     _, failed, raised = said[rank]
@@ -274,8 +275,8 @@ def async_failure(draw: Draw) -> Facts:
     for text, _, _ in said:
         assert f"iter_{step:07d} was not saved: {os.strerror(code)}" in text, text
     assert raised <= failed + 2, f"it failed in step {failed}, and was raised after step {raised}"
-    _only(draw.folder, *range(2, step, 2))
-    assert run_ranks(2, train_on, cfg)[0].step == step - 2
+    _only(draw.folder, 4)
+    assert run_ranks(2, train_on, cfg)[0].step == 4
     same_as(whole, draw.folder, 12)
     return {"late": raised - failed}
 
@@ -283,7 +284,7 @@ def async_failure(draw: Draw) -> Facts:
 def async_through_torchrun(draw: Draw) -> list[Facts]:
     """Another save in the background fails in each of five starts."""
     whole, _ = unbroken(draw, **BACKGROUND)
-    cfg, run_dir = tiny_config(draw.folder / "run", **BACKGROUND), draw.folder / "run"
+    cfg, run_dir = tiny_config(draw.folder / "run", **{**BACKGROUND, "save_interval": 2}), draw.folder / "run"
     for step in range(4, 14, 2):
         output = leg(fail_as_user, cfg, step // 2 % 2, draw.random.choice(("write", "sync")), step, errno.EIO, code=1)
         assert output.count(f"iter_{step:07d} was not saved: Input/output error") == 2, output
@@ -363,7 +364,7 @@ ROWS = (
                 "megatron_kd/checkpoints/files.py",
                 "        if raw.failure is not None and raw.failure is not error:\n",
                 "        if raw.failure is error:\n",
-                told="iter_0000002 was not saved",
+                told="inline_container.cc.* unexpected pos",
             ),
         ),
     ),
