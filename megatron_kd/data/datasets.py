@@ -124,8 +124,9 @@ class TokenSamples(Dataset):
             InputError: an id that the tokenizer does not have, which an embedding would report as a bad index.
         """
         sample = self.dataset[index]
-        low, high = (torch.stack([sample[k].aminmax()[m] for k in ("tokens", "labels")]) for m in (0, 1))
-        if (wrong := int(low.min()) if low.min() < 0 else int(high.max())) < 0 or wrong >= self.vocab_size:
+        low, high = (int(bound) for bound in torch.cat((sample["tokens"], sample["labels"])).aminmax())
+        if low < 0 or high >= self.vocab_size:
+            wrong = low if low < 0 else high
             found = (foreign_id(prefix, self.vocab_size) for prefix in self.prefixes)
             raise InputError(
                 f"{next(filter(None, found), 'the dataset')} holds token id {wrong} and the tokenizer has "
