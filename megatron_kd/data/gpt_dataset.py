@@ -128,8 +128,21 @@ class DatasetBuilder(BlendedMegatronDatasetBuilder):
             config.path_to_cache = None
             args = (*args[:-1], config)
             logging.getLogger(BlendedDataset.__module__).setLevel(logging.ERROR)  # it warns of having no cache
-        if cls is CachedGPTDataset and torch.distributed.is_initialized():
+        if synchronize_ranks and cls is CachedGPTDataset and torch.distributed.is_initialized():
             # What is wrong is then told by all ranks: megatron-core's others would wait for the first at a barrier.
             on_rank_0(lambda: _make(cls, args))
             synchronize_ranks = False
         return BlendedMegatronDatasetBuilder.build_generic_dataset(cls, is_built_on_rank, synchronize_ranks, *args)
+
+    def _build_megatron_datasets_parallel(
+        self, prefixes: list[str], split: list[float], sizes_per_dataset: list[list[int]]
+    ) -> list[list[Any]]:
+        """The parts of a blend, a list for each split; all ranks tell what is wrong with one here, too."""
+
+        def parts() -> list[list[Any]]:
+            sizes = zip(prefixes, sizes_per_dataset, strict=True)
+            return [self._build_megatron_dataset_splits(prefix, split, size, False) for prefix, size in sizes]
+
+        if torch.distributed.is_initialized():
+            on_rank_0(lambda: len(parts()))
+        return [list(of_split) for of_split in zip(*parts(), strict=True)]

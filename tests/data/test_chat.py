@@ -134,7 +134,9 @@ def test_files_of_conversations_hold_ids_and_a_byte_of_mask_for_each(
     assert [data[index].tolist() for index in range(len(data))] == [ids for ids, _ in encoded]
     assert mask.tolist() == [int(bit) for _, bits in encoded for bit in bits]
     assert (counts.documents, counts.tokens, counts.learnt) == (30, len(mask), mask.sum())
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.jsonl", "out.bin", "out.idx", "out.loss_mask.bin"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        *("a.jsonl", "out.bin", "out.idx", "out.loss_mask.bin", "out.sha256.json")
+    ]
 
 
 def test_text_made_at_the_place_of_conversations_has_no_mask(tmp_path: Path, tokenizer: HuggingFaceTokenizer) -> None:
@@ -150,7 +152,7 @@ def test_text_made_at_the_place_of_conversations_has_no_mask(tmp_path: Path, tok
     ("options", "message"),
     [
         (["--chat"], "has no chat template: put one in chat_template.jinja"),
-        (["--chat", "--chat-template", "none.jinja"], "--chat-template none.jinja: cannot be read"),
+        (["--chat", "--chat-template", "none.jinja"], "--chat-template none.jinja: there is no such file"),
         (["--chat-template", "none.jinja"], "belongs to conversations; give --chat too"),
         (["--chat", "--json-key", "body"], "--json-key: belongs to text"),
         (["--chat", "--no-append-eod"], "--no-append-eod: belongs to text"),

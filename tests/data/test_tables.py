@@ -84,7 +84,7 @@ def test_conversations_in_tables_are_those_in_lines(tmp_path: Path, tokenizer: H
     folder = _folder(tmp_path / "saved", {"messages": conversations})
     preprocess([folder], tmp_path / "folder", tokenizer, **options)
     assert _files(tmp_path / "lines") == _files(tmp_path / "parquet") == _files(tmp_path / "folder")
-    assert len(_files(tmp_path / "lines")) == 3
+    assert len(_files(tmp_path / "lines")) == 4
 
 
 def test_a_null_is_a_malformed_record_named_by_its_row(tmp_path: Path, tokenizer: HuggingFaceTokenizer) -> None:

@@ -140,7 +140,8 @@ def test_a_kill_leaves_nothing_that_is_read(tmp_path: Path, tokenizer_folder: Pa
     text.write_text("short\n")
     tokenizer = load_huggingface(tokenizer_folder)
     assert read(tokenised(text, folder, tokenizer), tokenizer) == [f"short{END}"]
-    assert sorted(path.name for path in folder.iterdir()) == ["long.bin", "long.idx", "long.tokenised.json"]
+    assert {path.suffix for path in folder.iterdir()} == {".bin", ".idx", ".json"}
+    assert sorted(path.name for path in folder.glob("*.json")) == ["long.sha256.json", "long.tokenised.json"]
 
 
 @pytest.mark.parametrize(

@@ -98,7 +98,7 @@ def test_a_broken_file_is_named(tmp_path: Path, content: str, message: str) -> N
 
 
 def test_an_empty_folder_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=rf"no '{tmp_path}/tokenizer.json'.*save_pretrained"):
+    with pytest.raises(InputError, match=rf"there is no file '{tmp_path}/tokenizer.json'.*save_pretrained"):
         load_huggingface(tmp_path)
 
 
