@@ -143,6 +143,24 @@ def test_two_ranks_build_the_same_data(write_tokens: WriteTokens, tmp_path: Path
     assert first == second == _tokens_on_this_rank(cfg)
 
 
+def _refused_on_this_rank(cfg: DatasetConfig) -> str:
+    with pytest.raises(InputError) as caught:
+        _build(cfg, train=20)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("blended", [False, True])
+def test_all_ranks_tell_of_a_damaged_cache(write_tokens: WriteTokens, tmp_path: Path, blended: bool) -> None:
+    a, b = write_tokens("a", _documents(0, 20)), write_tokens("b", _documents(20, 20))
+    cache = tmp_path / "cache"
+    cfg = DatasetConfig(data_path=[0.5, a, 0.5, b] if blended else [a], split="100,0,0", path_to_cache=str(cache))
+    _build(cfg, train=20)
+    for index in cache.glob("*sample_index.npy"):
+        index.write_bytes(b"no array")
+    for told in run_ranks(2, _refused_on_this_rank, cfg):
+        assert "sample_index.npy' is damaged" in told
+
+
 def test_too_little_data_tells_what_there_is_and_what_is_needed(write_tokens: WriteTokens) -> None:
     cfg = DatasetConfig(data_path=[write_tokens("a", _documents(0, 10))], split="80,20,0")
     with pytest.raises(ConfigError) as caught:
