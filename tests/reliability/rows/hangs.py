@@ -109,9 +109,10 @@ def impatient(run_dir: Path, **values: Any) -> Any:
 def stopped(draw: Draw) -> Facts:
     """Stop a rank; the other one ends in time and says who is missed where."""
     phase, rank = STOPPED_IN[draw.number % 3], draw.random.randrange(2)
-    layout: dict[str, Any] = {"tp": 2, "micro_batch_size": 8} if phase == FORWARD else {}
+    values: dict[str, Any] = {"tp": 2, "micro_batch_size": 8} if phase == FORWARD else {}
+    values["save_interval"] = 1 if phase == SAVING else 100  # a save also sets the timeout of the next steps
     fault = Fault(rank, Instant("phase", phase=phase, step=2), signal.SIGSTOP, BEATS_S)
-    run_until_lost(2, impatient(draw.folder / "run", **layout), fault, draw.folder / "notes", timeout=20)
+    run_until_lost(2, impatient(draw.folder / "run", **values), fault, draw.folder / "notes", timeout=20)
     return check_stopped(draw.folder / "run", draw.folder / "notes", fault)
 
 
