@@ -36,7 +36,7 @@ test-fast: $(STAMP)  ## run the tests that take less than about 20 seconds each
 	$(BIN)/python -m pytest -m "not slow"
 
 reliability: $(STAMP)  ## draw every fault many times, with the mutants, and write docs/reliability.md (an hour)
-	$(BIN)/python -m tests.reliability
+	$(BIN)/python -W ignore -m tests.reliability
 
 check: $(STAMP)  ## lint, formatting and types
 	$(BIN)/ruff check .
