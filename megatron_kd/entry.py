@@ -14,7 +14,8 @@ from megatron_kd.config.flags import HELP, flags_help
 from megatron_kd.config.resolve import check_config
 from megatron_kd.errors import ConfigError, MegatronKDError, Preempted, RunFolderInUse
 from megatron_kd.messages import SECONDS_FOR_RANK_0, quieten_libraries, tell
-from megatron_kd.runtime.exit_code import CLEARED, clear_exit_code, record_exit_code
+from megatron_kd.runtime.exit_code import clear_exit_code, record_exit_code
+from megatron_kd.runtime.lock import RUN
 from megatron_kd.runtime.signals import listening
 
 _USAGE = """\
@@ -79,7 +80,7 @@ def _run(cfg: ConfigContainer, rank: int) -> int:
     quieten_libraries()
     run_dir = Path(cfg.logger.run_dir)
     mine = True  # the run folder, unless another run is at work in it
-    if rank == 0 and CLEARED not in os.environ:
+    if rank == 0 and RUN not in os.environ:  # else its launcher has, before any rank was started
         clear_exit_code(run_dir)
     code = 1  # unless we learn better: an exception that is not ours is a bug
     try:

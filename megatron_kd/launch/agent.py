@@ -9,22 +9,25 @@ Whoever starts this removes `run_dir/exit_code` before any node is started.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import signal
 import socket
 import sys
 import time
+import uuid
 from collections.abc import Sequence
 from pathlib import Path
 from types import FrameType
 
 import psutil
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, ProcessFailure
-from torch.distributed.run import parse_args, run
+from torch.distributed.run import parse_args, parse_min_max_nnodes, run
 
 from megatron_kd.errors import CheckpointCorrupt, InputError, NumericalFault, Preempted
-from megatron_kd.runtime.exit_code import CLEARED, read_exit_code, record_exit_code
+from megatron_kd.runtime.exit_code import read_exit_code, record_exit_code
+from megatron_kd.runtime.lock import RUN
 from megatron_kd.runtime.signals import PASSED_ON, STOP_SIGNALS
 
 # torchrun sets handlers for the signals it is told of. One that nobody sends leaves ours in place.
@@ -41,7 +44,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     first, *torchrun_words = sys.argv[1:] if argv is None else argv
     run_dir = Path(first)
-    os.environ[CLEARED] = "1"
     passing_on = _PassingOn()
     sys.addaudithook(passing_on.audit)
     for number in PASSED_ON:
@@ -54,35 +56,42 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_ranks(run_dir: Path, torchrun_words: Sequence[str]) -> int:
+    args = parse_args([f"--signals-to-handle={_TORCHRUN_HANDLES}", *torchrun_words])
+    os.environ[RUN] = _run_id(args)
     try:
-        run(parse_args([f"--signals-to-handle={_TORCHRUN_HANDLES}", *torchrun_words]))
+        run(args)
     except Preempted as stopped:  # there were no ranks yet
         record_exit_code(run_dir, stopped.exit_code)
         return read_exit_code(run_dir) or stopped.exit_code
     except ChildFailedError as failed:
-        _record_failure(run_dir, *failed.get_first_failure())
-        return read_exit_code(run_dir) or 1  # a disk that fails cannot say it
+        code = _record_failure(run_dir, *failed.get_first_failure())
+        return read_exit_code(run_dir) or code  # a disk that fails cannot say it, nor one that found another run
     except BaseException:
         record_exit_code(run_dir, 1)
         raise
     return read_exit_code(run_dir) or 0
 
 
-def _record_failure(run_dir: Path, rank: int, failure: ProcessFailure) -> None:
-    """Record what a rank that was killed cannot, and say which rank of this node failed first."""
+def _run_id(args: argparse.Namespace) -> str:
+    """The same on all nodes."""
+    if args.standalone or parse_min_max_nnodes(args.nnodes)[1] == 1:
+        return str(uuid.uuid4())
+    return f"{args.rdzv_id} at {args.rdzv_endpoint or f'{args.master_addr}:{args.master_port}'}"
+
+
+def _record_failure(run_dir: Path, rank: int, failure: ProcessFailure) -> int:
+    """Record what a rank that was killed cannot, and say which rank of this node failed first; returns its code."""
     killed_by = signal.Signals(-failure.exitcode) if failure.exitcode < 0 else None
-    if killed_by in STOP_SIGNALS:  # before it could handle it
-        record_exit_code(run_dir, Preempted.exit_code)
-    elif killed_by is not None:
-        record_exit_code(run_dir, 1, known_first=True)
-    else:
-        record_exit_code(run_dir, failure.exitcode)
-    if failure.exitcode in _SAID_BY_RANKS or killed_by in STOP_SIGNALS:
-        return
+    stopped = killed_by in STOP_SIGNALS  # before it could handle it
+    code = failure.exitcode if killed_by is None else Preempted.exit_code if stopped else 1
+    record_exit_code(run_dir, code, known_first=killed_by is not None and not stopped)
+    if failure.exitcode in _SAID_BY_RANKS or stopped:
+        return code
     how = f"exit code {failure.exitcode}" if killed_by is None else f"killed by {killed_by.name}"
     where = f"local rank {failure.local_rank} on {socket.gethostname()}, process {failure.pid}"
     at = time.strftime("%H:%M:%S", time.localtime(failure.timestamp))
     print(f"error: rank {rank} was the first to fail here, at {at}: {how} ({where})", file=sys.stderr, flush=True)
+    return code
 
 
 class _PassingOn:

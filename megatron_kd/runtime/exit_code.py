@@ -7,9 +7,7 @@ import os
 from pathlib import Path
 
 from megatron_kd.messages import going_on_without
-
-# Set for ranks whose launcher has cleared the file before any of them was started.
-CLEARED = "MEGATRON_KD_EXIT_CODE_CLEARED"
+from megatron_kd.runtime.lock import another_run_in
 
 # When ranks end differently, the file tells the cause, not its consequence on the other ranks: the lowest of these,
 # and of equals the first. 75 and 1 are equals: a rank that fails has torchrun ask the others to stop, and one that
@@ -20,11 +18,14 @@ _PRECEDENCE = {17: 0, 18: 1, 2: 2, 1: 3, 75: 3, 0: 4}
 def record_exit_code(run_dir: Path, code: int, *, known_first: bool = False) -> None:
     """Write `code` to `run_dir/exit_code`, unless another rank has already written a more telling one.
 
-    A disk that fails is told of; a process ends with its code all the same.
+    Nothing is written while another run is at work in the folder: how it ends is its own to tell. A disk that fails is
+    told of; a process ends with its code all the same.
 
     Args:
         known_first: this is of the rank that failed first, though it may be told late: the dead cannot write.
     """
+    if another_run_in(run_dir):
+        return
     path = run_dir / "exit_code"
     with going_on_without(path, str(code)):
         run_dir.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,9 @@ def record_exit_code(run_dir: Path, code: int, *, known_first: bool = False) -> 
 
 
 def read_exit_code(run_dir: Path) -> int | None:
-    """The code in the file; None where no rank has come to write one."""
+    """The code in the file; None where no rank has come to write one, or another run is at work in the folder."""
+    if another_run_in(run_dir):
+        return None
     try:
         text = (run_dir / "exit_code").read_text(encoding="ascii").strip()
     except FileNotFoundError:
@@ -47,8 +50,9 @@ def read_exit_code(run_dir: Path) -> int | None:
 
 
 def clear_exit_code(run_dir: Path) -> None:
-    """Forget how an earlier attempt in the same folder ended."""
-    (run_dir / "exit_code").unlink(missing_ok=True)
+    """Forget how an earlier attempt in the same folder ended; what one that is still at work there will need, stays."""
+    if not another_run_in(run_dir):
+        (run_dir / "exit_code").unlink(missing_ok=True)
 
 
 def reserve_exit_code(run_dir: Path) -> None:

@@ -10,7 +10,7 @@ from megatron_kd.checkpoints.reading import Verified, verify
 from megatron_kd.config.saved import complete_checkpoints
 from megatron_kd.errors import CheckpointCorrupt, InputError
 from megatron_kd.runtime.rank0 import on_rank_0
-from megatron_kd.training.checkpoint import load_checkpoint
+from megatron_kd.training.checkpoint import finish_checkpoint, load_checkpoint
 from megatron_kd.training.run import Run
 
 
@@ -50,6 +50,8 @@ def resume(run: Run) -> Resumption:
         )
     load_checkpoint(run, checkpoint or verify(found[at]))
     notes = on_rank_0(lambda: _set_aside(run, found, refused))
+    if run.cfg.checkpoint.save:
+        finish_checkpoint(run, found[at])  # the run may have been killed before it could, or keep fewer now
     return Resumption(found[at], notes)
 
 

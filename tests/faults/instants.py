@@ -44,6 +44,7 @@ class Instant:
         part: only operations on paths that have it in them count.
         phase: only entries into this phase count, where it is given.
         step: only what is entered in this step counts; -1 for any.
+        torn: an operation is half done then; not for a process that goes on.
     """
 
     kind: Kind
@@ -51,6 +52,7 @@ class Instant:
     part: str = ""
     phase: str = ""
     step: int = -1
+    torn: bool = True
 
 
 def killed(note: Path) -> Do:
@@ -109,7 +111,8 @@ def _operation(instant: Instant, run_dir: Path, do: Do) -> Iterator[None]:
         if instant.part in str(operation.path):
             left[0] -= 1
             if left[0] == -1:
-                operation.half()
+                if instant.torn:
+                    operation.half()
                 do(f"{operation.name} {operation.path.name}")
 
     with operations(run_dir, act):

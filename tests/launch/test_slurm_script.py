@@ -68,6 +68,14 @@ def test_only_a_run_that_was_asked_to_stop_goes_back_into_the_queue(
     assert ("requeue 41234" in (tmp_path / "called").read_text()) is requeued
 
 
+def test_a_file_that_a_run_at_work_has_reserved_stays(tmp_path: Path) -> None:
+    text = script(SlurmJob(nodes=1, ranks_per_node=1), run_dir="run")
+    (tmp_path / "run").mkdir()
+    for said, there in (("\n", True), ("75\n", False)):
+        (tmp_path / "run/exit_code").write_text(said)
+        assert run_job(text, "test -e run/exit_code", tmp_path).returncode == (0 if there else 1)
+
+
 def test_directives() -> None:
     with_gpus = directives(script(SlurmJob(nodes=4, ranks_per_node=8, directives={"time": "1-0", "qos": "high"})))
     assert {"--nodes=4", "--gpus-per-node=8", "--ntasks-per-node=1", "--time=1-0", "--qos=high"} <= set(with_gpus)

@@ -20,7 +20,7 @@ class Ended:
     """How a torchrun ended.
 
     Attributes:
-        code: its exit code, which is 1 whatever a rank's was.
+        code: its exit code, which is 1 whatever a rank's was, or the run's.
         output: of all ranks and torchrun, last part.
     """
 
@@ -29,19 +29,27 @@ class Ended:
 
 
 def through_torchrun(
-    world_size: int, fn: Callable[..., Any], *args: Any, folder: Path, timeout: float = 180, **environment: str
+    world_size: int,
+    fn: Callable[..., Any],
+    *args: Any,
+    folder: Path,
+    timeout: float = 180,
+    agent_of: Path | None = None,
+    **environment: str,
 ) -> Ended:
     """Call `fn(*args)` on each rank of a torchrun; an int that it returns is the rank's exit code.
 
-    `fn` is a module-level function; no process group exists when it is called. `folder` takes the call.
+    `fn` is a module-level function; no process group exists when it is called. `folder` takes the call. With
+    `agent_of`, a run folder, it is the torchrun of our launchers.
 
     Raises:
         subprocess.TimeoutExpired: it did not end.
     """
     call = folder / f"call_{fn.__name__}.pickle"
     call.write_bytes(pickle.dumps((fn, args)))
+    program = ["torch.distributed.run"] if agent_of is None else ["megatron_kd.launch.agent", str(agent_of)]
     command = [
-        *(sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={world_size}"),
+        *(sys.executable, "-m", *program, "--standalone", f"--nproc_per_node={world_size}"),
         *("-m", _PROGRAM, str(call)),
     ]
     variables = {**os.environ, "PYTHONPATH": str(_TOP), "OMP_NUM_THREADS": "1", "PYTHONWARNINGS": "ignore"}

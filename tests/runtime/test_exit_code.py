@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import itertools
 import multiprocessing
+import os
+import signal
 from pathlib import Path
 
 import pytest
 
 from megatron_kd.runtime.exit_code import clear_exit_code, read_exit_code, record_exit_code
+from tests.runtime.test_lock import holder
 
 
 def recorded(run_dir: Path) -> str:
@@ -62,3 +65,18 @@ def test_a_new_attempt_forgets_the_last(tmp_path: Path) -> None:
     clear_exit_code(tmp_path)
     record_exit_code(tmp_path, 0)
     assert recorded(tmp_path) == "0\n"
+
+
+def test_what_another_run_will_need_is_left_alone(tmp_path: Path) -> None:
+    record_exit_code(tmp_path, 75)  # of one of its ranks
+    pid = holder(tmp_path, "another")
+    try:
+        record_exit_code(tmp_path, 17)
+        assert read_exit_code(tmp_path) is None
+        clear_exit_code(tmp_path)
+        assert recorded(tmp_path) == "75\n"
+    finally:
+        os.kill(pid, signal.SIGKILL)
+        os.waitpid(pid, 0)
+    record_exit_code(tmp_path, 17)
+    assert recorded(tmp_path) == "17\n"

@@ -45,6 +45,16 @@ def test_auto_takes_the_newest_that_can_be_read_and_says_so(four_steps: Path, tm
     assert names == ["iter_0000002", "iter_0000004", "iter_0000004.corrupt"]
 
 
+def test_a_run_that_was_killed_before_it_could_delete_old_checkpoints_does_so_at_its_start(
+    four_steps: Path, tmp_path: Path
+) -> None:
+    run_dir = Path(shutil.copytree(four_steps, tmp_path / "run"))
+    run_ranks(2, train_on, tiny_config(run_dir, iters=4, most_recent_k=1, **{**SAVED, "save": False}))
+    assert sorted(path.name for path in (run_dir / "checkpoints").iterdir()) == ["iter_0000002", "iter_0000004"]
+    run_ranks(2, train_on, tiny_config(run_dir, iters=4, most_recent_k=1, **SAVED))
+    assert [path.name for path in (run_dir / "checkpoints").iterdir()] == ["iter_0000004"]
+
+
 def refused(cfgs: list[Any]) -> list[str]:
     """On a rank: what each run is refused with."""
     from megatron_kd.training.train import train
@@ -84,7 +94,7 @@ def start_beside_another(cfg: Any) -> str:
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     import os
 
-    from megatron_kd.checkpoints.lock import only_run_in
+    from megatron_kd.runtime.lock import only_run_in
 
     with only_run_in(tmp_path):
         said = run_ranks(2, start_beside_another, tiny_config(tmp_path, **SAVED))

@@ -14,6 +14,7 @@ from tests.reliability.rows import (
     layouts,
     mismatches,
     numbers,
+    shared_folder,
     slurm,
     soak,
 )
@@ -24,6 +25,7 @@ ROWS: tuple[Row, ...] = (
     *layouts.ROWS,
     *disks.ROWS,
     *checkpoint_files.ROWS,
+    *shared_folder.ROWS,
     *numbers.ROWS,
     *config.ROWS,
     *mismatches.ROWS,

@@ -337,7 +337,7 @@ ROWS = (
             Mutant(
                 "the launcher takes a killed rank for one that was asked to stop",
                 "megatron_kd/launch/agent.py",
-                "    if failure.exitcode in _SAID_BY_RANKS or killed_by in STOP_SIGNALS:\n",
+                "    if failure.exitcode in _SAID_BY_RANKS or stopped:\n",
                 "    if failure.exitcode in _SAID_BY_RANKS or killed_by is not None:\n",
                 told="the launcher says",
             ),

@@ -294,9 +294,9 @@ ROWS = (
         mutants=(
             Mutant(
                 "a run folder stays in use by a run that is dead",
-                "megatron_kd/checkpoints/lock.py",
-                "            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
-                "            file.seek(0)\n            if file.read():\n                raise BlockingIOError\n",
+                "megatron_kd/runtime/lock.py",
+                "        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)\n",
+                "        file.seek(0)\n        if file.read():\n            raise BlockingIOError\n",
                 told="is in use by process",
             ),
             NO_RANDOM_STATE,

@@ -58,13 +58,6 @@ ROWS = (
         mutant_draws=(0,),
         mutants=(
             Mutant(
-                "the job asks what srun returned, not `exit_code`",
-                "launch/slurm/distill.sbatch",
-                "    code=$recorded\n",
-                "    :\n",
-                told="did not go back into the queue, but is FAILED",
-            ),
-            Mutant(
                 "a run that was asked to stop writes 1, not 75",
                 "megatron_kd/entry.py",
                 "        code = error.exit_code\n",
@@ -74,8 +67,8 @@ ROWS = (
             Mutant(
                 "the exit code of an earlier attempt is left there",
                 "launch/slurm/distill.sbatch",
-                'rm -f "$RUN_DIR/exit_code"\n',
-                "",
+                'then rm -f "$RUN_DIR/exit_code"; fi\n',
+                "then :; fi\n",
                 told="went back into the queue 2 times",
             ),
             Mutant(

@@ -1,0 +1,110 @@
+"""One run at a time in a run folder, and whose it is."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from megatron_kd.errors import RunFolderInUse
+
+LOCK = "run.lock"
+# Set by an agent for itself and its ranks, the same on all nodes of a run and another for each attempt.
+RUN = "MEGATRON_KD_RUN"
+# A host that died keeps its locks on a network file system until its lease ends: 90 s by default under NFS v4.
+_LEASE_S = 120.0
+_LOOK_S = 0.3  # longer than another process holds the lock only to see that it is free
+_PAUSE_S = 0.1
+
+_held: set[Path] = set()  # by this process, which would lose the lock by closing the file once more
+
+
+@contextmanager
+def only_run_in(run_dir: Path, lease_s: float = _LEASE_S) -> Iterator[None]:
+    """Hold `run_dir`, for one process of a run, until the block ends or the process dies, however it dies.
+
+    The lock is POSIX's, on `run_dir/run.lock`: the kernel releases it with the process, it works over NFS, and child
+    processes do not keep it.
+
+    Args:
+        run_dir: is made where it is not there.
+        lease_s: seconds to wait for a holder on another host, which may be dead. One on this host is alive.
+
+    Raises:
+        RunFolderInUse: another process holds it.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with open(run_dir / LOCK, "a+", encoding="utf-8") as file:
+        _acquire(file, run_dir, lease_s)
+        _held.add(run_dir.resolve())
+        try:
+            file.truncate(0)
+            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "run": run_id()}) + "\n")
+            file.flush()
+            yield
+        finally:
+            _held.discard(run_dir.resolve())
+
+
+def another_run_in(run_dir: Path) -> bool:
+    """Whether a run that this process has no part in is at work in `run_dir`."""
+    if run_dir.resolve() in _held:
+        return False
+    try:
+        with open(run_dir / LOCK, "r+", encoding="utf-8") as file:
+            return _value(file.read(), "run") != run_id() and not _lock(file)
+    except OSError:  # no run has come to hold it, or the disk fails, which others tell
+        return False
+
+
+def run_id() -> str:
+    """What tells this process's run, and its attempt, from all others."""
+    here = socket.gethostname()
+    world_size = os.environ.get("WORLD_SIZE", "1")
+    if known := os.environ.get(RUN):
+        return known
+    if world_size == "1":
+        return f"{here}:{os.getpid()}"
+    where = here if os.environ.get("LOCAL_WORLD_SIZE") == world_size else "several hosts"
+    return "/".join(
+        [where, *(os.environ.get(name, "") for name in ("TORCHELASTIC_RUN_ID", "MASTER_ADDR", "MASTER_PORT"))]
+    )
+
+
+def _acquire(file: Any, run_dir: Path, lease_s: float) -> None:
+    start = time.monotonic()
+    while not _lock(file):
+        file.seek(0)
+        holder = file.read()
+        here = _value(holder, "host") == socket.gethostname()
+        if time.monotonic() - start > (_LOOK_S if here else lease_s):
+            raise RunFolderInUse(
+                f"logger.run_dir={run_dir} is in use by {_who(holder)}; wait for that run, or choose another folder"
+            )
+        time.sleep(_PAUSE_S)
+
+
+def _lock(file: Any) -> bool:
+    try:
+        fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except (BlockingIOError, PermissionError):  # POSIX allows both for a lock that another has
+        return False
+    return True
+
+
+def _who(holder: str) -> str:
+    pid, host = _value(holder, "pid"), _value(holder, "host")
+    return "another run, which has not yet said which" if pid is None else f"process {pid} on {host}"
+
+
+def _value(holder: str, name: str) -> Any:
+    try:
+        return json.loads(holder)[name]
+    except (ValueError, KeyError, TypeError):
+        return None
