@@ -35,7 +35,7 @@ test: $(STAMP)  ## run the whole test suite
 test-fast: $(STAMP)  ## run the tests that take less than about 20 seconds each
 	$(BIN)/python -m pytest -m "not slow"
 
-reliability: $(STAMP)  ## draw every fault many times, with the mutants, and write docs/reliability.md (an hour)
+reliability: $(STAMP)  ## draw every fault many times, with the mutants, and write docs/reliability.md (45 minutes)
 	$(BIN)/python -W ignore -m tests.reliability
 
 check: $(STAMP)  ## lint, formatting and types
