@@ -32,7 +32,7 @@ distill-pruned: $(STAMP)  ## the teacher pruned to half its size, distilled and 
 test: $(STAMP)  ## run the whole test suite
 	$(BIN)/python -m pytest
 
-test-fast: $(STAMP)  ## run the tests that take less than about 20 seconds each
+test-fast: $(STAMP)  ## run the tests that take less than about 3 seconds each
 	$(BIN)/python -m pytest -m "not slow"
 
 reliability: $(STAMP)  ## draw every fault many times, with the mutants, and write docs/reliability.md (45 minutes)

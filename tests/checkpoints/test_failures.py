@@ -82,6 +82,7 @@ def fail_everywhere(cfg: ConfigContainer) -> list[tuple[str, int]]:
     return hits
 
 
+@pytest.mark.slow
 def test_any_failed_operation_fails_all_ranks_and_harms_nothing(tmp_path: Path) -> None:
     hits = run_ranks(2, fail_everywhere, tiny_config(tmp_path, save=True, micro_batch_size=4), timeout=300)
     assert {name for name, _ in hits[0]} == {"mkdir", "open", "write", "sync", "rename"}

@@ -38,6 +38,7 @@ def _partial(prefix: Path, ending: str) -> Path:
     return Path(f"{prefix}.partial{ending}")
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_where_it_was_and_writes_the_same_files(
     corpus: Path, tmp_path: Path, tokenizer: HuggingFaceTokenizer, tokenizer_folder: Path,
     monkeypatch: pytest.MonkeyPatch,

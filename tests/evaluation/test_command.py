@@ -43,6 +43,7 @@ def record(run: Path) -> dict[str, Any]:
     return {name: value for name, value in last.items() if name not in ("step", "split")}
 
 
+@pytest.mark.slow
 def test_the_numbers_are_the_runs_own_bit_for_bit(trained: Trained, tmp_path: Path) -> None:
     runs = {"teacher": trained.teacher, **{name: trained.student(name) for name in STUDENTS}}
     reports = run_ranks(2, evaluate_each, [[str(run)] for run in runs.values()], str(tmp_path / "own"))[0]
@@ -57,6 +58,7 @@ def test_the_numbers_are_the_runs_own_bit_for_bit(trained: Trained, tmp_path: Pa
     assert student["teacher_kl"] > 0 and student["teacher_kl"] != student["logits_loss"]
 
 
+@pytest.mark.slow
 def test_other_layouts_agree(trained: Trained, tmp_path: Path) -> None:
     run = trained.student("tp2")
     arguments = [[str(run / "checkpoints"), *words] for words in OTHER_LAYOUTS]
@@ -67,6 +69,7 @@ def test_other_layouts_agree(trained: Trained, tmp_path: Path) -> None:
         assert report["values"] == pytest.approx(record(run), rel=1e-5, abs=1e-5), report["layout"]
 
 
+@pytest.mark.slow
 def test_with_another_teacher_or_none_what_can_be_compared_is_told(trained: Trained, tmp_path: Path) -> None:
     run = str(trained.student("tp2"))
     comparable = ["lm_loss", "perplexity", "teacher_kl", "teacher_top1_agreement", "teacher_top5_agreement", "tokens"]
@@ -88,6 +91,7 @@ def test_with_another_teacher_or_none_what_can_be_compared_is_told(trained: Trai
     assert teacher["lm_loss"] == pytest.approx(record(trained.teacher)["lm_loss"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_an_exported_student_is_its_checkpoint(trained: Trained, exported: Path, tmp_path: Path) -> None:
     run = trained.student("tp2")
     data = [f"dataset.data_path=[{run}/data/text]", "dataset.split='90,10,0'", "validation.eval_iters=1"]
@@ -98,6 +102,7 @@ def test_an_exported_student_is_its_checkpoint(trained: Trained, exported: Path,
     assert (report["model"], report["step"], report["seq_length"]) == (str(exported), None, 32)
 
 
+@pytest.mark.slow
 def test_other_data(trained: Trained, tmp_path: Path) -> None:
     (tmp_path / "held_out.txt").write_text("Zorro juggles 17 xylophones?\n" * 60)
     words = [f"dataset.text_path={tmp_path}/held_out.txt", f"logger.run_dir={tmp_path}/scratch"]
@@ -128,6 +133,7 @@ def evaluate_until_killed(run: str, told: str) -> None:
     os._exit(code)
 
 
+@pytest.mark.slow
 def test_a_lost_rank_is_named(trained: Trained, tmp_path: Path) -> None:
     words = (str(trained.student("tp2")), str(tmp_path / "told"))
     with pytest.raises(RankFailed, match=r"rank 0\ndied with exit code 1\n--- rank 1\ndied with exit code -9"):

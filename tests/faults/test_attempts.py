@@ -70,6 +70,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {"DP2": {"micro_batch_size": 2}, "TP2": {"t
 DROPOUT = {"hidden_dropout": 0.1, "attention_dropout": 0.1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("where", ["student", "teacher", "gradient"])
 def test_a_passing_fault_leaves_no_trace_but_a_record(layout: str, where: str, tmp_path: Path) -> None:

@@ -61,6 +61,7 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("layout", "fault", "phase"), CASES)
 def test_the_others_name_it_within_the_timeout(layout: str, fault: signal.Signals, phase: str, tmp_path: Path) -> None:
     cfg = tiny_config(tmp_path / "run", save=True, save_interval=1, **LAYOUTS[layout])
@@ -100,6 +101,7 @@ def waits_for_ever(cfg: ConfigContainer, folder: Path) -> None:
     main(lambda: cfg, [])
 
 
+@pytest.mark.slow
 def test_a_rank_whose_main_thread_hangs_ends_itself(tmp_path: Path) -> None:
     cfg = tiny_config(tmp_path / "run", micro_batch_size=4)
     cfg.dist.step_timeout_s = TIMEOUT_S

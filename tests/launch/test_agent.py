@@ -9,6 +9,8 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
+
 from tests.recipes.launch import ROOT
 
 # Ranks that use the part of the project that ends runs, and none of what trains.
@@ -60,6 +62,7 @@ def wait_until_ready(run_dir: Path, agent: subprocess.Popen[str]) -> None:
         time.sleep(0.02)
 
 
+@pytest.mark.slow
 def test_codes_signals_and_the_rank_that_failed_first(tmp_path: Path) -> None:
     cases = ("fault", "killed", "signals", "unready")
     agents = {case: start(case, tmp_path) for case in cases}  # at once: most of their time is importing

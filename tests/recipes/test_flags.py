@@ -162,6 +162,7 @@ def start_recipe(folder: Path, words: list[str]) -> tuple[int, str]:
     return code, seen[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", GUIDE)
 def test_the_commands_of_the_guide(name: str, folder: Path) -> None:
     world_size, flags = GUIDE[name]

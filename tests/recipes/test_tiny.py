@@ -4,11 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
 from tests.ranks import run_ranks
 from tests.recipes.launch import checkout, run_recipe
 from tests.tiny import read_metrics
 
 
+@pytest.mark.slow
 def test_tensor_and_pipeline_parallel_from_the_command_line(tmp_path: Path) -> None:
     words = [
         "model.tensor_model_parallel_size=2",

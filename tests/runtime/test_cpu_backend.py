@@ -40,6 +40,7 @@ def test_other_devices_are_left_alone() -> None:
     assert torch.ones(2).to("meta").device.type == "meta"
 
 
+@pytest.mark.slow
 def test_a_device_context_still_works() -> None:
     """In a process of its own: torch lists its factories once, at the first such context."""
     code = (

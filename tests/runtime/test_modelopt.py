@@ -7,11 +7,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import megatron_kd
 
 PACKAGE = Path(megatron_kd.__file__).parent
 
 
+@pytest.mark.slow
 def test_training_imports_neither_transformers_nor_what_its_trainer_needs() -> None:
     program = "import sys, megatron_kd.training.train, megatron_kd.pruning.minitron; print(*sys.modules)"
     command = [sys.executable, "-W", "ignore", "-c", program]
@@ -27,6 +30,7 @@ def test_modelopt_is_imported_in_one_place() -> None:
     assert importing == [PACKAGE / "runtime" / "modelopt.py"]
 
 
+@pytest.mark.slow
 def test_transformers_can_be_imported_afterwards() -> None:
     program = "import megatron_kd.runtime.modelopt, transformers; print(transformers.AutoTokenizer.__name__)"
     command = [sys.executable, "-W", "ignore", "-c", program]

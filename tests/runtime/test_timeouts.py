@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 
+import pytest
 import torch
 
 from megatron_kd.runtime.start import running_ranks
@@ -34,6 +35,7 @@ def leave_without_goodbye(seconds: int) -> tuple[str, float]:
     return result
 
 
+@pytest.mark.slow
 def test_a_silent_rank_fails_the_collective_in_time() -> None:
     (message, seconds), _ = run_ranks(2, leave_without_goodbye, 2)
     assert "timed out" in message.lower()
@@ -52,5 +54,6 @@ def slow_answer_while_saving() -> float:
         return total.item()
 
 
+@pytest.mark.slow
 def test_a_longer_phase_has_a_longer_timeout() -> None:
     assert run_ranks(2, slow_answer_while_saving) == [2.0, 2.0]

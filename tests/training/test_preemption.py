@@ -90,6 +90,7 @@ CASES: dict[str, list[tuple[Signals, int]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", CASES)
 def test_all_ranks_stop_after_one_step_and_the_run_goes_on_bitwise(layout: str, tmp_path: Path) -> None:
     broken = [config(tmp_path / str(number), layout) for number in range(len(CASES[layout]))]
