@@ -100,7 +100,7 @@ def started_beside(draw: Draw) -> Facts:
         _check_second(job, [code for code, _ in ended], "".join(told for _, told in ended), pid)
         _check_unchanged(before, run_dir)
     _check_first(whole, run_dir)
-    return {"job": job, "in_save": "iter_" in where or "partial" in where, "where": where}
+    return {"job": job, "in_save": instant.kind == "operation", "where": where}
 
 
 def started_through_torchrun(draw: Draw) -> list[Facts]:
@@ -173,7 +173,8 @@ def _check_first(whole: Path, run_dir: Path) -> None:
 def _refusals(facts: Sequence[Facts]) -> str:
     saving = sum(fact["in_save"] for fact in facts)
     assert 0 < saving < len(facts), f"{saving} of {len(facts)} in a save"
-    return f"the first run bitwise in all, no file of it changed; {saving} second jobs came in the middle of a save"
+    came = f"{saving} of {len(facts)} second jobs came in the middle of a save"
+    return f"the first run bitwise in all, no file of it changed; {came}"
 
 
 ROWS = (
