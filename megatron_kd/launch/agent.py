@@ -56,9 +56,9 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_ranks(run_dir: Path, torchrun_words: Sequence[str]) -> int:
-    args = parse_args([f"--signals-to-handle={_TORCHRUN_HANDLES}", *torchrun_words])
-    os.environ[RUN] = _run_id(args)
     try:
+        args = parse_args([f"--signals-to-handle={_TORCHRUN_HANDLES}", *torchrun_words])
+        os.environ[RUN] = _run_id(args)
         run(args)
     except Preempted as stopped:  # there were no ranks yet
         record_exit_code(run_dir, stopped.exit_code)

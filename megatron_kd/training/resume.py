@@ -26,7 +26,8 @@ def resume(run: Run) -> Resumption:
     """Continue from the checkpoint that `checkpoint.resume` names. Every rank must call this.
 
     Rank 0 looks what there is. All ranks verify the same checkpoint together, before anything of the run is changed.
-    With `auto`, one that is not as it was written is set aside, and the one before it is taken.
+    With `auto`, one that is not as it was written is set aside, and the one before it is taken. A run that saves then
+    drops checkpoints beyond `checkpoint.most_recent_k`.
 
     Raises:
         InputError: `checkpoint.resume` is a step that was never saved, or the checkpoint is of another model.
