@@ -38,10 +38,11 @@ test-fast: $(STAMP)  ## run the tests that take less than about 3 seconds each
 reliability: $(STAMP)  ## draw every fault many times, with the mutants, and write docs/reliability.md (45 minutes)
 	$(BIN)/python -W ignore -m tests.reliability
 
-check: $(STAMP)  ## lint, formatting and types
+check: $(STAMP)  ## lint, formatting, types and import contracts
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo --no-timing
 
 format: $(STAMP)  ## put the sources in format
 	$(BIN)/ruff check --fix .

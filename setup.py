@@ -41,6 +41,7 @@ EXTRAS = {
         "pytest",
         "ruff",
         "mypy",
+        "import-linter",
         "types-PyYAML",
         "types-requests",
         "pre-commit",
@@ -67,5 +68,5 @@ setup(
     data_files=DATA_FILES,
     install_requires=REQUIRES,
     extras_require=EXTRAS,
-    entry_points={"console_scripts": ["megatron-kd=megatron_kd.cli:main"]},
+    entry_points={"console_scripts": ["megatron-kd=megatron_kd.commands.cli:main"]},
 )

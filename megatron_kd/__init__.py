@@ -12,9 +12,9 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "ConfigContainer": "megatron_kd.config.container",
-    "GPTDistillationProvider": "megatron_kd.distillation.provider",
-    "GPTModelProvider": "megatron_kd.models.provider",
-    "ModelOptDistillConfig": "megatron_kd.distillation.config",
+    "GPTDistillationProvider": "megatron_kd.config.gpt_distillation",
+    "GPTModelProvider": "megatron_kd.config.gpt_model",
+    "ModelOptDistillConfig": "megatron_kd.config.kd_config",
     "distill": "megatron_kd.training.train",
     "main": "megatron_kd.entry",
     "pretrain": "megatron_kd.training.train",
@@ -22,10 +22,10 @@ _HOMES = {
 
 if TYPE_CHECKING:
     from megatron_kd.config.container import ConfigContainer
-    from megatron_kd.distillation.config import ModelOptDistillConfig
-    from megatron_kd.distillation.provider import GPTDistillationProvider
+    from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+    from megatron_kd.config.gpt_model import GPTModelProvider
+    from megatron_kd.config.kd_config import ModelOptDistillConfig
     from megatron_kd.entry import main
-    from megatron_kd.models.provider import GPTModelProvider
     from megatron_kd.training.train import distill, pretrain
 
 __all__ = [

@@ -10,10 +10,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.flags import HELP, flags_help
-from megatron_kd.config.resolve import check_config
 from megatron_kd.errors import ConfigError, MegatronKDError, Preempted, RunFolderInUse
 from megatron_kd.messages import SECONDS_FOR_RANK_0, quieten_libraries, tell
+from megatron_kd.resolve.configuration import check_config
+from megatron_kd.resolve.flags import HELP, flags_help
 from megatron_kd.runtime.exit_code import clear_exit_code, record_exit_code
 from megatron_kd.runtime.lock import RUN
 from megatron_kd.runtime.signals import listening

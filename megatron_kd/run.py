@@ -12,10 +12,10 @@ import sys
 from collections.abc import Sequence
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.overrides import split_arguments
-from megatron_kd.config.resolve import defaults_for
 from megatron_kd.entry import main as run
 from megatron_kd.errors import ConfigError
+from megatron_kd.resolve.configuration import defaults_for
+from megatron_kd.resolve.overrides import split_arguments
 
 
 def main(argv: Sequence[str] | None = None) -> int:

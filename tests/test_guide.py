@@ -8,9 +8,9 @@ from pathlib import Path
 
 import yaml
 
-from megatron_kd.config.flags import FLAGS
-from megatron_kd.distillation.config import ModelOptDistillConfig
+from megatron_kd.config.kd_config import ModelOptDistillConfig
 from megatron_kd.errors import MegatronKDError
+from megatron_kd.resolve.flags import FLAGS
 
 GUIDE = (Path(__file__).resolve().parents[1] / "docs/distillation.md").read_text(encoding="utf-8")
 

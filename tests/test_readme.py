@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kd import cli
-from megatron_kd.config.overrides import parse_arguments
-from megatron_kd.config.recipe_files import load_recipe
-from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.commands import cli
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.resolve.overrides import parse_arguments
+from megatron_kd.resolve.recipe_files import load_recipe
 from tests.huggingface.families import FAMILIES, save
 from tests.ranks import run_ranks
 from tests.recipes.launch import ROOT, SMALL_LLAMA, checkout, run, run_recipe

@@ -25,7 +25,7 @@ def run_line(words: tuple[str, ...], folder: Path) -> str:
     elif program == "torchrun":
         line = ["-m", "torch.distributed.run", "--standalone", *rest, *FEW_STEPS]
     else:
-        line = ["-m", "megatron_kd.cli", *rest]
+        line = ["-m", "megatron_kd.commands.cli", *rest]
     result = run(line, folder)
     assert result.returncode == 0, f"{' '.join(words)}\n{result.stdout[-2000:]}{result.stderr[-4000:]}"
     return result.stdout

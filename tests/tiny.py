@@ -8,6 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.kd_config import ModelOptDistillConfig
 from megatron_kd.config.sections import (
     CheckpointConfig,
     DatasetConfig,
@@ -20,9 +23,6 @@ from megatron_kd.config.sections import (
     TrainConfig,
     ValidationConfig,
 )
-from megatron_kd.distillation.config import ModelOptDistillConfig
-from megatron_kd.distillation.provider import GPTDistillationProvider
-from megatron_kd.models.provider import GPTModelProvider
 
 VOCAB = 250  # not a multiple of 128: there is always padding
 

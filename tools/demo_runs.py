@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_kd.config.recipe_files import load_recipe
-from megatron_kd.config.resolve import resolve
-from megatron_kd.config.yaml_io import dump_config
+from megatron_kd.resolve.configuration import resolve
+from megatron_kd.resolve.recipe_files import load_recipe
+from megatron_kd.resolve.yaml_io import dump_config
 
 _RANKS = 2
 _TAIL_LINES = 15

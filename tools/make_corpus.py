@@ -12,7 +12,7 @@ import sys
 import time
 from collections.abc import Sequence
 
-from megatron_kd.data.corpus import describe, make_corpus
+from megatron_kd.data.preprocessing.corpus import describe, make_corpus
 from megatron_kd.errors import MegatronKDError
 
 

@@ -115,7 +115,9 @@ def _prune(plan: Plan, teacher: Job) -> None:
     record.unlink(missing_ok=True)
     shutil.rmtree(folder, ignore_errors=True)
     say("  " + shlex.join(["megatron-kd", *command]))
-    code = subprocess.run([sys.executable, "-W", "ignore", "-m", "megatron_kd.cli", *command], check=False).returncode
+    code = subprocess.run(
+        [sys.executable, "-W", "ignore", "-m", "megatron_kd.commands.cli", *command], check=False
+    ).returncode
     if code:
         raise RunFailed(f"the teacher could not be pruned: exit code {code}", code)
     record.write_text(fingerprint, encoding="ascii")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_kd.checkpoints.shards import Shards, staged
 from megatron_kd.checkpoints.writing import Draft, attempt, complete
-from megatron_kd.runtime.agreement import from_all
+from megatron_kd.runtime.together import from_all
 
 
 class BackgroundSave:

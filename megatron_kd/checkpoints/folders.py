@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_kd.checkpoints.files import sync
-from megatron_kd.config.saved import complete_checkpoints
+from megatron_kd.checkpoints.contents import complete_checkpoints
 from megatron_kd.errors import InputError
+from megatron_kd.runtime.files import sync
 
 _LEFTOVERS = (".*.partial-*", ".*.deleted-*")
 

@@ -10,9 +10,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_kd.checkpoints.files import FileRecord
-from megatron_kd.config.saved import MANIFEST
+from megatron_kd.checkpoints.contents import MANIFEST
 from megatron_kd.errors import CheckpointCorrupt
+from megatron_kd.runtime.files import FileRecord
 
 _FORMAT = 1
 _SHA256 = re.compile(r"[0-9a-f]{64}")

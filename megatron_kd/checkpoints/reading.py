@@ -15,15 +15,14 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTenso
 from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
-from megatron_kd.checkpoints.files import FileRecord, why_not
+from megatron_kd.checkpoints.contents import MANIFEST, METADATA, RUN_STATE, step_of
 from megatron_kd.checkpoints.manifest import Manifest, read_manifest, strangers
 from megatron_kd.checkpoints.pickles import check_objects, read_common, read_metadata, reason
 from megatron_kd.checkpoints.run_state import RunState, read_run_state
 from megatron_kd.checkpoints.shards import BACKEND, COMMON_BACKEND
-from megatron_kd.config.saved import MANIFEST, METADATA, RUN_STATE, step_of
 from megatron_kd.errors import CheckpointCorrupt, InputError
-from megatron_kd.runtime.agreement import raised_together, rank_of_ranks
-from megatron_kd.runtime.rank0 import on_rank_0
+from megatron_kd.runtime.files import FileRecord, why_not
+from megatron_kd.runtime.together import on_rank_0, raised_together, rank_of_ranks
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
-from megatron_kd.config.saved import RUN_STATE
+from megatron_kd.checkpoints.contents import RUN_STATE
 from megatron_kd.errors import CheckpointCorrupt
 
 

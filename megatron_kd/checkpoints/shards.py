@@ -23,8 +23,8 @@ from torch.distributed.checkpoint.filesystem import SerializationFormat, _Storag
 from torch.distributed.checkpoint.metadata import Metadata
 from torch.distributed.checkpoint.storage import WriteResult
 
-from megatron_kd.checkpoints.files import FileRecord, write_file
 from megatron_kd.checkpoints.pickles import COMMON, METADATA
+from megatron_kd.runtime.files import FileRecord, write_file
 
 BACKEND = {"sharded_backend": "torch_dist", "sharded_backend_version": 1}
 COMMON_BACKEND = {"common_backend": "torch", "common_backend_version": 1}

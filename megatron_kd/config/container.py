@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.sections import (
     CheckpointConfig,
     DatasetConfig,
@@ -18,8 +20,6 @@ from megatron_kd.config.sections import (
     TrainConfig,
     ValidationConfig,
 )
-from megatron_kd.distillation.provider import GPTDistillationProvider
-from megatron_kd.models.provider import GPTModelProvider
 
 
 @dataclass(kw_only=True)

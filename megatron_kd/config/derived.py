@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.errors import ConfigError
 
 _PRECISION_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}

@@ -18,8 +18,8 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.distillation.provider import GPTDistillationProvider
-from megatron_kd.models.provider import GPTModelProvider
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
 
 Path = tuple[str, ...]
 

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from megatron_kd.distillation.config import ModelOptDistillConfig
+from megatron_kd.config.kd_config import ModelOptDistillConfig
 
 
 class Losses(NamedTuple):

@@ -11,8 +11,8 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import nn
 
+from megatron_kd.config.kd_config import ModelOptDistillConfig
 from megatron_kd.distillation.balance import Balancer
-from megatron_kd.distillation.config import ModelOptDistillConfig
 from megatron_kd.distillation.criteria import HiddenLoss, LogitsDivergence
 from megatron_kd.distillation.logits import FusedLogits, MaterialisedLogits
 from megatron_kd.distillation.objective import Distillation, ModelOptDistillation
@@ -20,7 +20,7 @@ from megatron_kd.distillation.pairs import InjectedPairs, LayerPair, pairs_of_ra
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.modelopt import mtd, mtd_megatron
-from megatron_kd.teachers.placement import Teacher
+from megatron_kd.teachers.protocol import Teacher
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from torch import Tensor
 from torch.distributed import ProcessGroup
 from torch.nn.modules.loss import _Loss  # the type ModelOpt asks of a criterion
 
-from megatron_kd.distillation.config import ModelOptDistillConfig
+from megatron_kd.config.kd_config import ModelOptDistillConfig
 from megatron_kd.distillation.pairs import LayerPair
-from megatron_kd.losses.agreement import vocab_parallel_choice_rank
-from megatron_kd.losses.checks import Faults
 from megatron_kd.losses.divergence import vocab_parallel_divergence
+from megatron_kd.losses.faults import Faults
+from megatron_kd.losses.top_choice import vocab_parallel_choice_rank
 from megatron_kd.losses.topk import vocab_parallel_topk_divergence
 
 

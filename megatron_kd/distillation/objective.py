@@ -13,7 +13,7 @@ from megatron_kd.distillation.logits import UNKNOWN, FusedLogits, MaterialisedLo
 from megatron_kd.distillation.pairs import InjectedPairs
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.modelopt import mtd
-from megatron_kd.teachers.placement import Teacher
+from megatron_kd.teachers.protocol import Teacher
 
 # The sums over unmasked tokens that make up a step's report, in this order.
 REPORTED = (

@@ -18,13 +18,13 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-from megatron_kd.distillation.config import ModelOptDistillConfig
+from megatron_kd.config.kd_config import ModelOptDistillConfig
+from megatron_kd.config.stages import place_of
 from megatron_kd.errors import InputError
 from megatron_kd.losses.hidden import HIDDEN_LOSSES
 from megatron_kd.models.gpt import DistillableGPTModel, find_layer
-from megatron_kd.models.stages import place_of
 from megatron_kd.runtime.layout import Layout
-from megatron_kd.teachers.placement import Teacher
+from megatron_kd.teachers.protocol import Teacher
 
 
 @dataclass(frozen=True)

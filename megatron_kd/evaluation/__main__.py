@@ -7,7 +7,12 @@ from __future__ import annotations
 
 import sys
 
-from megatron_kd.cli import main
+
+def _run() -> int:
+    from megatron_kd.commands.cli import main  # the commands are above this room
+
+    return main(["evaluate", *sys.argv[1:]])
+
 
 if __name__ == "__main__":
-    raise SystemExit(main(["evaluate", *sys.argv[1:]]))
+    raise SystemExit(_run())

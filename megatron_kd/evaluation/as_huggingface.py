@@ -9,10 +9,10 @@ from pathlib import Path
 
 import torch
 
+from megatron_kd.checkpoints.model_weights import saved_dtype
 from megatron_kd.errors import InputError
 from megatron_kd.evaluation.saved_model import SavedModel
 from megatron_kd.huggingface.export import export_hf
-from megatron_kd.training.weights import saved_dtype
 
 _TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "tokenizer.model")
 

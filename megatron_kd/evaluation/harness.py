@@ -18,11 +18,11 @@ from typing import Any
 
 import yaml
 
-from megatron_kd.config.recipe_files import MISTAKES
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.evaluation.report import output_problems, write_json
 from megatron_kd.evaluation.saved_model import SavedModel, saved_model
 from megatron_kd.messages import first_line, quieten_libraries
+from megatron_kd.resolve.recipe_files import MISTAKES
 
 _OFFLINE = ("HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE")
 _KEPT = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")

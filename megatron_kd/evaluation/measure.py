@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from megatron_kd.config.derived import derived
-from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.evaluation.report import Report
 from megatron_kd.evaluation.settings import Evaluation
 from megatron_kd.runtime.timeouts import set_group_timeouts
 from megatron_kd.runtime.watch import end_rank, watching
-from megatron_kd.training.checkpoint import restore_losses
-from megatron_kd.training.data import RunData
 from megatron_kd.training.evaluate import evaluate, measured
 from megatron_kd.training.prepare import check_files, checked_tokenizer, ranks_of, with_text_tokenised
-from megatron_kd.training.run import ForwardRun, build_forward
+from megatron_kd.training.run_checkpoint import restore_losses
+from megatron_kd.training.run_data import RunData
+from megatron_kd.training.run_state import ForwardRun, build_forward
 
 # What is comparable between models whatever loss they were trained with; all that is told without their own run.
 _COMPARABLE = ("lm_loss", "perplexity", "teacher_kl", "teacher_top1_agreement", "teacher_top5_agreement", "tokens")

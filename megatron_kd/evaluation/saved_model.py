@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_kd.config.saved import architecture_of, find_checkpoint
+from megatron_kd.checkpoints.contents import architecture_of, find_checkpoint
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.errors import InputError
 from megatron_kd.huggingface.architecture import is_huggingface_folder
-from megatron_kd.models.provider import GPTModelProvider
 
 
 @dataclass(frozen=True)

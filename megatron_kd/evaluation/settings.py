@@ -12,27 +12,27 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from megatron_kd.checkpoints.contents import RUN_CONFIG
+from megatron_kd.checks.batch import batch_problems
+from megatron_kd.checks.data_paths import data_problems
+from megatron_kd.checks.kd_losses import distillation_problems
+from megatron_kd.checks.model_sizes import architecture_problems
+from megatron_kd.checks.parallel_layout import layout_problems
+from megatron_kd.checks.ranges import range_problems
+from megatron_kd.checks.weight_origins import weight_problems
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import model_parallel_size
-from megatron_kd.config.edits import Source
-from megatron_kd.config.problems.architecture import architecture_problems
-from megatron_kd.config.problems.batch import batch_problems
-from megatron_kd.config.problems.data import data_problems
-from megatron_kd.config.problems.distillation import distillation_problems
-from megatron_kd.config.problems.layout import layout_problems
-from megatron_kd.config.problems.lines import line
-from megatron_kd.config.problems.placement import placement_problems
-from megatron_kd.config.problems.ranges import range_problems
-from megatron_kd.config.problems.weights import weight_problems
-from megatron_kd.config.resolve import defaults_for, merge, naming_flags
-from megatron_kd.config.saved import RUN_CONFIG
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.kd_config import ModelOptDistillConfig
+from megatron_kd.config.problem import line
 from megatron_kd.config.schema import Path as FieldPath
 from megatron_kd.config.sections import CheckpointConfig
-from megatron_kd.distillation.config import ModelOptDistillConfig
-from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import ConfigError
 from megatron_kd.evaluation.saved_model import SavedModel
-from megatron_kd.models.provider import GPTModelProvider
+from megatron_kd.placement.refusals import placement_problems
+from megatron_kd.resolve.configuration import defaults_for, merge, naming_flags
+from megatron_kd.resolve.edits import Source
 
 # Of a run's own file, what says where its student's weights came from: here they come from the checkpoint.
 _WITHOUT_WEIGHTS = ("model.hf_path=null", "model.init=null", "model.checkpoint=null")

@@ -12,8 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.errors import ConfigError
-from megatron_kd.models.provider import GPTModelProvider
 
 CONFIG_FILE = "config.json"
 

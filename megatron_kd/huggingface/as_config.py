@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.huggingface.architecture import ACTIVATIONS, LLAMA3_SCALING
 from megatron_kd.huggingface.tensors import head_channels
-from megatron_kd.models.provider import GPTModelProvider
 
 # The class of `transformers` by `model_type`.
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}

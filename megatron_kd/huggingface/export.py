@@ -22,19 +22,19 @@ from huggingface_hub import StateDictSplit, split_torch_state_dict_into_shards
 from safetensors.torch import save_file
 from torch import Tensor
 
+from megatron_kd.checkpoints.contents import architecture_of, find_checkpoint
+from megatron_kd.checkpoints.model_weights import saved_vocab_size
 from megatron_kd.checkpoints.reading import opened, verify
-from megatron_kd.config.saved import architecture_of, find_checkpoint
-from megatron_kd.data.tokenizer import HuggingFaceTokenizer, load_huggingface
+from megatron_kd.checkpoints.tensor_parts import CheckpointReader
+from megatron_kd.checkpoints.weights_only import make_durable, refuse_existing
+from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, load_huggingface
 from megatron_kd.errors import InputError
 from megatron_kd.huggingface.as_config import CLASSES, config_values, family_of, why_not_exportable
 from megatron_kd.huggingface.card import model_card, saved_tokenizer
 from megatron_kd.huggingface.folder import INDEX
 from megatron_kd.huggingface.tensors import Tensor as Source
 from megatron_kd.huggingface.tensors import huggingface_shapes, tensors_of
-from megatron_kd.models.provider import GPTModelProvider
-from megatron_kd.training.parts import CheckpointReader
-from megatron_kd.training.weights import saved_vocab_size
-from megatron_kd.training.writing import make_durable, refuse_existing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

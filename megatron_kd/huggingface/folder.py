@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.tensors import huggingface_shapes
-from megatron_kd.models.provider import GPTModelProvider
 
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.schema import show
-from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.architecture import CONFIG_FILE, Architecture, read_architecture
 from megatron_kd.huggingface.tensors import head_channels
-from megatron_kd.models.provider import GPTModelProvider
 
 FieldPath = tuple[str, ...]
 

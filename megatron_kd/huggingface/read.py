@@ -16,14 +16,14 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.huggingface.folder import Entry, check_entries, read_entries
 from megatron_kd.huggingface.tensors import Tensor as Source
 from megatron_kd.huggingface.tensors import tensors_of
 from megatron_kd.models.gpt import DistillableGPTModel
-from megatron_kd.models.provider import GPTModelProvider
 from megatron_kd.models.weights import local_shards
-from megatron_kd.runtime.agreement import raised_together
+from megatron_kd.runtime.together import raised_together
 
 _BLOCK_BYTES = 64 << 20  # read at a time, beside the memory that is filled
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from megatron_kd.models.provider import GPTModelProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
 
 _LAYERS = "decoder.layers."  # keys that all layers share, the layer being an index of its own
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from megatron_kd.config.saved import complete_checkpoints
+from megatron_kd.checkpoints.contents import complete_checkpoints
 from megatron_kd.errors import CheckpointCorrupt, InputError, NumericalFault, Preempted
 from megatron_kd.runtime.exit_code import clear_exit_code
 from megatron_kd.runtime.signals import PASSED_ON, STOP_SIGNALS, handling

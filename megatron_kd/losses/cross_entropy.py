@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_kd.errors import InputError
-from megatron_kd.losses.checks import Faults, finite, known_labels, require
+from megatron_kd.losses.faults import Faults, finite, known_labels, require
 from megatron_kd.losses.shard import VocabShard, compute_dtype
 from megatron_kd.losses.tiles import default_chunk_tokens, tiles
 

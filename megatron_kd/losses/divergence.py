@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_kd.errors import InputError
-from megatron_kd.losses.checks import Faults, finite_divergence, one_shape, require
+from megatron_kd.losses.faults import Faults, finite_divergence, one_shape, require
 from megatron_kd.losses.kinds import Kind, make_kind
 from megatron_kd.losses.shard import VocabShard, compute_dtype
 from megatron_kd.losses.tiles import Normalisers, Tile, combine, default_chunk_tokens, tiles

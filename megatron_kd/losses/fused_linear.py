@@ -17,8 +17,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_kd.errors import MegatronKDError
-from megatron_kd.losses.checks import Faults
 from megatron_kd.losses.cross_entropy import IGNORE_INDEX
+from megatron_kd.losses.faults import Faults
 from megatron_kd.losses.fused_heads import Head, gather_sequence
 from megatron_kd.losses.fused_pass import FusedLinear, Plan, make_plan
 from megatron_kd.losses.shard import compute_dtype

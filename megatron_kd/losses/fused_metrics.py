@@ -11,10 +11,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from megatron_kd.losses.agreement import combine_argmax, local_argmax, rank_of
 from megatron_kd.losses.kinds import ForwardKL
 from megatron_kd.losses.shard import VocabShard
 from megatron_kd.losses.tiles import Tile, combine
+from megatron_kd.losses.top_choice import combine_argmax, local_argmax, rank_of
 
 _KL = ForwardKL()
 

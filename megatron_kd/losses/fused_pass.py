@@ -21,7 +21,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_kd.errors import InputError
-from megatron_kd.losses.checks import Faults, finite, finite_divergence, known_labels, require
+from megatron_kd.losses.faults import Faults, finite, finite_divergence, known_labels, require
 from megatron_kd.losses.fused_heads import Head, HeadGradients, gather_sequence, scatter_sequence
 from megatron_kd.losses.fused_tile import Labels, Terms, TileLosses, TokenInputs, TokenOutputs
 from megatron_kd.losses.kinds import make_kind

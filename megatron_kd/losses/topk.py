@@ -17,7 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_kd.errors import InputError
-from megatron_kd.losses.checks import Faults, one_shape
+from megatron_kd.losses.faults import Faults, one_shape
 from megatron_kd.losses.log_probs import gathered_log_probs, log_probs_at
 from megatron_kd.losses.shard import VocabShard
 from megatron_kd.losses.tiles import default_chunk_tokens

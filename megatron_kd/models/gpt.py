@@ -10,8 +10,8 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor, nn
 
 from megatron_kd.errors import InputError
-from megatron_kd.losses.checks import Faults
 from megatron_kd.losses.cross_entropy import vocab_parallel_cross_entropy
+from megatron_kd.losses.faults import Faults
 from megatron_kd.models.fake_quantization import split_gated_scales
 
 

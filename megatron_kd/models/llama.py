@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_kd.models.provider import GPTModelProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
 
 _LLAMA3: dict[str, Any] = {
     "vocab_size": 128256,

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_kd.models.provider import WEIGHT_ONLY, GPTModelProvider
-from megatron_kd.planning.parameters import LayerSizes, layer_sizes
+from megatron_kd.config.gpt_model import WEIGHT_ONLY, GPTModelProvider
+from megatron_kd.placement.parameters import LayerSizes, layer_sizes
 
 
 @dataclass(frozen=True)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import cached_property
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.problems.placement import STRATEGIES, Strategy, strategy_problems
 from megatron_kd.errors import ConfigError
+from megatron_kd.placement.grid import TeacherGrid
+from megatron_kd.placement.refusals import STRATEGIES, Strategy, strategy_problems
 from megatron_kd.planning.flops import Flops, busiest_rank, flops_per_token, pipeline_bubble, teacher_bubble
 from megatron_kd.planning.memory import RankMemory, host_copy, rank_memories, stages_of
 from megatron_kd.planning.setup import Device, Setup, setup
 from megatron_kd.planning.traffic import Traffic, traffic
-from megatron_kd.teachers.grid import TeacherGrid
 
 # Of a device's memory, what a plan may fill: the rest is for the allocator's gaps, communicators, the CUDA context
 # and the error of the estimate.

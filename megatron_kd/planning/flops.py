@@ -9,11 +9,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_kd.config.problems.placement import Strategy
-from megatron_kd.models.provider import GPTModelProvider
-from megatron_kd.planning.parameters import layer_sizes, shard_parameters
+from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.placement.grid import TeacherGrid
+from megatron_kd.placement.parameters import layer_sizes, shard_parameters
+from megatron_kd.placement.refusals import Strategy
 from megatron_kd.planning.setup import Setup
-from megatron_kd.teachers.grid import TeacherGrid
 
 
 @dataclass(frozen=True)

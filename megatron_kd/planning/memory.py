@@ -10,12 +10,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from functools import cached_property
 
-from megatron_kd.config.problems.placement import Strategy
-from megatron_kd.models.provider import GPTModelProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.placement.parameters import Parameters, shard_parameters
+from megatron_kd.placement.refusals import Strategy
 from megatron_kd.planning.activations import backward_extra, forward_working, layer_kept, norm_kept
-from megatron_kd.planning.losses import LossMemory, logits_loss, pair_kept, pair_working
+from megatron_kd.planning.loss_memory import LossMemory, logits_loss, pair_kept, pair_working
 from megatron_kd.planning.pairs import delivered_layers, pairs_on, stage_of
-from megatron_kd.planning.parameters import Parameters, shard_parameters
 from megatron_kd.planning.setup import Setup
 
 WEIGHTS, GRADIENTS, OPTIMIZER = "student weights", "gradients", "optimizer"

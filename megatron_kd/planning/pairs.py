@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_kd.models.stages import FINAL_NORM, place_of
+from megatron_kd.config.stages import FINAL_NORM, place_of
 from megatron_kd.planning.setup import Setup
 
 

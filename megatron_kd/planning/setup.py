@@ -7,14 +7,14 @@ from typing import Literal
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import derived
-from megatron_kd.config.problems.placement import Strategy
-from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.errors import InputError
-from megatron_kd.models.provider import GPTModelProvider
+from megatron_kd.placement.grid import TeacherGrid
+from megatron_kd.placement.refusals import Strategy
+from megatron_kd.placement.rounds import micro_batches_a_round
+from megatron_kd.placement.strategies import placed_grid
 from megatron_kd.planning.activations import Work
-from megatron_kd.teachers.grid import TeacherGrid
-from megatron_kd.teachers.rounds import micro_batches_a_round
-from megatron_kd.teachers.strategies import placed_grid
 
 Device = Literal["cuda", "cpu"]
 

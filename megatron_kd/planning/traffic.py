@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_kd.config.problems.placement import Strategy
-from megatron_kd.models.provider import GPTModelProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.placement.parameters import shard_parameters
+from megatron_kd.placement.refusals import Strategy
 from megatron_kd.planning.flops import recomputed_share
 from megatron_kd.planning.memory import body_bytes, gradient_itemsize, trained_parameters
 from megatron_kd.planning.pairs import delivered_layers
-from megatron_kd.planning.parameters import shard_parameters
 from megatron_kd.planning.setup import Setup
 
 

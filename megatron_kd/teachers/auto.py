@@ -9,10 +9,10 @@ import torch.distributed as dist
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
-from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.errors import InputError
 from megatron_kd.planning.estimate import Choice, Estimate, choose
-from megatron_kd.planning.tables import memory_table
+from megatron_kd.planning.placement_table import memory_table
 from megatron_kd.runtime.device_memory import measured_device_memory
 from megatron_kd.runtime.layout import Layout
 

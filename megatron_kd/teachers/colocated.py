@@ -6,10 +6,10 @@ from collections.abc import Iterator, Sequence
 
 from torch import Tensor, nn
 
+from megatron_kd.config.stages import place_of
 from megatron_kd.models.gpt import DistillableGPTModel
-from megatron_kd.models.stages import place_of
 from megatron_kd.runtime.layout import Layout
-from megatron_kd.teachers.placement import Batch
+from megatron_kd.teachers.protocol import Batch
 
 
 class ColocatedTeacher:

@@ -8,13 +8,13 @@ from functools import partial
 
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
+from megatron_kd.checkpoints.model_weights import open_weights
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.huggingface.read import HuggingFaceWeights
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.int8 import int8_linears
-from megatron_kd.models.provider import GPTModelProvider
 from megatron_kd.models.weights import draw, local_shards
-from megatron_kd.training.weights import open_weights
 
 Write = Callable[[list[ShardedTensor]], None]  # gives shards their values; every rank calls it as often
 

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.teachers.body import Inputs, TeacherBody
 from megatron_kd.teachers.handover import Handover, HiddenStates
-from megatron_kd.teachers.placement import Batch
+from megatron_kd.teachers.protocol import Batch
 from megatron_kd.teachers.proxy import TeacherProxy
 from megatron_kd.teachers.transfers import Exchange
 

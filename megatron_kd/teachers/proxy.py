@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from megatron_kd.config.stages import FINAL_NORM
 from megatron_kd.models.gpt import HeadFunction
-from megatron_kd.models.stages import FINAL_NORM
 from megatron_kd.teachers.handover import HiddenStates
 from megatron_kd.teachers.head import TeacherHead
 

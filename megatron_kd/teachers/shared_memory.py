@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_kd.errors import InputError
-from megatron_kd.runtime.agreement import raised_together
+from megatron_kd.runtime.together import raised_together
 
 _ALIGNMENT = 64  # bytes
 _MEMORY = Path("/dev/shm")

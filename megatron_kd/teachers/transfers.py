@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from megatron_kd.teachers.grid import TeacherGrid
+from megatron_kd.placement.grid import TeacherGrid
 
 
 @dataclass(frozen=True)

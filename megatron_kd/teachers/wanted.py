@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections import defaultdict
 
-from megatron_kd.distillation.config import ModelOptDistillConfig
-from megatron_kd.models.provider import GPTModelProvider
-from megatron_kd.models.stages import FINAL_NORM, LayerPlace, place_of
+from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.kd_config import ModelOptDistillConfig
+from megatron_kd.config.stages import FINAL_NORM, LayerPlace, place_of
+from megatron_kd.placement.grid import TeacherGrid
 from megatron_kd.runtime.layout import Layout
-from megatron_kd.teachers.grid import TeacherGrid
 from megatron_kd.teachers.transfers import WantedLayer
 
 

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from megatron_kd.errors import NumericalFault
 from megatron_kd.messages import going_on_without
 from megatron_kd.runtime.seeds import random_state, set_random_state
-from megatron_kd.training.run import Run
+from megatron_kd.training.run_state import Run
 from megatron_kd.training.step import Batch, StepReport, take_step
 
 FAULTS_FILE = "faults.jsonl"

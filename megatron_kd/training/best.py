@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from megatron_kd.checkpoints.files import replace_text
 from megatron_kd.messages import going_on_without
+from megatron_kd.runtime.files import replace_text
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import torch
 
 from megatron_kd.models.fake_quantization import calibrate_inputs, needs_calibration
-from megatron_kd.training.run import Run
+from megatron_kd.training.run_state import Run
 from megatron_kd.training.step import Batch, forward_backward
 
 

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 import torch
 
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.distillation.objective import REPORTED
-from megatron_kd.distillation.provider import GPTDistillationProvider
-from megatron_kd.training.run import ForwardRun
+from megatron_kd.training.run_state import ForwardRun
 from megatron_kd.training.step import Batch, forward_backward, means_of
 
 

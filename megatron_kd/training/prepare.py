@@ -7,20 +7,20 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
+from megatron_kd.checks import problems, tokenizer_problems
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import shared_vocab_size
-from megatron_kd.config.problems import problems, tokenizer_problems
-from megatron_kd.config.settled import settled, with_tokens_at
-from megatron_kd.data.chat_datasets import training_rows
-from megatron_kd.data.datasets import training_tokens
-from megatron_kd.data.shared_ids import teacher_tokenizer_problems
-from megatron_kd.data.text import tokenised
-from megatron_kd.data.tokenizer import Tokenizer, load_tokenizer
-from megatron_kd.data.verify import check_data_files
+from megatron_kd.data.chat.chat_datasets import training_rows
+from megatron_kd.data.preprocessing.text import tokenised
+from megatron_kd.data.samples.datasets import training_tokens
+from megatron_kd.data.tokens.shared_ids import teacher_tokenizer_problems
+from megatron_kd.data.tokens.tokenizer import Tokenizer, load_tokenizer
+from megatron_kd.data.tokens.verify import check_data_files
 from megatron_kd.errors import ConfigError
+from megatron_kd.resolve.at_start import settled, with_tokens_at
 from megatron_kd.runtime.layout import Layout
-from megatron_kd.runtime.rank0 import on_rank_0
 from megatron_kd.runtime.start import running_ranks
+from megatron_kd.runtime.together import on_rank_0
 
 
 def checked_tokenizer(cfg: ConfigContainer) -> Tokenizer:

@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from megatron_kd.checkpoints.contents import complete_checkpoints
 from megatron_kd.checkpoints.folders import set_aside
 from megatron_kd.checkpoints.reading import Verified, verify
-from megatron_kd.config.saved import complete_checkpoints
 from megatron_kd.errors import CheckpointCorrupt, InputError
-from megatron_kd.runtime.rank0 import on_rank_0
-from megatron_kd.training.checkpoint import finish_checkpoint, load_checkpoint
-from megatron_kd.training.run import Run
+from megatron_kd.runtime.together import on_rank_0
+from megatron_kd.training.run_checkpoint import finish_checkpoint, load_checkpoint
+from megatron_kd.training.run_state import Run
 
 
 @dataclass(frozen=True)

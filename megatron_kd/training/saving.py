@@ -6,20 +6,19 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 
+from megatron_kd.checkpoints.contents import step_of
 from megatron_kd.checkpoints.folders import checkpoint_path, delete_leftovers
-from megatron_kd.checkpoints.space import not_written
-from megatron_kd.config.saved import step_of
 from megatron_kd.errors import NumericalFault, Preempted
 from megatron_kd.huggingface.export import export_hf
-from megatron_kd.runtime.agreement import raised_together, rank_of_ranks
 from megatron_kd.runtime.exit_code import reserve_exit_code
 from megatron_kd.runtime.lock import LOCK, only_run_in
-from megatron_kd.runtime.rank0 import on_rank_0
+from megatron_kd.runtime.space import not_written
 from megatron_kd.runtime.timeouts import group_timeouts
+from megatron_kd.runtime.together import on_rank_0, raised_together, rank_of_ranks
 from megatron_kd.training.best import better, write_best
-from megatron_kd.training.checkpoint import draft_checkpoint, finish_checkpoint, save_checkpoint
 from megatron_kd.training.progress import Progress
-from megatron_kd.training.run import Run
+from megatron_kd.training.run_checkpoint import draft_checkpoint, finish_checkpoint, save_checkpoint
+from megatron_kd.training.run_state import Run
 
 
 @contextmanager

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from megatron_kd.distillation.objective import REPORTED, LossResult
 from megatron_kd.errors import NumericalFault
-from megatron_kd.losses.checks import FAULTS, raise_faults
+from megatron_kd.losses.faults import FAULTS, raise_faults
 from megatron_kd.models.packing import packed_segments
 from megatron_kd.runtime.modelopt import mtd_megatron
-from megatron_kd.training.run import ForwardRun, Run
+from megatron_kd.training.run_state import ForwardRun, Run
 from megatron_kd.training.update import update
 
 Batch = dict[str, Tensor]

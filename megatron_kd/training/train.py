@@ -6,29 +6,29 @@ import time
 from functools import partial
 from pathlib import Path
 
-from megatron_kd.checkpoints.space import not_written
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived, derived
-from megatron_kd.config.yaml_io import save_run_config
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.distillation.convert import why_materialised
-from megatron_kd.distillation.provider import GPTDistillationProvider
 from megatron_kd.errors import InputError, LostRank, Preempted
 from megatron_kd.huggingface.into_config import resolved
+from megatron_kd.resolve.yaml_io import save_run_config
 from megatron_kd.runtime.exit_code import record_exit_code
-from megatron_kd.runtime.rank0 import on_rank_0
 from megatron_kd.runtime.signals import StopSignals, listening
+from megatron_kd.runtime.space import not_written
 from megatron_kd.runtime.timeouts import set_group_timeouts
+from megatron_kd.runtime.together import on_rank_0
 from megatron_kd.runtime.watch import end_rank, watching
 from megatron_kd.training.attempts import train_step
 from megatron_kd.training.best import write_best
 from megatron_kd.training.calibrate import calibrate
-from megatron_kd.training.data import RunData
 from megatron_kd.training.evaluate import evaluate, measured
 from megatron_kd.training.metrics import MetricsWriter, has_record
 from megatron_kd.training.prepare import check_files, checked_tokenizer, prepare, ranks_of
 from megatron_kd.training.progress import Progress
 from megatron_kd.training.resume import resume
-from megatron_kd.training.run import Run, build_run
+from megatron_kd.training.run_data import RunData
+from megatron_kd.training.run_state import Run, build_run
 from megatron_kd.training.saving import alone_in, keep_best, poll_saving, save, saving_ends
 from megatron_kd.training.step import StepReport
 

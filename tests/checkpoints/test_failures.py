@@ -17,7 +17,7 @@ from megatron_kd.errors import CheckpointNotSaved
 from tests.faults.writes import Operation, at, fail, kill, operations
 from tests.ranks import RankFailed, run_ranks
 from tests.tiny import tiny_config, train_and_read
-from tests.training.test_checkpoint import losses, weights_of
+from tests.training.test_run_checkpoint import losses, weights_of
 
 
 @contextmanager
@@ -25,7 +25,7 @@ def built(cfg: ConfigContainer) -> Iterator[Any]:
     """On a rank: the run of `cfg`, not started."""
     from megatron_kd.config.derived import derived
     from megatron_kd.runtime.start import running_ranks
-    from megatron_kd.training.run import build_run
+    from megatron_kd.training.run_state import build_run
 
     with running_ranks(tensor_model_parallel_size=1, pipeline_model_parallel_size=1, seed=1) as layout:
         run = build_run(cfg, derived(cfg, layout.world_size), layout)
@@ -52,8 +52,8 @@ def fail_everywhere(cfg: ConfigContainer) -> list[tuple[str, int]]:
     import torch.distributed as dist
 
     from megatron_kd.checkpoints.reading import verify
-    from megatron_kd.runtime.agreement import from_all
-    from megatron_kd.training.checkpoint import save_checkpoint
+    from megatron_kd.runtime.together import from_all
+    from megatron_kd.training.run_checkpoint import save_checkpoint
 
     folder = Path(cfg.logger.run_dir) / "checkpoints"
     hits = []

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from megatron_kd.checkpoints.contents import complete_checkpoints
 from megatron_kd.checkpoints.folders import (
     checkpoint_path,
     delete_leftovers,
@@ -14,9 +15,8 @@ from megatron_kd.checkpoints.folders import (
     publish,
     set_aside,
 )
-from megatron_kd.checkpoints.space import refuse_full_disk
-from megatron_kd.config.saved import complete_checkpoints
 from megatron_kd.errors import CheckpointNotSaved, InputError
+from megatron_kd.runtime.space import refuse_full_disk
 from tests.faults.writes import Operation, at, operations
 
 

@@ -10,7 +10,7 @@ import pytest
 from tests.faults.runs import Kill, killed_run, train_on
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config, train_and_read
-from tests.training.test_checkpoint import losses, weights_of
+from tests.training.test_run_checkpoint import losses, weights_of
 
 pytestmark = pytest.mark.slow  # whole runs on several ranks
 

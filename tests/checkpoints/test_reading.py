@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from megatron_kd.checkpoints.contents import find_checkpoint
 from megatron_kd.checkpoints.manifest import read_manifest
 from megatron_kd.checkpoints.reading import verify
-from megatron_kd.config.saved import find_checkpoint
 from megatron_kd.errors import CheckpointCorrupt, InputError
 from tests.faults.damage import DAMAGE, HOSTILE, Payload, hostile_tensor, vouch
 from tests.ranks import run_ranks
@@ -95,8 +95,8 @@ def test_the_payload_works_where_pickles_are_trusted(copied: Copy, tmp_path: Pat
 
 def read_weights(folder: Path) -> str:
     """On a rank: what loading a plain student from `folder` says."""
+    from megatron_kd.checkpoints.model_weights import load_weights
     from megatron_kd.runtime.start import running_ranks
-    from megatron_kd.training.weights import load_weights
     from tests.tiny import STUDENT, VOCAB
 
     with running_ranks(tensor_model_parallel_size=1, pipeline_model_parallel_size=1, seed=1) as layout:

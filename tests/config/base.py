@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.recipe_files import load_recipe
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.sections import DatasetConfig
-from megatron_kd.models.provider import GPTModelProvider
+from megatron_kd.resolve.recipe_files import load_recipe
 
 RECIPE = Path(__file__).parent / "recipes" / "distill_small-1b.py"
 

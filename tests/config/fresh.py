@@ -9,7 +9,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_kd.config.resolve import check_config
+from megatron_kd.resolve.configuration import check_config
 from tests.config.base import distillation
 
 _TOP = Path(__file__).resolve().parents[2]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron_kd.config.problems.ranges import (
+from megatron_kd.checks.ranges import (
     FRACTION,
     KD_RULES,
     MODEL_RULES,

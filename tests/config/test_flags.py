@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from megatron_kd.config.edits import Source
-from megatron_kd.config.flags import FLAGS, flags_help
-from megatron_kd.config.problems.lines import value_of
-from megatron_kd.config.resolve import check_config, naming_flags, resolve
+from megatron_kd.config.problem import value_of
 from megatron_kd.errors import ConfigError
+from megatron_kd.resolve.configuration import check_config, naming_flags, resolve
+from megatron_kd.resolve.edits import Source
+from megatron_kd.resolve.flags import FLAGS, flags_help
 from tests.config.base import distillation, plain
 
 

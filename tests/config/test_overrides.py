@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from megatron_kd.config.edits import RESET
-from megatron_kd.config.overrides import parse_arguments, parse_override, split_arguments
-from megatron_kd.config.resolve import resolve
 from megatron_kd.errors import ConfigError
+from megatron_kd.resolve.configuration import resolve
+from megatron_kd.resolve.edits import RESET
+from megatron_kd.resolve.overrides import parse_arguments, parse_override, split_arguments
 from tests.config.base import DOCUMENTED_YAML, distillation, plain
 
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from megatron_kd.checks import problems
+from megatron_kd.checks.kd_losses import kd_config_problems
 from megatron_kd.config import sections
-from megatron_kd.config.problems import problems
-from megatron_kd.config.problems.distillation import kd_config_problems
+from megatron_kd.config.kd_config import ModelOptDistillConfig
 from megatron_kd.config.schema import schema_of
-from megatron_kd.distillation.config import ModelOptDistillConfig
 from tests.config.base import distillation, edited, plain
 from tests.config.illegal import (
     BOTH_PP,

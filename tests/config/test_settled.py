@@ -7,8 +7,8 @@ import copy
 import pytest
 
 from megatron_kd.config.derived import derived, iterations, lr_decay_iters, lr_warmup_iters
-from megatron_kd.config.settled import settled, with_tokens_at
 from megatron_kd.errors import ConfigError
+from megatron_kd.resolve.at_start import settled, with_tokens_at
 from tests.config.base import plain
 
 

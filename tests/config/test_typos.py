@@ -5,9 +5,9 @@ from __future__ import annotations
 import random
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.resolve import merge
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.schema import dotted, schema_of
-from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.resolve.configuration import merge
 from tests.config.slips import slip, suggests
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from megatron_kd.config.document import read_document, write_yaml
-from megatron_kd.config.yaml_io import dump_config, load_kd_config
-from megatron_kd.distillation.config import ModelOptDistillConfig
+from megatron_kd.config.kd_config import ModelOptDistillConfig
 from megatron_kd.errors import ConfigError
+from megatron_kd.resolve.yaml_io import dump_config, load_kd_config
 from tests.config.base import DOCUMENTED_YAML, distillation
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
-from megatron_kd.data.byte_bpe import train_byte_bpe
-from megatron_kd.data.tokenizer import HuggingFaceTokenizer, load_huggingface
+from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
+from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, load_huggingface
 from megatron_kd.runtime import cpu_backend
 
 cpu_backend.install()

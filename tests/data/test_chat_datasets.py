@@ -13,9 +13,9 @@ import torch
 from torch.utils.data import Dataset
 
 from megatron_kd.config.sections import DatasetConfig
-from megatron_kd.data.chat_datasets import training_rows
-from megatron_kd.data.datasets import build_datasets
-from megatron_kd.data.tokenizer import NullTokenizer
+from megatron_kd.data.chat.chat_datasets import training_rows
+from megatron_kd.data.samples.datasets import build_datasets
+from megatron_kd.data.tokens.tokenizer import NullTokenizer
 from megatron_kd.errors import ConfigError, InputError
 
 WriteTokens = Callable[[str, Sequence[Sequence[int]]], str]
@@ -140,7 +140,7 @@ def test_rows_are_worked_out_once_and_again_when_the_data_changes(
     cfg = {"train_data_path": [write_chat("a", [6, 9])], "path_to_cache": str(tmp_path / "cache")}
     _train(2, **cfg)
     (kept,) = (tmp_path / "cache").iterdir()
-    monkeypatch.setattr("megatron_kd.data.chat_rows.make_rows", lambda *_: pytest.fail("worked out again"))
+    monkeypatch.setattr("megatron_kd.data.chat.chat_rows.make_rows", lambda *_: pytest.fail("worked out again"))
     _train(2, **cfg)
     monkeypatch.undo()
     write_chat("a", [6, 9, 7])

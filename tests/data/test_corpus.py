@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from megatron_kd.config.sections import DatasetConfig
-from megatron_kd.data.corpus import describe, make_corpus, read_documents
-from megatron_kd.data.datasets import build_datasets
-from megatron_kd.data.tokenizer import load_huggingface
+from megatron_kd.data.preprocessing.corpus import describe, make_corpus, read_documents
+from megatron_kd.data.samples.datasets import build_datasets
+from megatron_kd.data.tokens.tokenizer import load_huggingface
 from megatron_kd.errors import InputError
 from tests.data.conftest import STDLIB
 

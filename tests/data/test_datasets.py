@@ -12,9 +12,9 @@ import torch
 from torch.utils.data import Dataset
 
 from megatron_kd.config.sections import DatasetConfig
-from megatron_kd.data.datasets import Datasets, build_datasets
-from megatron_kd.data.mock import MockDataset
-from megatron_kd.data.tokenizer import NullTokenizer
+from megatron_kd.data.samples.datasets import Datasets, build_datasets
+from megatron_kd.data.samples.mock import MockDataset
+from megatron_kd.data.tokens.tokenizer import NullTokenizer
 from megatron_kd.errors import ConfigError, InputError
 from tests.faults.damage import Payload
 from tests.ranks import run_ranks

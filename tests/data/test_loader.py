@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_kd.data.loader import Batch, MicroBatchSampler, micro_batches
-from megatron_kd.data.mock import MockDataset
+from megatron_kd.data.samples.loader import Batch, MicroBatchSampler, micro_batches
+from megatron_kd.data.samples.mock import MockDataset
 from megatron_kd.errors import InputError
 
 GLOBAL_BATCH = 16

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_kd.data.mock import MockDataset
+from megatron_kd.data.samples.mock import MockDataset
 
 
 def _mock(vocab_size: int = 1000, seed: int = 1, split: int = 0) -> MockDataset:

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from megatron_kd.data.blend import read_lengths
-from megatron_kd.data.preprocess import Counts, add_arguments, preprocess, run
-from megatron_kd.data.progress import ByteProgress
-from megatron_kd.data.tokenizer import HuggingFaceTokenizer
+from megatron_kd.data.preprocessing.preprocess import Counts, add_arguments, preprocess, run
+from megatron_kd.data.preprocessing.preprocess_progress import ByteProgress
+from megatron_kd.data.tokens.blend_files import read_lengths
+from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer
 from megatron_kd.errors import ConfigError, InputError
 
 GOOD = '{"text": "good"}'
@@ -165,7 +165,7 @@ def test_a_bad_option_is_named(tmp_path: Path, option: str, value: str, message:
 
 
 def test_progress_without_a_terminal_is_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_kd.data.progress._SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("megatron_kd.data.preprocessing.preprocess_progress._SECONDS_BETWEEN_LINES", 0.0)
     stream = io.StringIO()
     with ByteProgress("tokenising", stream) as on_progress:
         on_progress(1_500_000, 3_000_000)

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kd.data.chunks import CHUNK_BYTES
-from megatron_kd.data.documents import Encoder
-from megatron_kd.data.preprocess import preprocess
-from megatron_kd.data.tokenizer import HuggingFaceTokenizer
+from megatron_kd.data.preprocessing.preprocess import preprocess
+from megatron_kd.data.raw.chunks import CHUNK_BYTES
+from megatron_kd.data.raw.documents import Encoder
+from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer
 from megatron_kd.errors import InputError
 
 _LINE = json.dumps({"text": "def f(x):\n    return x + 1\n" * 40}) + "\n"
@@ -54,7 +54,7 @@ def test_a_killed_run_goes_on_where_it_was_and_writes_the_same_files(
         "--tokenizer",
         str(tokenizer_folder),
     ]
-    process = subprocess.Popen([sys.executable, "-m", "megatron_kd.cli", *command, "--workers", "2"])
+    process = subprocess.Popen([sys.executable, "-m", "megatron_kd.commands.cli", *command, "--workers", "2"])
     journal = _partial(prefix, ".journal")
     while process.poll() is None and not (journal.exists() and len(journal.read_bytes().splitlines()) > 1):
         time.sleep(0.02)
@@ -87,13 +87,13 @@ def _stop_after(chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return encode(self, chunk)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Encoder, "encode", stopping)
-    monkeypatch.setattr("megatron_kd.data.partial._SECONDS_BETWEEN_COMMITS", 0.0)
+    monkeypatch.setattr("megatron_kd.data.preprocessing.partial._SECONDS_BETWEEN_COMMITS", 0.0)
 
 
 @pytest.fixture
 def small(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A file of several chunks, small ones."""
-    monkeypatch.setattr("megatron_kd.data.sources.CHUNK_BYTES", 256)
+    monkeypatch.setattr("megatron_kd.data.raw.sources.CHUNK_BYTES", 256)
     file = tmp_path / "a.jsonl"
     file.write_text("".join(json.dumps({"text": f"line {n} " * 5}) + "\n" for n in range(40)))
     return file
@@ -139,7 +139,7 @@ def test_anything_else_starts_anew(
     elif change == "tokenizer":
         monkeypatch.setattr(HuggingFaceTokenizer, "fingerprint", "another")
     elif change == "format":
-        monkeypatch.setattr("megatron_kd.data.partial._FORMAT", 0)
+        monkeypatch.setattr("megatron_kd.data.preprocessing.partial._FORMAT", 0)
     else:  # the journal tells of more than there is
         _partial(small.parent / "out", ".bin").write_bytes(b"")
     assert not _resumes(small, tokenizer, **options)
@@ -149,7 +149,7 @@ def test_anything_else_starts_anew(
 
 _SECOND_RUN = """
 import sys, numpy, pathlib
-from megatron_kd.data.partial import PartialOutput
+from megatron_kd.data.preprocessing.partial import PartialOutput
 PartialOutput(pathlib.Path(sys.argv[1]), {}, numpy.uint16, with_mask=False).__enter__()
 """
 
@@ -175,7 +175,7 @@ def test_two_runs_do_not_write_the_same_files(
 def test_a_refused_record_leaves_nothing_to_go_on_with(
     small: Path, tokenizer: HuggingFaceTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron_kd.data.partial._SECONDS_BETWEEN_COMMITS", 0.0)
+    monkeypatch.setattr("megatron_kd.data.preprocessing.partial._SECONDS_BETWEEN_COMMITS", 0.0)
     with small.open("a") as file:
         file.write("{}\n")
     with pytest.raises(InputError, match=r"a\.jsonl:41: no key 'text'"):

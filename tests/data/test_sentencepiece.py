@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import sentencepiece
 
-from megatron_kd.data.tokenizer import load_huggingface
+from megatron_kd.data.tokens.tokenizer import load_huggingface
 from megatron_kd.errors import InputError
 from tests.data.chats import PLAIN
 from tests.data.conftest import STDLIB

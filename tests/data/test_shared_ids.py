@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.data.shared_ids import disagreements, teacher_tokenizer_problems
-from megatron_kd.data.tokenizer import HuggingFaceTokenizer, NullTokenizer
+from megatron_kd.data.tokens.shared_ids import disagreements, teacher_tokenizer_problems
+from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, NullTokenizer
 from megatron_kd.errors import ConfigError, InputError
 from tests.tiny import tiny_config
 
@@ -93,7 +93,7 @@ def test_special_tokens_are_compared_too(
     edit(teacher_folder, lambda content: add(content, 400, "<|tool|>"))
     student_folder = shutil.copytree(tokenizer_folder, tmp_path / "student")
     edit(student_folder, lambda content: add(content, 400, "<|think|>"))
-    from megatron_kd.data.tokenizer import load_huggingface
+    from megatron_kd.data.tokens.tokenizer import load_huggingface
 
     cfg = config(student_folder, teacher_folder, student_ids=401)
     (line,) = teacher_tokenizer_problems(cfg, load_huggingface(student_folder))

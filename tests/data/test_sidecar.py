@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kd.checkpoints.files import FileRecord, sha256_of
-from megatron_kd.data.sidecar import Sidecar, hash_problems, read_sidecar, size_problems
+from megatron_kd.data.tokens.sidecar import Sidecar, hash_problems, read_sidecar, size_problems
+from megatron_kd.runtime.files import FileRecord, sha256_of
 from tests.faults.bad_data import other_json
 
 
@@ -26,7 +26,7 @@ def prefix(tmp_path: Path) -> str:
 
 def test_whole_files_pass_and_are_read_once(prefix: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert size_problems(prefix) == hash_problems(prefix, tmp_path / "cache") == []
-    monkeypatch.setattr("megatron_kd.data.sidecar.sha256_of", lambda path: "read again")
+    monkeypatch.setattr("megatron_kd.data.tokens.sidecar.sha256_of", lambda path: "read again")
     assert hash_problems(prefix, tmp_path / "cache") == []
     os.utime(f"{prefix}.bin", (1, 1))
     assert len(hash_problems(prefix, tmp_path / "cache")) == 2  # a new date: all are read again

@@ -12,11 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from megatron_kd.cli import main
-from megatron_kd.data.chunks import Cursor
-from megatron_kd.data.preprocess import preprocess
-from megatron_kd.data.sources import Source, open_sources
-from megatron_kd.data.tokenizer import HuggingFaceTokenizer
+from megatron_kd.commands.cli import main
+from megatron_kd.data.preprocessing.preprocess import preprocess
+from megatron_kd.data.raw.chunks import Cursor
+from megatron_kd.data.raw.sources import Source, open_sources
+from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer
 from megatron_kd.errors import ConfigError, InputError
 from tests.data.chats import MARKED, chats, write_chats
 
@@ -62,7 +62,7 @@ def test_every_kind_of_input_gives_the_same_documents(tmp_path: Path, tokenizer:
 def test_a_table_is_read_in_chunks_and_from_any_of_them_on(
     kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron_kd.data.tables.CHUNK_BYTES", 1 << 10)
+    monkeypatch.setattr("megatron_kd.data.raw.tables.CHUNK_BYTES", 1 << 10)
     path = _parquet(tmp_path / "a.parquet") if kind == "parquet" else _folder(tmp_path / "saved", {"text": TEXTS})
     (source,), problems = open_sources([path], json_key="text")
     assert not problems

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from megatron_kd.config.sections import TokenizerConfig
-from megatron_kd.data.byte_bpe import EOS_TOKEN, train_byte_bpe
-from megatron_kd.data.tokenizer import HuggingFaceTokenizer, load_huggingface, load_tokenizer
+from megatron_kd.data.tokens.byte_bpe import EOS_TOKEN, train_byte_bpe
+from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, load_huggingface, load_tokenizer
 from megatron_kd.errors import InputError
 
 TEXTS = [
@@ -110,5 +110,5 @@ def test_a_tokenizer_without_end_of_document_is_refused(tokenizer_folder: Path, 
 
 
 def test_importing_the_module_does_not_import_transformers() -> None:
-    code = "import sys, megatron_kd.data.tokenizer; sys.exit('transformers' in sys.modules)"
+    code = "import sys, megatron_kd.data.tokens.tokenizer; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -6,8 +6,8 @@ import pytest
 import torch
 from modelopt.torch.distill.plugins.megatron import LogitsAndIntermediatesLossBalancer
 
+from megatron_kd.config.kd_config import ModelOptDistillConfig
 from megatron_kd.distillation.balance import Balancer, Losses, balanced
-from megatron_kd.distillation.config import ModelOptDistillConfig
 
 MEANS = Losses(3.5, 1.25, 0.2)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.kd_config import ModelOptDistillConfig
 from megatron_kd.distillation.balance import Balancer
-from megatron_kd.distillation.config import ModelOptDistillConfig
 from megatron_kd.distillation.logits import FusedLogits
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config
@@ -65,10 +65,10 @@ def test_micro_batches_share_a_buffer_only_one_after_the_other(order: str, buffe
 def largest_tensors_of_a_step(cfgs: list[ConfigContainer]) -> list[int]:
     """On a rank: elements of the largest tensor that forward and backward of the first step make, by configuration."""
     from megatron_kd.config.derived import derived
-    from megatron_kd.data.tokenizer import load_tokenizer
+    from megatron_kd.data.tokens.tokenizer import load_tokenizer
     from megatron_kd.runtime.start import running_ranks
-    from megatron_kd.training.data import RunData
-    from megatron_kd.training.run import build_run
+    from megatron_kd.training.run_data import RunData
+    from megatron_kd.training.run_state import build_run
     from megatron_kd.training.step import forward_backward
 
     found = []

@@ -23,10 +23,10 @@ def one_step(cfg: ConfigContainer, *, masked: int = 0) -> dict[str, Any]:
         masked: the first so many tokens of each sequence do not count.
     """
     from megatron_kd.config.derived import derived
-    from megatron_kd.data.tokenizer import load_tokenizer
+    from megatron_kd.data.tokens.tokenizer import load_tokenizer
     from megatron_kd.runtime.start import running_ranks
-    from megatron_kd.training.data import RunData
-    from megatron_kd.training.run import build_run
+    from megatron_kd.training.run_data import RunData
+    from megatron_kd.training.run_state import build_run
     from megatron_kd.training.step import forward_backward, means_of
 
     model = cfg.model
@@ -234,11 +234,11 @@ def modelopts_own_step(cfg: ConfigContainer, masked: int) -> dict[str, Any]:
     import modelopt.torch.distill.plugins.megatron as plugin
 
     from megatron_kd.config.derived import derived
-    from megatron_kd.data.tokenizer import load_tokenizer
+    from megatron_kd.data.tokens.tokenizer import load_tokenizer
     from megatron_kd.runtime.start import running_ranks
-    from megatron_kd.teachers.build import build_teacher
-    from megatron_kd.training.data import RunData
-    from megatron_kd.training.run import _build_student
+    from megatron_kd.teachers.build_teacher import build_teacher
+    from megatron_kd.training.run_data import RunData
+    from megatron_kd.training.run_state import _build_student
 
     kd = cfg.model.kd_config
     with running_ranks(

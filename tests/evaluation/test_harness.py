@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from megatron_kd import cli
+from megatron_kd.commands import cli
 from megatron_kd.evaluation import harness
 from megatron_kd.evaluation.saved_model import saved_model
 from tests.evaluation.trained import THINGS, Trained

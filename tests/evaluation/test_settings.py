@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.yaml_io import save_run_config
-from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.evaluation.saved_model import SavedModel, saved_model
 from megatron_kd.evaluation.settings import Evaluation, evaluation_of
+from megatron_kd.resolve.yaml_io import save_run_config
 from tests.tiny import tiny_config
 
 

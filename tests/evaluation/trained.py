@@ -10,7 +10,7 @@ from typing import Any
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.sections import DatasetConfig, TokenizerConfig
-from megatron_kd.data.byte_bpe import train_byte_bpe
+from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from tests.tiny import tiny_config
 
 SEQUENCE = 32

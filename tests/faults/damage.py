@@ -13,8 +13,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from megatron_kd.checkpoints.files import FileRecord, sha256_of
 from megatron_kd.checkpoints.manifest import Manifest, read_manifest
+from megatron_kd.runtime.files import FileRecord, sha256_of
 
 
 def flip_bit(path: Path, draw: random.Random) -> None:

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from megatron_kd.checkpoints.files import HashedFile
+from megatron_kd.runtime.files import HashedFile
 
 
 @dataclass

@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.architecture import provider_from_hf, read_architecture
 from megatron_kd.huggingface.as_config import config_values, family_of, why_not_exportable
 from megatron_kd.huggingface.tensors import head_channels
-from megatron_kd.models.provider import GPTModelProvider
 from tests.models.test_presets import huggingface_config, presets
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8,

@@ -12,11 +12,11 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor
 
+from megatron_kd.checkpoints.contents import architecture_of
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.saved import architecture_of
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.sections import TokenizerConfig, ValidationConfig
-from megatron_kd.data.byte_bpe import train_byte_bpe
-from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from megatron_kd.errors import InputError
 from megatron_kd.huggingface.export import export_hf
 from megatron_kd.huggingface.import_folder import import_hf
@@ -69,8 +69,8 @@ def train_all(configs: list[ConfigContainer]) -> None:
 
 def checkpoint_logits(folders: list[str]) -> list[Tensor | None]:
     """On a rank: megatron-core's logits of checkpoints."""
+    from megatron_kd.checkpoints.model_weights import load_weights, saved_vocab_size
     from megatron_kd.runtime.start import running_ranks
-    from megatron_kd.training.weights import load_weights, saved_vocab_size
 
     found = []
     with running_ranks(tensor_model_parallel_size=1, pipeline_model_parallel_size=1, seed=1) as layout:

@@ -9,19 +9,19 @@ from typing import Any
 import pytest
 import yaml
 
-from megatron_kd.cli import main
+from megatron_kd.checks import problems
+from megatron_kd.commands.cli import main
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.problems import problems
-from megatron_kd.config.recipe_files import load_recipe
-from megatron_kd.config.resolve import check_config, config_from_file
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.sections import DatasetConfig
-from megatron_kd.config.yaml_io import save_run_config
-from megatron_kd.data.byte_bpe import train_byte_bpe
-from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.architecture import provider_from_hf
 from megatron_kd.huggingface.into_config import resolved
-from megatron_kd.models.provider import GPTModelProvider
+from megatron_kd.resolve.configuration import check_config, config_from_file
+from megatron_kd.resolve.recipe_files import load_recipe
+from megatron_kd.resolve.yaml_io import save_run_config
 from tests.config.base import RECIPE
 from tests.huggingface.families import VOCAB, save
 

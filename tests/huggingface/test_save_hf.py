@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_kd.config.problems import problems
+from megatron_kd.checks import problems
 from tests.config.base import plain
 from tests.huggingface.families import reference_logits
 from tests.ranks import run_ranks

@@ -10,9 +10,9 @@ import pytest
 import torch
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.kd_config import ModelOptDistillConfig
 from megatron_kd.config.sections import TokenizerConfig, ValidationConfig
-from megatron_kd.distillation.config import ModelOptDistillConfig
-from megatron_kd.distillation.provider import GPTDistillationProvider
 from tests.huggingface.families import SEQUENCE, save
 from tests.ranks import run_ranks
 from tests.tiny import read_metrics, tiny_config

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from unittest import mock
 
-from megatron_kd.cli import main
-from megatron_kd.config.recipe_files import load_recipe
+from megatron_kd.commands.cli import main
+from megatron_kd.resolve.recipe_files import load_recipe
 from tests.recipes.launch import ROOT
 from tests.slurm_cluster import Cluster, wait_until
 
@@ -34,7 +34,7 @@ SLOWED = f"""\
 import os, time
 from pathlib import Path
 from megatron_kd import main
-from megatron_kd.config.recipe_files import load_recipe
+from megatron_kd.resolve.recipe_files import load_recipe
 
 recipe = load_recipe({RECIPE!r})
 

@@ -118,7 +118,7 @@ KILLED = f"""\
 import os, signal
 from pathlib import Path
 from megatron_kd import main
-from megatron_kd.config.recipe_files import load_recipe
+from megatron_kd.resolve.recipe_files import load_recipe
 
 recipe = load_recipe({RECIPE!r})
 
@@ -142,7 +142,7 @@ def test_a_run_whose_rank_was_killed_is_started_again_and_is_the_unbroken_one(tm
     (tmp_path / "killed.py").write_text(KILLED)
     few = ["train.train_iters=12", "checkpoint.save_interval=5", "scheduler.lr_decay_iters=12"]
     words = ["launch", "--local", "killed.py", "--nproc=2", "--max-restarts=1", *WORDS, *few, "logger.run_dir=run"]
-    done = run(["-m", "megatron_kd.cli", *words], tmp_path)
+    done = run(["-m", "megatron_kd.commands.cli", *words], tmp_path)
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "killed").exists()
     assert "error: rank 1 was the first to fail here" in done.stderr and "killed by SIGKILL" in done.stderr

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kd.cli import main
+from megatron_kd.commands.cli import main
 from megatron_kd.errors import InputError
 from megatron_kd.launch.slurm import SlurmJob, job_script, submit, template
 from tests.config.base import RECIPE

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_kd.models.provider import GPTModelProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
 from tests.ranks import RankFailed, run_ranks
 
 MODEL = GPTModelProvider(

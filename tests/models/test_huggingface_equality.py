@@ -14,8 +14,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.models.llama import llama31_8b, llama32_1b
-from megatron_kd.models.provider import GPTModelProvider
 from megatron_kd.models.qwen import qwen3_600m, qwen25_500m
 from tests.models.test_presets import huggingface_config
 from tests.ranks import run_ranks

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.models import llama, qwen
-from megatron_kd.models.provider import GPTModelProvider
 
 PUBLISHED: dict[Callable[..., GPTModelProvider], int] = {
     llama.llama32_1b: 1_235_814_400,

@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.problems.placement import STRATEGIES
-from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.losses import fused_heads, fused_pass, tiles
-from megatron_kd.planning import losses
+from megatron_kd.placement.parameters import shard_parameters
+from megatron_kd.placement.refusals import STRATEGIES
+from megatron_kd.planning import loss_memory as losses
 from megatron_kd.planning.estimate import estimate
 from megatron_kd.planning.memory import BODY, HANDED, HEAD, MOMENTS, OPTIMIZER, PARTS, host_copy, rank_memory
-from megatron_kd.planning.parameters import shard_parameters
 from megatron_kd.planning.setup import setup
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config

@@ -45,8 +45,8 @@ def checkout(folder: Path) -> Path:
 
 def run_recipe(script: str, words: list[str], cwd: Path) -> int:
     """On a rank: what torchrun starts, on a rank that is there already."""
-    from megatron_kd.config.recipe_files import load_recipe
     from megatron_kd.entry import main
+    from megatron_kd.resolve.recipe_files import load_recipe
 
     os.chdir(cwd)
     return main(load_recipe(Path(script)), words)

@@ -6,14 +6,14 @@ from pathlib import Path
 
 import pytest
 
+from megatron_kd.checks import problems
+from megatron_kd.commands import plan as command
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.problems import problems
-from megatron_kd.config.recipe_files import list_recipes, load_recipe
-from megatron_kd.config.resolve import resolve
-from megatron_kd.distillation.provider import GPTDistillationProvider
-from megatron_kd.planning import command
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.placement.parameters import shard_parameters
 from megatron_kd.planning.estimate import choose
-from megatron_kd.planning.parameters import shard_parameters
+from megatron_kd.resolve.configuration import resolve
+from megatron_kd.resolve.recipe_files import list_recipes, load_recipe
 from tests.ranks import run_ranks
 from tests.recipes.launch import ROOT, checkout, run_recipe
 from tests.tiny import read_metrics

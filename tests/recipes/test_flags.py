@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_kd.data.byte_bpe import train_byte_bpe
+from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from tests.ranks import run_ranks
 from tests.recipes.launch import checkout, run, run_recipe, torchrun
 from tests.tiny import read_metrics
@@ -142,7 +142,7 @@ GUIDE = {
 def start_recipe(folder: Path, words: list[str]) -> tuple[int, str]:
     """On a rank: what the recipe does with a command line; its exit code and where the teacher was."""
     from megatron_kd import entry
-    from megatron_kd.config.recipe_files import load_recipe
+    from megatron_kd.resolve.recipe_files import load_recipe
     from megatron_kd.training import train as loop
 
     os.chdir(folder)

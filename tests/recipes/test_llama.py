@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.resolve import config_from_file
+from megatron_kd.resolve.configuration import config_from_file
 from tests.config.base import DOCUMENTED_YAML
 from tests.ranks import run_ranks
 from tests.recipes.launch import ROOT, SMALL_LLAMA, checkout, run, run_recipe, torchrun
@@ -104,7 +104,7 @@ def test_under_torchrun_the_lines_come_once(tmp_path: Path) -> None:
 def test_validate_lists_every_problem_of_the_documented_command() -> None:
     words = ["model.hiden_size=8", "train.global_batch_size=7", "model.tensor_model_parallel_size=3"]
     started = time.monotonic()
-    result = run(["-m", "megatron_kd.cli", "validate", RECIPE, *words], cwd=ROOT)
+    result = run(["-m", "megatron_kd.commands.cli", "validate", RECIPE, *words], cwd=ROOT)
     assert time.monotonic() - started < 10
     assert result.returncode == 2
     lines = result.stderr.splitlines()
@@ -121,6 +121,6 @@ def test_validate_lists_every_problem_of_the_documented_command() -> None:
 def test_the_file_beside_the_recipe_fits_it() -> None:
     """On 8 ranks nothing is wrong but that there are no weights and no data here."""
     words = ["--config-file", "conf/llama32_3b-1b.yaml", "--world-size=8", *SMALL_LLAMA]
-    result = run(["-m", "megatron_kd.cli", "validate", RECIPE, *words], cwd=ROOT)
+    result = run(["-m", "megatron_kd.commands.cli", "validate", RECIPE, *words], cwd=ROOT)
     assert result.returncode == 0, result.stderr
     assert "run_dir: runs/llama32_3b-1b-tp2" in result.stdout

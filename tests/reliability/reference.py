@@ -13,7 +13,7 @@ from tests.faults.writes import operations
 from tests.ranks import run_ranks
 from tests.reliability.row import Draw
 from tests.tiny import read_metrics, tiny_config
-from tests.training.test_checkpoint import weights_of
+from tests.training.test_run_checkpoint import weights_of
 
 _NAMES = ("step", "split", "loss", "logits_loss", "intermediate_loss", "grad_norm")
 

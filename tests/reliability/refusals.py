@@ -28,7 +28,7 @@ def refused(folder: Path, words: Sequence[str]) -> list[str]:
     logs = [path.read_text().splitlines() for path in sorted((folder / "ranks").rglob("stderr.log"))]
     imported = [{line.split("|")[-1].strip() for line in log if line.startswith("import time:")} for log in logs]
     said = [[line for line in log if not line.startswith("import time:")] for log in logs]
-    assert len(logs) == 2 and "megatron_kd.config.problems" in imported[0], "a rank did not start"
+    assert len(logs) == 2 and "megatron_kd.checks" in imported[0], "a rank did not start"
     assert not any("torch" in modules for modules in imported), "torch was imported before the run was refused"
     assert not any("Traceback" in line for log in said for line in log), said
     assert said[1] == [], f"rank 1 speaks too: {said[1]}"

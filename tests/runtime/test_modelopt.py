@@ -16,7 +16,7 @@ PACKAGE = Path(megatron_kd.__file__).parent
 
 @pytest.mark.slow
 def test_training_imports_neither_transformers_nor_what_its_trainer_needs() -> None:
-    program = "import sys, megatron_kd.training.train, megatron_kd.pruning.minitron; print(*sys.modules)"
+    program = "import sys, megatron_kd.training.train, megatron_kd.students.minitron; print(*sys.modules)"
     command = [sys.executable, "-W", "ignore", "-c", program]
     imported = set(subprocess.run(command, capture_output=True, text=True, check=True).stdout.split())
     assert "modelopt.torch.distill.plugins.megatron" in imported

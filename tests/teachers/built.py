@@ -8,8 +8,8 @@ import torch.distributed as dist
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import derived
 from megatron_kd.runtime.layout import Layout, create_layout
-from megatron_kd.teachers.build import build_teacher
-from megatron_kd.teachers.placement import Teacher
+from megatron_kd.teachers.build_teacher import build_teacher
+from megatron_kd.teachers.protocol import Teacher
 
 CPU = torch.device("cpu")
 

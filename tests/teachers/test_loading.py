@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.models.provider import GPTModelProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
 from tests.ranks import run_ranks
 from tests.teachers.built import built_teacher, student_layout
 from tests.teachers.test_strategies import placed_config

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.models.gpt import DistillableGPTModel
-from megatron_kd.teachers import build
+from megatron_kd.teachers import build_teacher as build
 from megatron_kd.teachers.placed import PlacedTeacher
 from megatron_kd.teachers.streaming import stream_layers
 from tests.ranks import run_ranks

@@ -7,7 +7,7 @@ import itertools
 import pytest
 import torch
 
-from megatron_kd.teachers.grid import TeacherGrid
+from megatron_kd.placement.grid import TeacherGrid
 from megatron_kd.teachers.transfers import Exchange, StudentRank, WantedLayer
 
 SEQ = 8

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kd.config.resolve import config_from_file
+from megatron_kd.resolve.configuration import config_from_file
 from tools import demo
 from tools.demo import Plan, jobs_of_seed
 

@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_kd import cli
+from megatron_kd.commands import cli
 from megatron_kd.config.container import ConfigContainer
 from tests.ranks import RankFailed, run_ranks
 from tests.tiny import tiny_config, train_and_read
-from tests.training.test_checkpoint import losses, state_tensors, stop_after
+from tests.training.test_run_checkpoint import losses, state_tensors, stop_after
 
 pytestmark = pytest.mark.slow  # whole runs on several ranks
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from megatron_kd.data.byte_bpe import train_byte_bpe
-from megatron_kd.data.chat_datasets import training_rows
-from megatron_kd.data.preprocess import preprocess
-from megatron_kd.data.tokenizer import load_huggingface
+from megatron_kd.data.chat.chat_datasets import training_rows
+from megatron_kd.data.preprocessing.preprocess import preprocess
+from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
+from megatron_kd.data.tokens.tokenizer import load_huggingface
 from tests.data.chats import PLAIN, chats, write_chats
 from tests.ranks import run_ranks
 from tests.teachers.test_strategies import placed_config

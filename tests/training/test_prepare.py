@@ -9,11 +9,11 @@ import pytest
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.sections import DatasetConfig, TokenizerConfig
-from megatron_kd.data.byte_bpe import train_byte_bpe
-from megatron_kd.data.tokenizer import load_tokenizer
+from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
+from megatron_kd.data.tokens.tokenizer import load_tokenizer
 from megatron_kd.errors import InputError
-from megatron_kd.runtime.rank0 import on_rank_0
 from megatron_kd.runtime.start import running_ranks
+from megatron_kd.runtime.together import on_rank_0
 from megatron_kd.training.prepare import prepare
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config

@@ -17,7 +17,7 @@ from tests.faults.damage import flip_bit, remove, truncate
 from tests.faults.runs import train_on
 from tests.ranks import RankFailed, run_ranks
 from tests.tiny import tiny_config, train_and_read
-from tests.training.test_checkpoint import losses, weights_of
+from tests.training.test_run_checkpoint import losses, weights_of
 
 SAVED: dict[str, Any] = {"save": True, "save_interval": 2, "micro_batch_size": 4}
 

@@ -24,14 +24,14 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import derived
-from megatron_kd.config.recipe_files import load_recipe
-from megatron_kd.config.resolve import load_config
 from megatron_kd.errors import ConfigError, MegatronKDError
 from megatron_kd.planning.memory import MOMENTS, host_copy, rank_memory
 from megatron_kd.planning.setup import setup
+from megatron_kd.resolve.configuration import load_config
+from megatron_kd.resolve.recipe_files import load_recipe
 from megatron_kd.runtime.start import running_ranks
 from megatron_kd.training.attempts import train_step
-from megatron_kd.training.run import Run, build_run
+from megatron_kd.training.run_state import Run, build_run
 from megatron_kd.training.step import Batch
 from tools.bench.allocations import AllocationCounter
 

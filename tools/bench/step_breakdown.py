@@ -26,13 +26,13 @@ from unittest import mock
 import torch
 from megatron.core.pipeline_parallel import schedules
 
-from megatron_kd.config.recipe_files import load_recipe
-from megatron_kd.config.resolve import load_config
 from megatron_kd.errors import ConfigError, MegatronKDError
+from megatron_kd.resolve.configuration import load_config
+from megatron_kd.resolve.recipe_files import load_recipe
 from megatron_kd.teachers.colocated import ColocatedTeacher
 from megatron_kd.training import step as step_module
 from megatron_kd.training import train as train_module
-from megatron_kd.training.run import Run
+from megatron_kd.training.run_state import Run
 
 _BENCH = (
     "checkpoint.save=false",

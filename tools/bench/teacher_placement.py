@@ -29,7 +29,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 import tools.bench.imports  # noqa: E402, F401  (first: it silences what the others' imports would warn of)
-from megatron_kd.config.problems import problems  # noqa: E402
+from megatron_kd.checks import problems  # noqa: E402
 from tools.bench.placement.figures import Measured, Side, Sizes, Traffic  # noqa: E402
 from tools.bench.placement.rank_side import bench_rank, config  # noqa: E402
 from tools.bench.placement.report import report  # noqa: E402

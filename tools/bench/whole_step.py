@@ -290,11 +290,11 @@ def teacher_logits(side: str, sizes: Sizes) -> Iterator[Step]:
 def _our_run(sizes: Sizes, side: str) -> Iterator[tuple[Any, Iterator[Any]]]:
     """A run of the trainer of this process alone, with random weights, and its micro-batches."""
     from megatron_kd.config.derived import derived
-    from megatron_kd.data.datasets import build_datasets
-    from megatron_kd.data.loader import micro_batches
-    from megatron_kd.data.tokenizer import load_tokenizer
+    from megatron_kd.data.samples.datasets import build_datasets
+    from megatron_kd.data.samples.loader import micro_batches
+    from megatron_kd.data.tokens.tokenizer import load_tokenizer
     from megatron_kd.runtime.start import running_ranks
-    from megatron_kd.training.run import build_run
+    from megatron_kd.training.run_state import build_run
 
     with tempfile.TemporaryDirectory() as folder:
         cfg = config(sizes, side, folder)
@@ -327,6 +327,9 @@ def _our_run(sizes: Sizes, side: str) -> Iterator[tuple[Any, Iterator[Any]]]:
 def config(sizes: Sizes, side: str, folder: str) -> Any:
     """The trainer's configuration of one of our sides; the teacher alone is trained as a student would be."""
     from megatron_kd.config.container import ConfigContainer
+    from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+    from megatron_kd.config.gpt_model import GPTModelProvider
+    from megatron_kd.config.kd_config import ModelOptDistillConfig
     from megatron_kd.config.sections import (
         CheckpointConfig,
         DatasetConfig,
@@ -336,9 +339,6 @@ def config(sizes: Sizes, side: str, folder: str) -> Any:
         TrainConfig,
         ValidationConfig,
     )
-    from megatron_kd.distillation.config import ModelOptDistillConfig
-    from megatron_kd.distillation.provider import GPTDistillationProvider
-    from megatron_kd.models.provider import GPTModelProvider
 
     def provider(text: str) -> GPTModelProvider:
         shape = Architecture.parse(text)

@@ -1,9 +1,9 @@
 """A small distillation on made-up data, for the tests: its name has a dash, as recipes' names do."""
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.sections import DatasetConfig, TrainConfig
-from megatron_kd.distillation.provider import GPTDistillationProvider
-from megatron_kd.models.provider import GPTModelProvider
 
 
 def recipe() -> ConfigContainer:

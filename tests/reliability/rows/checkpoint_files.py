@@ -186,7 +186,7 @@ ROWS = (
         mutants=(
             Mutant(
                 "sizes are compared, hashes are not",
-                "megatron_kd/checkpoints/files.py",
+                "megatron_kd/runtime/files.py",
                 "        if sha256_of(path) != record.sha256:\n",
                 "        if record.sha256 == '':\n",
                 told="was not refused",
@@ -228,7 +228,7 @@ ROWS = (
             ),
             Mutant(
                 "links are followed",
-                "megatron_kd/checkpoints/files.py",
+                "megatron_kd/runtime/files.py",
                 "        found = os.lstat(path)\n",
                 "        found = os.stat(path)\n",
                 told="link: was not refused",

@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, get_args
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.overrides import parse_override
-from megatron_kd.config.resolve import merge
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.schema import dotted, schema_of, show
-from megatron_kd.distillation.provider import GPTDistillationProvider
+from megatron_kd.resolve.configuration import merge
+from megatron_kd.resolve.overrides import parse_override
 from tests.config.fresh import errors_of
 from tests.config.illegal import CASES, OUTSIDE, RULES
 from tests.config.slips import slip, suggests
@@ -189,7 +189,7 @@ ROWS = (
         mutants=(
             Mutant(
                 "a key that is unknown is passed over",
-                "megatron_kd/config/edits.py",
+                "megatron_kd/resolve/edits.py",
                 "        problems.append(unknown_key(path, schema) + source.at(path))\n",
                 "        pass\n",
                 told="was not refused",
@@ -218,21 +218,21 @@ ROWS = (
         mutants=(
             Mutant(
                 "fractions are not compared with their range",
-                "megatron_kd/config/problems/ranges.py",
+                "megatron_kd/checks/ranges.py",
                 "isinstance(value, int | float)",
                 "isinstance(value, int)",
                 told="errors instead of 1 tell of",
             ),
             Mutant(
                 "of several errors the first kind alone is told",
-                "megatron_kd/config/resolve.py",
+                "megatron_kd/resolve/configuration.py",
                 "[*wrong, *found]",
                 "wrong or found",
                 told="not told at once with the others",
             ),
             Mutant(
                 "torch is imported to check a configuration",
-                "megatron_kd/config/problems/architecture.py",
+                "megatron_kd/checks/model_sizes.py",
                 "import math\n",
                 "import math\n\nimport torch  # noqa: F401\n",
                 told="torch was imported",

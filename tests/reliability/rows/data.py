@@ -13,13 +13,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from megatron_kd.cli import main
+from megatron_kd.commands.cli import main
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.sections import DatasetConfig, TokenizerConfig
-from megatron_kd.data.byte_bpe import train_byte_bpe
-from megatron_kd.data.datasets import build_datasets
-from megatron_kd.data.tokenizer import NullTokenizer
-from megatron_kd.data.verify import check_data_files
+from megatron_kd.data.samples.datasets import build_datasets
+from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
+from megatron_kd.data.tokens.tokenizer import NullTokenizer
+from megatron_kd.data.tokens.verify import check_data_files
 from megatron_kd.errors import InputError
 from tests.data.chats import MARKED, chats
 from tests.faults.bad_data import CHATS, FILE, INDEX, SAME_SIZE, TEXT, copy_of, foreign_id, other_json
@@ -230,21 +230,21 @@ ROWS = (
         mutants=(
             Mutant(
                 "where sequences begin in a .bin is not looked at",
-                "megatron_kd/data/index_file.py",
+                "megatron_kd/data/tokens/index_file.py",
                 "        if len(wrong):\n",
                 "        if len(wrong) > count:\n",
                 told=r"\.idx, pointer: (was not refused|.*not named in: the dataset holds)",
             ),
             Mutant(
                 "hashes are not compared",
-                "megatron_kd/data/sidecar.py",
+                "megatron_kd/data/tokens/sidecar.py",
                 " if sha256_of(Path(prefix + ending)) != record.sha256\n",
                 " if record.sha256 == ''\n",
                 told=r"(flipped|copied_over): (was not refused|other data)",
             ),
             Mutant(
                 "malformed lines are left out untold",
-                "megatron_kd/data/documents.py",
+                "megatron_kd/data/raw/documents.py",
                 "                if not self.skip_malformed:\n",
                 "                if self.skip_malformed is None:\n",
                 told="was not refused: exit code 0",

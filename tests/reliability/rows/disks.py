@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 from unittest import mock
 
-from megatron_kd.checkpoints import files
 from megatron_kd.checkpoints.reading import verify
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.errors import CheckpointNotSaved, RunFileNotWritten
+from megatron_kd.runtime import files
 from tests.checkpoints.test_failures import built
 from tests.faults.full_disk import fill, filled_at, full_between, make_room, small_disk
 from tests.faults.runs import train_on
@@ -134,7 +134,7 @@ def fail_some(cfg: ConfigContainer, plans: list[tuple[int, str, int, int]]) -> l
     """
     import torch.distributed as dist
 
-    from megatron_kd.training.checkpoint import save_checkpoint
+    from megatron_kd.training.run_checkpoint import save_checkpoint
 
     folder, hits = Path(cfg.logger.run_dir) / "checkpoints", []
     # Files of a real size are written part by part while torch's C++ fills them; these are so with a small buffer.
@@ -348,7 +348,7 @@ ROWS = (
         mutants=(
             Mutant(
                 "a file that is not on the disk counts as written",
-                "megatron_kd/checkpoints/files.py",
+                "megatron_kd/runtime/files.py",
                 "            os.fsync(raw.fileno())\n",
                 "            try:\n                os.fsync(raw.fileno())\n            except OSError:\n"
                 "                pass\n",
@@ -357,7 +357,7 @@ ROWS = (
             STAYS,
             Mutant(
                 "the disk's own error is lost in torch's",
-                "megatron_kd/checkpoints/files.py",
+                "megatron_kd/runtime/files.py",
                 "        if raw.failure is not None and raw.failure is not error:\n",
                 "        if raw.failure is error:\n",
                 told="inline_container.cc.* unexpected pos",

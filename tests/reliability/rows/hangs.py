@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_kd.config.saved import complete_checkpoints
+from megatron_kd.checkpoints.contents import complete_checkpoints
 from tests.faults.instants import Instant
 from tests.faults.legs import Fault, last_leg, told_leg
 from tests.faults.lost import BEATS_S, check_stacks, check_told, lost_leg, run_until_lost, seconds_until_told
@@ -232,7 +232,7 @@ def dead_through_launcher(draw: Draw) -> list[Facts]:
     (draw.folder / "recipe.py").write_text(RECIPE)
     words = ["launch", "--local", str(draw.folder / "recipe.py"), "--nproc", "4", "--max-restarts", "5"]
     done = subprocess.run(
-        [sys.executable, "-m", "megatron_kd.cli", *words], cwd=draw.folder,
+        [sys.executable, "-m", "megatron_kd.commands.cli", *words], cwd=draw.folder,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}, capture_output=True, text=True,
         timeout=600, check=False,
     )  # fmt: skip

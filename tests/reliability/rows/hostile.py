@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_kd.checkpoints.contents import architecture_of
 from megatron_kd.checkpoints.reading import verify
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.saved import architecture_of
 from megatron_kd.config.sections import DatasetConfig
-from megatron_kd.data.tokenizer import load_huggingface
+from megatron_kd.data.tokens.tokenizer import load_huggingface
 from megatron_kd.errors import MegatronKDError
 from megatron_kd.huggingface.import_folder import import_hf
 from tests.faults.bad_data import copy_of
@@ -181,7 +181,7 @@ ROWS = (
         mutants=(
             Mutant(
                 "caches are unpickled",
-                "megatron_kd/data/gpt_dataset.py",
+                "megatron_kd/data/samples/gpt_dataset.py",
                 '            for name in ("document", "sample", "shuffle"):\n',
                 "            for name in ():\n",
                 told="index_cache: the payload ran",
@@ -195,7 +195,7 @@ ROWS = (
             ),
             Mutant(
                 "chat templates are rendered in no sandbox",
-                "megatron_kd/data/chat.py",
+                "megatron_kd/data/chat/conversations.py",
                 "        from transformers.utils.chat_template_utils import render_jinja_template\n",
                 "        from jinja2 import Environment\n"
                 "        from transformers.utils import chat_template_utils\n"

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from megatron_kd.checkpoints.contents import complete_checkpoints
 from megatron_kd.checkpoints.reading import verify
-from megatron_kd.config.saved import complete_checkpoints
 from megatron_kd.errors import CheckpointCorrupt
 from tests.faults.instants import KINDS, Instant, counted
 from tests.faults.legs import Fault, killed_leg, last_leg
@@ -23,7 +23,7 @@ _LOSSES, _REFUSED, _BEGAN = "other losses", "a checkpoint was refused", "it bega
 
 NO_RANDOM_STATE = Mutant(
     "the random state of the ranks is not put back",
-    "megatron_kd/training/checkpoint.py",
+    "megatron_kd/training/run_checkpoint.py",
     '        set_random_state(loaded["random"])\n',
     "        pass\n",
     told=_LOSSES,
@@ -275,7 +275,7 @@ ROWS = (
             ),
             Mutant(
                 "the optimizer's state is not put back",
-                "megatron_kd/training/checkpoint.py",
+                "megatron_kd/training/run_checkpoint.py",
                 '    load_state(run.optimizer, loaded["optimizer"])\n',
                 "",
                 told=_LOSSES,

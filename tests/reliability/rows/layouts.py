@@ -127,21 +127,21 @@ ROWS = (
         mutants=(
             Mutant(
                 "data begins again",
-                "megatron_kd/training/data.py",
+                "megatron_kd/training/run_data.py",
                 "micro_batches(self._train, start_step=from_step, ",
                 "micro_batches(self._train, start_step=from_step * 0, ",
                 told="other samples",
             ),
             Mutant(
                 "the balancer begins again",
-                "megatron_kd/training/checkpoint.py",
+                "megatron_kd/training/run_checkpoint.py",
                 "        if run.balancer is not None and state.balancer:\n",
                 "        if run.balancer is not None and state.balancer is None:\n",
                 told="from the unbroken run",
             ),
             Mutant(
                 "the optimizer begins again",
-                "megatron_kd/training/checkpoint.py",
+                "megatron_kd/training/run_checkpoint.py",
                 '    load_state(run.optimizer, loaded["optimizer"])\n',
                 "    _ = load_state\n",
                 told="from the unbroken run",

@@ -37,7 +37,7 @@ def tells_both(edits: Mapping[str, Any], words: Sequence[str], lines: Sequence[s
 
 def make_tokenizer(folder: Path) -> int:
     """A byte-level BPE; returns the number of its ids."""
-    from megatron_kd.data.byte_bpe import train_byte_bpe
+    from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 
     return train_byte_bpe([Path(__file__).read_text()], 300, folder)
 
@@ -101,21 +101,21 @@ ROWS = (
         mutants=(
             Mutant(
                 "a teacher's layout is not compared with the student's",
-                "megatron_kd/config/problems/placement.py",
+                "megatron_kd/placement/refusals.py",
                 "if getattr(model, name) != getattr(model.teacher, name):",
                 "if getattr(model, name) is None:",
                 told="errors instead of 1 name both sides",
             ),
             Mutant(
                 "a checkpoint's sizes are not looked at before it is read",
-                "megatron_kd/config/problems/weights.py",
+                "megatron_kd/checks/weight_origins.py",
                 "        if getattr(wanted, name) != size:\n",
                 "        if size is None:\n",
                 told="errors instead of 1 name both sides",
             ),
             Mutant(
                 "tokenizers are not compared",
-                "megatron_kd/data/shared_ids.py",
+                "megatron_kd/data/tokens/shared_ids.py",
                 "    if not wrong:\n",
                 "    if wrong or not wrong:\n",
                 told="ranks were started",

@@ -160,7 +160,7 @@ ROWS = (
         mutants=(
             Mutant(
                 "a descriptor stays open at each save",
-                "megatron_kd/checkpoints/files.py",
+                "megatron_kd/runtime/files.py",
                 "        os.close(descriptor)\n",
                 "        pass\n",
                 told="more descriptors",

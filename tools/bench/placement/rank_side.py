@@ -14,6 +14,9 @@ from torch import Tensor
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import derived
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.kd_config import ModelOptDistillConfig
 from megatron_kd.config.sections import (
     CheckpointConfig,
     DatasetConfig,
@@ -23,16 +26,13 @@ from megatron_kd.config.sections import (
     TrainConfig,
     ValidationConfig,
 )
-from megatron_kd.distillation.config import ModelOptDistillConfig
-from megatron_kd.distillation.provider import GPTDistillationProvider
-from megatron_kd.models.provider import GPTModelProvider
-from megatron_kd.models.stages import FINAL_NORM
+from megatron_kd.config.stages import FINAL_NORM
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.start import running_ranks
 from megatron_kd.teachers.placed import PlacedTeacher
 from megatron_kd.teachers.transfers import Exchange
 from megatron_kd.training.attempts import train_step
-from megatron_kd.training.run import Run, build_run
+from megatron_kd.training.run_state import Run, build_run
 from megatron_kd.training.step import Batch
 from tools.bench import host
 from tools.bench.placement.figures import BODY, HEAD, STUDENT, Holding, RankMemory, Side, Sizes, Spent, Traffic

@@ -1,0 +1,102 @@
+"""Parallel layouts that cannot be: what tensor, pipeline, sequence and context parallelism must divide."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.problem import divides, line, models
+
+
+def layout_problems(cfg: ConfigContainer) -> Iterator[str]:
+    """Problems of each model's own layout; how the two fit together is in `distillation`."""
+    for name, model in models(cfg):
+        yield from _tensor_parallel(cfg, name, model)
+        yield from _sequence_parallel(cfg, name, model)
+        yield from _context_parallel(cfg, name, model)
+        yield from _pipeline_parallel(cfg, name, model)
+        yield from _virtual_pipeline(cfg, name, model)
+
+
+def _tensor_parallel(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iterator[str]:
+    size, size_name = model.tensor_model_parallel_size, f"{name}.tensor_model_parallel_size"
+    groups = model.num_query_groups
+    if not divides(size, model.num_attention_heads):
+        yield line(
+            cfg, f"{name}.num_attention_heads {size_name}", f"heads are split over ranks; {_divisor_of('heads')}"
+        )
+    if groups is not None and 0 < groups < size:
+        yield line(
+            cfg,
+            f"{name}.num_query_groups {size_name}",
+            "each tensor-parallel rank needs at least one query group of its own (they are split, not copied); "
+            f"set {size_name} to at most {groups}",
+        )
+    elif groups is not None and not divides(size, groups):
+        yield line(cfg, f"{name}.num_query_groups {size_name}", f"groups are split over ranks; {_divisor_of('groups')}")
+    ffn_name, ffn = f"{name}.ffn_hidden_size", model.ffn_hidden_size
+    if ffn is None:
+        ffn_name, ffn = f"{name}.hidden_size", 4 * model.hidden_size
+    if not divides(size, ffn):
+        yield line(cfg, f"{ffn_name} {size_name}", f"the feed-forward width {ffn} is split over ranks; "
+                   f"{_divisor_of('it')}")  # fmt: skip
+
+
+def _divisor_of(what: str) -> str:
+    return f"make the tensor-parallel size a divisor of {what}"
+
+
+def _sequence_parallel(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iterator[str]:
+    if not model.sequence_parallel:
+        return
+    size_name = f"{name}.tensor_model_parallel_size"
+    if model.tensor_model_parallel_size == 1:
+        yield line(
+            cfg,
+            f"{name}.sequence_parallel {size_name}",
+            f"splits the sequence over tensor-parallel ranks, and there is one; set {name}.sequence_parallel=false",
+        )
+    if not divides(model.tensor_model_parallel_size, model.seq_length):
+        yield line(
+            cfg,
+            f"{name}.seq_length {size_name} {name}.sequence_parallel",
+            "the sequence is split over tensor-parallel ranks; make its length a multiple of their number",
+        )
+
+
+def _context_parallel(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iterator[str]:
+    if model.context_parallel_size > 1:
+        yield line(
+            cfg,
+            f"{name}.context_parallel_size",
+            "context parallelism needs TransformerEngine's attention, which the local layer spec does not have; "
+            f"set {name}.context_parallel_size=1",
+        )
+
+
+def _pipeline_parallel(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iterator[str]:
+    stages = model.pipeline_model_parallel_size
+    if not divides(stages, model.num_layers):
+        yield line(
+            cfg,
+            f"{name}.num_layers {name}.pipeline_model_parallel_size",
+            "megatron-core gives each pipeline stage the same number of layers; make the stages a divisor of the "
+            "layers",
+        )
+
+
+def _virtual_pipeline(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iterator[str]:
+    chunks, stages = model.virtual_pipeline_model_parallel_size, model.pipeline_model_parallel_size
+    chunks_name, stages_name = f"{name}.virtual_pipeline_model_parallel_size", f"{name}.pipeline_model_parallel_size"
+    if chunks is None:
+        return
+    if stages == 1:
+        yield line(cfg, f"{chunks_name} {stages_name}", f"needs more than one stage; set {chunks_name}=null")
+    elif divides(stages, model.num_layers) and not divides(stages * chunks, model.num_layers):
+        yield line(
+            cfg,
+            f"{name}.num_layers {stages_name} {chunks_name}",
+            f"the layers must split evenly into {stages} x {chunks} chunks; set {chunks_name}=null or a divisor of "
+            f"{model.num_layers // stages}",
+        )

@@ -1,0 +1,53 @@
+"""What fake quantisation of the student needs of its shapes, and what it is not for."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.problem import divides, line
+
+# Inputs of a weight's row that share a scale. They must lie on one rank, and fill their block.
+_BLOCKS = {"int4_weight_only": 128, "nvfp4": 16}
+
+
+def quantization_problems(cfg: ConfigContainer) -> Iterator[str]:
+    """Problems of `model.quantization`."""
+    if isinstance(cfg.model, GPTDistillationProvider) and cfg.model.teacher.quantization is not None:
+        why = (
+            "a teacher computes in full precision; set it to null (model.quantization is the student's, and "
+            "model.teacher_quantization=int8 keeps the teacher's weights small)"
+        )
+        yield line(cfg, "model.teacher.quantization", why)
+    yield from _blocks(cfg)
+    if cfg.model.quantization == "nvfp4" and cfg.dist.distributed_backend == "gloo":
+        why = "ModelOpt rounds to nvfp4 on CUDA devices only; set model.quantization to int8, fp8 or int4_weight_only"
+        yield line(cfg, "model.quantization dist.distributed_backend", why)
+
+
+def _blocks(cfg: ConfigContainer) -> Iterator[str]:
+    block = _BLOCKS.get(cfg.model.quantization or "")
+    if block is None:
+        return
+    shards = cfg.model.tensor_model_parallel_size
+    for what, width, split in _input_widths(cfg.model):
+        if not divides(block * (shards if split else 1), width):
+            why = (
+                f"scales are those of {block} inputs in a row, and {what} are {width}"
+                + (f" over {shards} ranks" if split and shards > 1 else "")
+                + "; choose another format"
+                + (" or another tensor-parallel size" if split and shards > 1 else "")
+            )
+            yield line(cfg, "model.quantization model.tensor_model_parallel_size", why)
+
+
+def _input_widths(model: GPTModelProvider) -> list[tuple[str, int, bool]]:
+    """What the linear layers of a transformer layer read, how wide it is, and whether it is split over ranks."""
+    heads = max(model.num_attention_heads, 1)
+    return [
+        ("hidden states", model.hidden_size, False),
+        ("the outputs of attention", heads * (model.kv_channels or model.hidden_size // heads), True),
+        ("the feed-forward layer's inner states", model.ffn_hidden_size or 4 * model.hidden_size, True),
+    ]

@@ -1,0 +1,109 @@
+"""Optimizer, schedule, data parallelism, and what the run writes."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.derived import lr_decay_iters, lr_warmup_iters, weight_decay_range
+from megatron_kd.config.problem import line
+from megatron_kd.huggingface.as_config import why_not_exportable
+
+
+def optimizer_problems(cfg: ConfigContainer) -> Iterator[str]:
+    """Learning rates and data-parallel options that contradict each other."""
+    if cfg.optimizer.min_lr > cfg.optimizer.lr > 0:
+        yield line(cfg, "optimizer.min_lr optimizer.lr", "must not exceed the learning rate; lower optimizer.min_lr")
+    needed = {
+        "ddp.use_distributed_optimizer": cfg.ddp.use_distributed_optimizer,
+        "ddp.overlap_grad_reduce": cfg.ddp.overlap_grad_reduce,
+    }
+    missing = [name for name, on in needed.items() if not on]
+    if cfg.ddp.overlap_param_gather and missing:
+        cure = " and ".join(f"{name}=true" for name in missing)
+        why = f"gathering parameters during the forward pass needs {cure}; set that, or ddp.overlap_param_gather=false"
+        yield line(cfg, " ".join(["ddp.overlap_param_gather", *missing]), why)
+
+
+def length_problems(cfg: ConfigContainer) -> Iterator[str]:
+    """A run whose length is given twice or not at all, or in epochs of data that has none."""
+    names = "train.train_iters train.num_epochs"
+    if cfg.train.num_epochs is not None and cfg.dataset.mock:
+        why = "made-up data never ends, so it has no epochs; set train.num_epochs=null and train.train_iters"
+        yield line(cfg, "train.num_epochs dataset.mock", why)
+    elif cfg.train.train_iters is None and cfg.train.num_epochs is None:
+        yield line(cfg, names, "how long is the run? set one of the two")
+    elif cfg.train.train_iters is not None and cfg.train.num_epochs is not None:
+        yield line(cfg, names, "the length is given twice; set one of the two to null")
+
+
+def scheduler_problems(cfg: ConfigContainer) -> Iterator[str]:
+    """Phases of the schedule that do not fit into it, and weight-decay ramps that do not rise.
+
+    How a schedule fits into a run given in epochs is known, and checked, when the run has counted its data.
+    """
+    scheduler, decay = cfg.scheduler, lr_decay_iters(cfg) or 0  # 0 fits everything
+    decay_name = "train.train_iters" if scheduler.lr_decay_iters is None else "scheduler.lr_decay_iters"
+    if scheduler.lr_warmup_iters is not None and scheduler.lr_warmup_iters >= decay > 0:
+        why = (
+            "the warm-up must end before the decay does; lower scheduler.lr_warmup_iters, or set it to null and "
+            "scheduler.lr_warmup_fraction=0.1"
+        )
+        yield line(cfg, f"scheduler.lr_warmup_iters {decay_name}", why)
+    if scheduler.lr_warmup_init > cfg.optimizer.lr > 0:
+        why = "the warm-up rises to the learning rate; lower scheduler.lr_warmup_init"
+        yield line(cfg, "scheduler.lr_warmup_init optimizer.lr", why)
+    yield from _wsd(cfg, decay, decay_name)
+    yield from _weight_decay_ramp(cfg)
+
+
+def _wsd(cfg: ConfigContainer, decay: int, decay_name: str) -> Iterator[str]:
+    scheduler = cfg.scheduler
+    if scheduler.lr_decay_style != "WSD":
+        return
+    if scheduler.lr_wsd_decay_iters is None:
+        why = "WSD must know how many steps its last phase has; set scheduler.lr_wsd_decay_iters"
+        yield line(cfg, "scheduler.lr_decay_style scheduler.lr_wsd_decay_iters", why)
+    elif (lr_warmup_iters(cfg) or 0) + scheduler.lr_wsd_decay_iters > decay > 0:
+        why = "warm-up and last phase do not fit into the schedule; lower one of the first two"
+        warmup_name = "scheduler.lr_warmup_" + ("fraction" if scheduler.lr_warmup_iters is None else "iters")
+        yield line(cfg, f"{warmup_name} scheduler.lr_wsd_decay_iters {decay_name}", why)
+
+
+def _weight_decay_ramp(cfg: ConfigContainer) -> Iterator[str]:
+    start, end = weight_decay_range(cfg)
+    names = "scheduler.start_weight_decay scheduler.end_weight_decay optimizer.weight_decay"
+    if end < start:
+        yield line(cfg, names, f"weight decay cannot fall, and goes from {start} to {end}; raise the end")
+    elif end > start and cfg.scheduler.weight_decay_incr_style == "constant":
+        why = f"goes from {start} to {end}, but is constant; set scheduler.weight_decay_incr_style=linear (or cosine)"
+        yield line(cfg, f"{names} scheduler.weight_decay_incr_style", why)
+
+
+def output_problems(cfg: ConfigContainer) -> Iterator[str]:
+    """A run folder that cannot be written, or a step to resume from that is not there."""
+    run_dir = Path(cfg.logger.run_dir)
+    there = next(folder for folder in [run_dir.absolute(), *run_dir.absolute().parents] if os.path.exists(folder))
+    if not os.path.isdir(there):
+        yield line(cfg, "logger.run_dir", f"{there} is a file, not a folder; name another place")
+    elif not os.access(there, os.W_OK | os.X_OK):
+        yield line(cfg, "logger.run_dir", f"{there} cannot be written; name another place")
+    yield from _huggingface(cfg)
+    resume = cfg.checkpoint.resume
+    if isinstance(resume, int) and resume >= 0:
+        step = run_dir / "checkpoints" / f"iter_{resume:07d}"
+        if not os.path.isdir(step):
+            why = f"{step} is not there; set checkpoint.resume=auto for the newest, or never to start anew"
+            yield line(cfg, "checkpoint.resume", why)
+
+
+def _huggingface(cfg: ConfigContainer) -> Iterator[str]:
+    if not cfg.checkpoint.save_hf:
+        return
+    if not cfg.checkpoint.save:
+        yield line(cfg, "checkpoint.save_hf checkpoint.save", "is made of a checkpoint; set checkpoint.save=true")
+    if reasons := why_not_exportable(cfg.model):
+        why = f"transformers has no such model: {'; '.join(reasons)}; set checkpoint.save_hf=false"
+        yield line(cfg, "checkpoint.save_hf", why)

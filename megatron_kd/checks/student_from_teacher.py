@@ -1,0 +1,61 @@
+"""A student that starts from its teacher's layers: there is a teacher, and its layers are the student's."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import fields
+
+from megatron_kd.checkpoints.contents import OF_THE_RUN
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.derived import teacher_vocab_size, true_vocab_size
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.gpt_model import GPTModelProvider, explicit
+from megatron_kd.config.problem import line
+from megatron_kd.config.schema import show
+
+_PRUNE = "`megatron-kd prune` makes narrower students"
+# What a student may have otherwise and still be made of the teacher's layers.
+_FREE = OF_THE_RUN | {
+    "num_layers",
+    "seq_length",
+    "vocab_size",
+    "make_vocab_size_divisible_by",
+    "attention_dropout",
+    "hidden_dropout",
+    "init_method_std",
+    "max_position_embeddings",
+}
+_SAME = tuple(field.name for field in fields(GPTModelProvider) if field.name not in _FREE)
+
+
+def from_teacher_problems(cfg: ConfigContainer, tokenizer_vocab_size: int | None) -> Iterator[str]:
+    """Problems of `model.init=from_teacher`, and of asking for it where it means nothing."""
+    distils = isinstance(cfg.model, GPTDistillationProvider)
+    if isinstance(cfg.model, GPTDistillationProvider) and cfg.model.teacher.init == "from_teacher":
+        yield line(cfg, "model.teacher.init", "a teacher has no teacher to start from; set model.teacher.checkpoint")
+    if cfg.model.init != "from_teacher":
+        return
+    if not distils:
+        yield line(cfg, "model.init", "this run has no teacher; set checkpoint.pretrained_checkpoint or random")
+        return
+    assert isinstance(cfg.model, GPTDistillationProvider)
+    if cfg.model.num_layers > cfg.model.teacher.num_layers >= 1:
+        why = f"layers are copied, not invented; set model.num_layers to at most {cfg.model.teacher.num_layers}"
+        yield line(cfg, "model.init model.num_layers model.teacher.num_layers", why)
+    yield from _differences(cfg, cfg.model)
+    student, teacher = true_vocab_size(cfg, tokenizer_vocab_size), teacher_vocab_size(cfg, tokenizer_vocab_size)
+    if student is not None and teacher is not None and student != teacher:
+        why = f"the embedding is copied, which has {teacher} token ids; set model.vocab_size={teacher}"
+        yield line(cfg, "model.init model.vocab_size model.teacher.vocab_size", why)
+
+
+def _differences(cfg: ConfigContainer, model: GPTDistillationProvider) -> Iterator[str]:
+    if min(model.num_attention_heads, model.teacher.num_attention_heads) < 1:
+        return  # said by the ranges
+    student, teacher = explicit(model), explicit(model.teacher)
+    for name in _SAME:
+        wanted = getattr(teacher, name)
+        if getattr(student, name) != wanted:
+            why = f"whole layers are copied, so all but their number is the teacher's; set model.{name}={show(wanted)}"
+            narrower = f", or to prune: {_PRUNE}" if name in ("hidden_size", "ffn_hidden_size") else ""
+            yield line(cfg, f"model.init model.{name} model.teacher.{name}", why + narrower)

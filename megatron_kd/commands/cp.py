@@ -1,0 +1,66 @@
+"""`megatron-kd cp RECIPE [DEST]`: a recipe of one's own, to change.
+
+megatron-kd cp distill_llama32_3b-1b my_runs
+megatron-kd cp distill_llama32_3b-1b my_runs/first.py
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from pathlib import Path
+
+from megatron_kd.errors import ConfigError, InputError
+from megatron_kd.resolve.recipe_files import find_recipe, parts_of
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The command's arguments."""
+    parser.add_argument("recipe", metavar="RECIPE", help="the name or path of a recipe, such as `ls` lists")
+    parser.add_argument("dest", metavar="DEST", nargs="?", default=".", help="a folder, or a file that ends in .py (.)")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Copy the recipe with what it imports from beside it, and say where to."""
+    for path in copy_recipe(args.recipe, args.dest):
+        print(path)
+    return 0
+
+
+def copy_recipe(recipe: str | Path, dest: str | Path) -> list[Path]:
+    """Copy a recipe and its parts, so that it runs from where it then lies.
+
+    Args:
+        recipe: as in `find_recipe`.
+        dest: a folder, made where it is not there, or the copy's own name, which ends in .py.
+
+    Returns:
+        the copies, the recipe's first.
+
+    Raises:
+        ConfigError: a line for each file that is there already; nothing is overwritten, and then nothing is copied.
+        InputError: there is no such recipe.
+    """
+    source, dest = find_recipe(recipe), Path(dest)
+    named = dest.suffix == ".py"
+    folder = dest.parent if named else dest
+    copies = {source: dest if named else folder / source.name}
+    copies |= {part: folder / part.name for part in parts_of(source)}
+    same = [part for part, copy in copies.items() if part != source and copy.exists() and _equal(part, copy)]
+    taken = [copy for original, copy in copies.items() if copy.exists() and original not in same]
+    if taken:
+        cure = "move it away, or name another DEST"
+        raise ConfigError([f"{path}: is already there, and is not overwritten; {cure}" for path in taken])
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{dest}: {error.strerror}; give DEST a folder, or a name that ends in .py") from error
+    for original, copy in copies.items():
+        if original not in same:
+            shutil.copyfile(original, copy)
+    return list(copies.values())
+
+
+def _equal(one: Path, other: Path) -> bool:
+    """Whether a part is there already, as another recipe's copy brought it."""
+    return other.is_file() and one.read_bytes() == other.read_bytes()

@@ -1,0 +1,132 @@
+"""`megatron-kd plan`: what each place for the teacher would need, before anything is started.
+
+    megatron-kd plan recipes/llama/distill_llama32_3b-1b.py --gpus 8 --memory 80GB train.micro_batch_size=1
+
+Needs no GPU, no weights, no data and no torch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from itertools import chain
+from typing import Any
+
+from megatron_kd.checks.batch import batch_problems
+from megatron_kd.checks.kd_losses import kd_config_problems
+from megatron_kd.checks.model_sizes import architecture_problems
+from megatron_kd.checks.parallel_layout import layout_problems
+from megatron_kd.checks.ranges import range_problems
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.derived import model_parallel_size, vocab_width
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.problem import line
+from megatron_kd.errors import ConfigError
+from megatron_kd.planning.estimate import choose
+from megatron_kd.planning.placement_table import plan_text
+from megatron_kd.planning.setup import setup
+from megatron_kd.resolve.configuration import merge, naming_flags
+from megatron_kd.resolve.recipe_files import load_recipe
+
+USAGE = (
+    "megatron-kd plan RECIPE [--config-file FILE] [--gpus N] [--memory 80GB] [--gpus-per-machine N] "
+    "[--device cuda|cpu] [section.field=value ...]"
+)
+_UNITS = {"": 1e9, "gb": 1e9, "gib": 2**30, "mb": 1e6, "mib": 2**20, "tb": 1e12, "tib": 2**40}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Declare the command's own arguments; overrides are what is left."""
+    parser.usage = USAGE
+    parser.add_argument("recipe", metavar="RECIPE", help="the name or path of a recipe, such as `ls` lists")
+    parser.add_argument("--config-file", action="append", default=[], metavar="FILE", help="YAML over the recipe")
+    parser.add_argument("--gpus", type=int, metavar="N", help="ranks (WORLD_SIZE, else one copy of the student)")
+    parser.add_argument("--memory", metavar="SIZE", help="of a rank's device, 80GB or 74GiB (dist.device_memory_gb)")
+    parser.add_argument("--gpus-per-machine", type=int, default=8, metavar="N", help="ranks of one host (8)")
+    parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what ranks compute on (cuda)")
+
+
+def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+    """Print the plan, and return the exit code.
+
+    Raises:
+        ConfigError: all problems of the arguments and of the configuration, missing weights and data excepted.
+    """
+    wrong = list(_argument_problems(args))
+    files = [word for name in args.config_file for word in ("--config-file", name)]
+    cfg, unmerged, origins = merge(without_absent_folders(load_recipe(args.recipe)()), [*files, *overrides])
+    wrong += unmerged
+    world_size = args.gpus or _default_ranks(cfg)
+    wrong += (naming_flags(problem, origins) for problem in plan_problems(cfg, world_size))
+    if wrong:
+        raise ConfigError(list(dict.fromkeys(wrong)))
+    memory = memory_bytes(args.memory) if args.memory else _configured_memory(cfg)
+    machine = {"ranks_per_machine": args.gpus_per_machine, "device": args.device}
+    choice = choose(cfg, world_size, memory, **machine)
+    print(plan_text(setup(cfg, world_size, **machine), choice, memory), end="")
+    return 0
+
+
+def without_absent_folders(cfg: ConfigContainer) -> ConfigContainer:
+    """`cfg` without Hugging Face folders that are not here, where the recipe gives the sizes too, as presets do."""
+    model = _without_absent_folder(cfg.model)
+    if isinstance(model, GPTDistillationProvider):
+        model = replace(model, teacher=_without_absent_folder(model.teacher))
+    return replace(cfg, model=model)
+
+
+def _without_absent_folder(model: Any) -> Any:
+    has_sizes = model.hidden_size != GPTModelProvider.hidden_size
+    absent = model.hf_path is not None and not os.path.isdir(model.hf_path)
+    return replace(model, hf_path=None) if absent and has_sizes else model
+
+
+def plan_problems(cfg: ConfigContainer, world_size: int) -> Iterator[str]:
+    """What makes a configuration impossible at every place of the teacher; weights and data may be missing."""
+    if not isinstance(cfg.model, GPTDistillationProvider):
+        yield "model: has no teacher, and a plan is of a distillation; name a recipe with a GPTDistillationProvider"
+        return
+    yield from chain(range_problems(cfg), architecture_problems(cfg, None), layout_problems(cfg))
+    yield from chain(batch_problems(cfg, world_size), kd_config_problems(cfg.model.kd_config))
+    if cfg.model.seq_length != cfg.model.teacher.seq_length:
+        cure = f"set model.teacher.seq_length={cfg.model.seq_length}"
+        yield line(cfg, "model.seq_length model.teacher.seq_length", f"both models read the same tokens; {cure}")
+    if vocab_width(cfg) is None:
+        yield line(cfg, "model.vocab_size", "a plan reads no tokenizer; set model.vocab_size=N, its number of ids")
+
+
+def memory_bytes(text: str) -> float:
+    """Bytes of `80GB`, `74.5GiB` or `80` (GB).
+
+    Raises:
+        ConfigError: something else.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([a-z]*)\s*", text.lower())
+    if match is None or match[2] not in _UNITS or float(match[1]) == 0:
+        raise ConfigError([f"--memory {text}: must be a size such as 80GB, 74.5GiB or 512MB"])
+    return float(match[1]) * _UNITS[match[2]]
+
+
+def _argument_problems(args: argparse.Namespace) -> Iterator[str]:
+    for name in ("gpus", "gpus_per_machine"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            yield f"--{name.replace('_', '-')} {value}: must be 1 or more"
+    if args.memory:
+        try:
+            memory_bytes(args.memory)
+        except ConfigError as error:
+            yield from error.problems
+
+
+def _default_ranks(cfg: ConfigContainer) -> int:
+    launched = os.environ.get("WORLD_SIZE", "")
+    return int(launched) if launched.isdigit() and int(launched) else max(model_parallel_size(cfg), 1)
+
+
+def _configured_memory(cfg: ConfigContainer) -> float | None:
+    return None if cfg.dist.device_memory_gb is None else cfg.dist.device_memory_gb * 1e9

@@ -1,0 +1,77 @@
+"""How a student learns from a teacher: the losses, their layers and their balance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+
+def _final_layernorm_pair() -> list[list[str]]:
+    return [["decoder.final_layernorm", "decoder.final_layernorm"]]
+
+
+@dataclass(kw_only=True)
+class ModelOptDistillConfig:
+    """Settings of the distillation losses.
+
+    Attributes:
+        logit_layers: names of the student's and the teacher's logit layer.
+        intermediate_layer_pairs: pairs of layer names, student's first, with a loss between their outputs: cosine, or
+            what a third element names (cosine, mse, smooth_l1). Layers are counted over the whole model, from 0; both
+            of a pair must be on one pipeline stage and put out the full hidden dimension (norms do). Where the
+            hidden sizes differ, each pair has a trained projection of its own to the teacher's.
+        skip_lm_loss: leave the language-modelling loss out of training.
+        kd_loss_scale: with the LM loss in, the cumulative logits-and-intermediate loss is scaled to this many
+            times the magnitude of the LM loss. Not used when `skip_lm_loss` is true.
+        logit_kl_temperature: both models' logits are divided by it before the softmax.
+        loss_balancer: `global` scales by the token-weighted, all-reduced losses of the previous step (1.0 on
+            the first); `static` by the two weights below; `modelopt` by ModelOpt's own ratios of each
+            micro-batch and rank, which make a step depend on how its batch is split.
+        logits_loss_kind: the divergence of the student's from the teacher's next-token distribution. ModelOpt's, and
+            the default, is forward_kl, KL(teacher || student).
+        logits_loss_beta: weight of the teacher in `jsd` (generalised Jensen-Shannon, Agarwal et al. 2023).
+        logits_loss_alpha: skew of the two skewed KLs (Ko et al. 2024).
+        temperature_squared: multiply the logit loss by the temperature squared (Hinton et al. 2015), so that its
+            gradient keeps its size as the temperature grows; off is ModelOpt's convention.
+        logit_kl_topk: compare the teacher's so many likeliest tokens only, and the mass of the rest by
+            `logit_kl_topk_tail`; the student stays normalised over the whole vocabulary. None compares all tokens.
+        logit_kl_topk_tail: `bucket` compares the mass of all other tokens as one more outcome, `renormalise` scales
+            the teacher's likeliest tokens to sum to 1, `ignore` leaves the rest out.
+        logits_form: `fused` computes losses and gradients from hidden states and heads, chunk by chunk, so that the
+            logits of neither model ever exist; `materialised` keeps both models' logits; `auto` is fused wherever
+            the weights of the losses are known before the forward pass, i.e. unless `loss_balancer` is modelopt, and
+            all tokens are compared.
+        logits_loss_weight, intermediate_loss_weight: the weights of the `static` balancer, whose total is
+            `lm_loss + kd_loss_scale * (w_logits * logits_loss + w_intermediate * intermediate_loss)`
+            without the LM term and `kd_loss_scale` when `skip_lm_loss` is true.
+    """
+
+    logit_layers: list[str] = field(default_factory=lambda: ["output_layer", "output_layer"])
+    intermediate_layer_pairs: list[list[str]] = field(default_factory=_final_layernorm_pair)
+    skip_lm_loss: bool = True
+    kd_loss_scale: float = 1.0
+    logit_kl_temperature: float = 1.0
+    loss_balancer: Literal["global", "static", "modelopt"] = "global"
+    logits_loss_kind: Literal[
+        "forward_kl", "reverse_kl", "jsd", "skewed_forward_kl", "skewed_reverse_kl", "total_variation"
+    ] = "forward_kl"
+    logits_loss_beta: float = 0.5
+    logits_loss_alpha: float = 0.1
+    temperature_squared: bool = False
+    logit_kl_topk: int | None = None
+    logit_kl_topk_tail: Literal["bucket", "renormalise", "ignore"] = "bucket"
+    logits_form: Literal["auto", "fused", "materialised"] = "auto"
+    logits_loss_weight: float = 1.0
+    intermediate_loss_weight: float = 1.0
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> ModelOptDistillConfig:
+        """Read a YAML file whose keys are fields of this class.
+
+        Raises:
+            ConfigError: unknown keys, wrong types or impossible values, all of them at once.
+        """
+        from megatron_kd.resolve.yaml_io import load_kd_config
+
+        return load_kd_config(path)

@@ -1,0 +1,36 @@
+"""How a problem is written: the fields with their values, then why they cannot be, then the cure."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.schema import show
+
+
+def value_of(cfg: ConfigContainer, name: str) -> Any:
+    """The value of a field by its dotted name."""
+    value: Any = cfg
+    for part in name.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def line(cfg: ConfigContainer, names: str, why: str) -> str:
+    """One problem, `a.b=1, c.d=2: why`, for the fields in `names`, parted by spaces."""
+    return f"{', '.join(f'{name}={show(value_of(cfg, name))}' for name in names.split())}: {why}"
+
+
+def models(cfg: ConfigContainer) -> list[tuple[str, GPTModelProvider]]:
+    """The dotted name and the provider of each model of the run, the student first."""
+    found: list[tuple[str, GPTModelProvider]] = [("model", cfg.model)]
+    if isinstance(cfg.model, GPTDistillationProvider):
+        found.append(("model.teacher", cfg.model.teacher))
+    return found
+
+
+def divides(divisor: int, value: int) -> bool:
+    """Whether `value` is a multiple of `divisor`; true if either is not positive, which `ranges` reports."""
+    return divisor < 1 or value < 1 or value % divisor == 0

@@ -1,0 +1,160 @@
+"""Tables as sources: Parquet files, and folders that Hugging Face `datasets` has saved.
+
+Of a table only the columns that are asked for are read, some rows at a time.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from megatron_kd.data.raw.chunks import CHUNK_BYTES, Chunk, Cursor
+from megatron_kd.data.raw.sources import Source, file_identity
+from megatron_kd.errors import InputError
+
+_MOST_ROWS = 1 << 16  # of a chunk
+_CHAT_COLUMNS = ("messages", "conversations")
+
+
+@dataclass(frozen=True)
+class ParquetSource:
+    """A Parquet file."""
+
+    path: Path
+    columns: tuple[str, ...]
+    rows_a_chunk: int
+
+    @property
+    def size(self) -> int:
+        """See `Source`."""
+        return self.path.stat().st_size
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Source`."""
+        return file_identity(self.path)
+
+    def chunks(self, start: Cursor) -> Iterator[Chunk]:
+        """See `Source`."""
+        try:
+            with pq.ParquetFile(self.path) as file:
+                yield from self._chunks(file, start)
+        except (pa.ArrowException, OSError) as error:
+            raise InputError(f"{self.path}: not a readable Parquet file ({_first_line(error)})") from error
+
+    def _chunks(self, file: pq.ParquetFile, start: Cursor) -> Iterator[Chunk]:
+        first, total = 0, file.metadata.num_rows
+        for group in range(file.num_row_groups):
+            rows = file.metadata.row_group(group).num_rows
+            if first + rows <= start.record:  # done before
+                first += rows
+                continue
+            # Threads of Arrow's own would be forked in mid-work when worker processes start.
+            batches = file.iter_batches(self.rows_a_chunk, [group], list(self.columns), use_threads=False)
+            for batch in batches:
+                if first >= start.record:
+                    yield _chunk(self.path, start.input, first, batch.to_pylist(), self.size, total)
+                first += batch.num_rows
+
+
+@dataclass(frozen=True)
+class SavedDataset:
+    """A folder that `datasets.Dataset.save_to_disk` has left; its Arrow files are mapped, not read."""
+
+    path: Path
+    columns: tuple[str, ...]
+    dataset: Any  # of Hugging Face `datasets`, giving Arrow tables
+    rows_a_chunk: int
+
+    @property
+    def size(self) -> int:
+        """See `Source`."""
+        return sum(file.stat().st_size for file in self.path.iterdir())
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """See `Source`."""
+        return {"path": str(self.path), "files": [file_identity(file) for file in sorted(self.path.iterdir())]}
+
+    def chunks(self, start: Cursor) -> Iterator[Chunk]:
+        """See `Source`."""
+        total = len(self.dataset)
+        for first in range(start.record, total, self.rows_a_chunk):
+            try:
+                rows = self.dataset[first : first + self.rows_a_chunk].to_pylist()
+            except (pa.ArrowException, OSError) as error:
+                raise InputError(f"{self.path}, row {first}: cannot be read ({_first_line(error)})") from error
+            yield _chunk(self.path, start.input, first, rows, self.size, total)
+
+
+def open_parquet(path: Path, json_key: str | None) -> Source:
+    """A Parquet file whose column `json_key` has the text; None: whose columns are those of conversations.
+
+    Raises:
+        InputError: a file that is no Parquet file, or one without such a column.
+    """
+    try:
+        with pq.ParquetFile(path) as file:
+            schema, about = file.schema_arrow, file.metadata
+            rows, size = about.num_rows, sum(about.row_group(g).total_byte_size for g in range(about.num_row_groups))
+    except (pa.ArrowException, OSError) as error:
+        raise InputError(f"--input {path}: not a readable Parquet file ({_first_line(error)})") from error
+    return ParquetSource(path, _columns(path, schema, json_key), _rows_a_chunk(rows, size))
+
+
+def open_saved_dataset(path: Path, json_key: str | None) -> Source:
+    """The same of a folder.
+
+    Raises:
+        InputError: a folder that `datasets` has not saved, one of several splits, or one without such a column.
+    """
+    if (path / "dataset_dict.json").is_file():
+        splits = ", ".join(sorted(str(folder) for folder in path.iterdir() if folder.is_dir()))
+        raise InputError(f"--input {path}: has several splits; name one: {splits}")
+    if not (path / "state.json").is_file():
+        raise InputError(f"--input {path}: a folder, and none that `datasets` has saved; name its files")
+    import datasets
+
+    datasets.disable_progress_bars()
+    try:
+        dataset = datasets.load_from_disk(str(path), keep_in_memory=False)
+    except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"--input {path}: `datasets` cannot load it ({_first_line(error)})") from error
+    columns = _columns(path, dataset.features.arrow_schema, json_key)
+    chosen = dataset.select_columns(list(columns)).with_format("arrow")
+    return SavedDataset(path, columns, chosen, _rows_a_chunk(len(dataset), dataset.data.nbytes))
+
+
+def _columns(path: Path, schema: pa.Schema, json_key: str | None) -> tuple[str, ...]:
+    have = ", ".join(map(repr, schema.names)) or "none"
+    if json_key is None:
+        found = [name for name in _CHAT_COLUMNS if name in schema.names]
+        if not found:
+            raise InputError(f"--input {path}: no column {' or '.join(map(repr, _CHAT_COLUMNS))} (it has {have})")
+        return (found[0], *(["tools"] if "tools" in schema.names else []))
+    if json_key not in schema.names:
+        raise InputError(f"--input {path}: no column {json_key!r} (it has {have}): name the right one with --json-key")
+    kind = schema.field(json_key).type
+    if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
+        raise InputError(f"--input {path}: column {json_key!r} is {kind}, not text: name another with --json-key")
+    return (json_key,)
+
+
+def _rows_a_chunk(rows: int, size: int) -> int:
+    """So many rows that a chunk has about `CHUNK_BYTES`."""
+    return min(max(rows * CHUNK_BYTES // max(size, 1), 1), _MOST_ROWS)
+
+
+def _chunk(path: Path, source: int, first: int, rows: Sequence[dict[str, Any]], size: int, total: int) -> Chunk:
+    after = first + len(rows)
+    reached = size * after // total - size * first // total
+    return Chunk(str(path), "row", first, list(rows), reached, Cursor(source, after))
+
+
+def _first_line(error: BaseException) -> str:
+    return str(error).strip().partition("\n")[0]

@@ -1,0 +1,147 @@
+"""`PREFIX.sha256.json`: what `preprocess` wrote, so that a byte that has changed since is noticed.
+
+It holds the size and the SHA-256 of `.bin`, `.idx` and `.loss_mask.bin`, and the numbers of documents and tokens. Files
+are told by their endings, so that it can name none elsewhere. Data made by other programs have none.
+
+Sizes, and the index, are compared at each start. Hashes are compared once for files of one size, date and inode, which
+is then remembered in the folder of the index cache: at 1 to 2 GB/s, 100 GB take a minute or two.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron_kd.config.text_files import LOSS_MASK
+from megatron_kd.runtime.files import FileRecord, sha256_of
+
+ENDING = ".sha256.json"
+_FORMAT = 1
+_KNOWN = (".bin", ".idx", LOSS_MASK)
+_LARGEST = 1 << 16  # bytes; a sidecar has about 500
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_CURE = (
+    "copy the files again, or run `megatron-kd preprocess` again; if another program has made them anew, delete "
+    f"{ENDING[1:]}"
+)
+
+
+@dataclass(frozen=True)
+class Sidecar:
+    """What is known of the files at a prefix, by their endings."""
+
+    files: Mapping[str, FileRecord]
+    documents: int
+    tokens: int
+
+    def text(self) -> str:
+        """The file's text. There is one spelling of it: a changed byte shows."""
+        content: dict[str, Any] = {
+            "format": _FORMAT,
+            "documents": self.documents,
+            "tokens": self.tokens,
+            "files": {ending: {"size": r.size, "sha256": r.sha256} for ending, r in sorted(self.files.items())},
+        }
+        content["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
+        return json.dumps(content, indent=1) + "\n"
+
+
+def read_sidecar(prefix: str | Path) -> Sidecar | None:
+    """The sidecar of the files at `prefix`; None where there is none.
+
+    Raises:
+        ValueError: it is not as it was written, or no plain file.
+        OSError: it cannot be read.
+    """
+    path = Path(f"{prefix}{ENDING}")
+    try:
+        about = path.lstat()
+    except FileNotFoundError:
+        return None
+    if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST:
+        raise ValueError("it is no plain file of the size that such a file has")
+    text = path.read_text(encoding="utf-8")
+    try:
+        sidecar = _parsed(json.loads(text))
+    except (KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise ValueError(f"it does not have what it should ({error!r})") from error
+    if sidecar.text() != text:
+        raise ValueError("it has other content than was written")
+    return sidecar
+
+
+def size_problems(prefix: str) -> list[str]:
+    """What the sidecar of the files at `prefix` says against their sizes; nothing where there is none."""
+    try:
+        sidecar = read_sidecar(prefix)
+    except (OSError, ValueError) as error:
+        return [f"{prefix + ENDING!r} cannot be read: {error}: {_CURE}"]
+    if sidecar is None:
+        return []
+    sizes = {ending: _size(prefix + ending) for ending in sidecar.files}
+    return [
+        f"{prefix + ending!r} has {'no such file' if sizes[ending] is None else f'{sizes[ending]} bytes'} where "
+        f"{record.size} bytes were written: {_CURE}"
+        for ending, record in sidecar.files.items()
+        if sizes[ending] != record.size
+    ]
+
+
+def hash_problems(prefix: str, cache: str | Path) -> list[str]:
+    """What the sidecar says against the content of files whose sizes are right.
+
+    Args:
+        prefix: of the files.
+        cache: a folder in which it is remembered that nothing was wrong, if it can be written.
+    """
+    try:
+        sidecar = read_sidecar(prefix)
+        if sidecar is None:
+            return []
+        seen = json.dumps([_identity(prefix + ending) for ending in sidecar.files])
+        key = hashlib.sha256(f"{os.path.abspath(prefix)}\n{sidecar.text()}".encode()).hexdigest()[:32]
+        memory = Path(cache) / f"verified-{key}.json"
+        if memory.is_file() and memory.read_text(encoding="utf-8", errors="replace") == seen:
+            return []
+        wrong = [
+            ending for ending, record in sidecar.files.items() if sha256_of(Path(prefix + ending)) != record.sha256
+        ]
+    except (OSError, ValueError) as error:
+        return [f"{prefix!r} cannot be compared with {Path(prefix).name}{ENDING}: {error}: {_CURE}"]
+    if not wrong:
+        with contextlib.suppress(OSError):  # then it is read again at the next start, that is all
+            memory.parent.mkdir(parents=True, exist_ok=True)
+            part = memory.with_name(f".{memory.name}.{os.getpid()}")
+            part.write_text(seen, encoding="utf-8")
+            part.replace(memory)
+    return [f"{prefix + ending!r} has other content than was written (SHA-256): {_CURE}" for ending in wrong]
+
+
+def _parsed(content: Any) -> Sidecar:
+    if content["format"] != _FORMAT:
+        raise ValueError(f"format {content['format']!r} is not {_FORMAT}")
+    files = {}
+    for ending, record in content["files"].items():
+        if ending not in _KNOWN:
+            raise ValueError(f"{ending!r} is none of {', '.join(_KNOWN)}")
+        if type(record["size"]) is not int or not _SHA256.fullmatch(record["sha256"]):
+            raise ValueError(f"{ending!r} has no size and SHA-256")
+        files[ending] = FileRecord(record["size"], record["sha256"])
+    return Sidecar(files, content["documents"], content["tokens"])
+
+
+def _size(path: str) -> int | None:
+    return os.path.getsize(path) if os.path.isfile(path) else None
+
+
+def _identity(path: str) -> list[int]:
+    about = os.stat(path)
+    return [about.st_size, about.st_mtime_ns, about.st_ino]

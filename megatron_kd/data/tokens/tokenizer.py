@@ -1,0 +1,202 @@
+"""Text to token ids and back: Hugging Face tokenizers and SentencePiece models from local files, and the `null`
+tokenizer that has no text.
+
+Nothing here reaches a network or runs code that comes with a tokenizer. `transformers` (4 s to import) is imported
+when a `huggingface` tokenizer is loaded, not before.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from megatron_kd.config.sections import TokenizerConfig
+from megatron_kd.data.tokens.sentencepiece import load_sentencepiece, sentencepiece_file
+from megatron_kd.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+# Ends of a document, by the name model families give it; asked for where a bare tokenizer.json does not say.
+_EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>")
+_CONVERT = "write a fast tokenizer with transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(OTHER_DIR)"
+
+
+class Tokenizer(Protocol):
+    """What this package asks of a tokenizer.
+
+    `vocab_size` is the true size, i.e. the largest id + 1 with added tokens; `eos_id` ends a document.
+    """
+
+    @property
+    def vocab_size(self) -> int:
+        """The largest token id + 1."""
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a document."""
+
+    @property
+    def fingerprint(self) -> str:
+        """A text that is another where the ids of some text are others, wherever the tokenizer was read from."""
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text, without begin or end tokens."""
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts at once, on several threads where the tokenizer has them."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+
+
+@dataclass(frozen=True)
+class NullTokenizer:
+    """Ids 0 to `vocab_size` - 1, the last of which ends a document. There is no text to encode."""
+
+    vocab_size: int
+
+    @property
+    def eos_id(self) -> int:
+        """The id that ends a document."""
+        return self.vocab_size - 1
+
+    @property
+    def fingerprint(self) -> str:
+        """Its size, which is all there is to it."""
+        return f"null {self.vocab_size}"
+
+    def encode(self, text: str) -> list[int]:
+        """Always an InputError: this tokenizer knows ids only."""
+        raise InputError("tokenizer.tokenizer_type='null' has no text: use 'huggingface' with a tokenizer_model")
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """Always an InputError, as `encode`."""
+        return [self.encode(text) for text in texts]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The ids as decimal numbers with spaces between them."""
+        return " ".join(str(token) for token in ids)
+
+
+class HuggingFaceTokenizer:
+    """A fast (Rust) Hugging Face tokenizer; `hf` is the `transformers` object itself."""
+
+    def __init__(self, hf: PreTrainedTokenizerFast, source: Path):
+        self.hf = hf
+        self.source = source
+        self.eos_id = int(_eos_id(hf, source))
+        self.vocab_size = max(hf.get_vocab().values()) + 1
+        self._backend = hf.backend_tokenizer
+        # A tokenizer.json may carry the truncation of the model it was made for; a corpus is never truncated.
+        self._backend.no_truncation()
+        self._backend.no_padding()
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the whole tokenizer and of the id that ends a document."""
+        return hashlib.sha256(f"{self._backend.to_str()} {self.eos_id}".encode()).hexdigest()
+
+    def tokens(self) -> dict[int, str]:
+        """Every token by its id, as the tokenizer spells it, added and special tokens included."""
+        return {token_id: token for token, token_id in self.hf.get_vocab().items()}
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of one text, without begin or end tokens."""
+        return self._backend.encode(text, add_special_tokens=False).ids
+
+    def encode_with_offsets(self, text: str) -> tuple[list[int], list[tuple[int, int]]]:
+        """`encode`, and the first and last + 1 character that each token stands for."""
+        encoding = self._backend.encode(text, add_special_tokens=False)
+        return encoding.ids, encoding.offsets
+
+    def encode_batch(self, texts: Sequence[str]) -> list[list[int]]:
+        """`encode` of many texts at once, on several threads."""
+        return [item.ids for item in self._backend.encode_batch(list(texts), add_special_tokens=False)]
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """The text of token ids, special tokens included."""
+        return self.hf.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+
+
+def load_tokenizer(cfg: TokenizerConfig) -> Tokenizer:
+    """The tokenizer a configuration names.
+
+    Raises:
+        InputError: a missing or unreadable tokenizer, or one without a fast version or an end-of-document token.
+    """
+    if cfg.tokenizer_type == "null":
+        if not cfg.vocab_size or cfg.vocab_size < 2:
+            raise InputError(f"tokenizer.vocab_size={cfg.vocab_size}: the null tokenizer needs a size of 2 or more")
+        return NullTokenizer(cfg.vocab_size)
+    if cfg.tokenizer_model is None:
+        raise InputError("tokenizer.tokenizer_model is not set: give a tokenizer folder or a tokenizer.json file")
+    return load_huggingface(cfg.tokenizer_model)
+
+
+def load_huggingface(path: str | Path, field: str = "tokenizer.tokenizer_model") -> HuggingFaceTokenizer:
+    """A tokenizer from a folder (as `save_pretrained` leaves it), a `tokenizer.json` or a SentencePiece `.model` file.
+
+    Of a folder, its `tokenizer.json` is read or, where there is none, its SentencePiece file. `field` is what errors
+    call the path's origin.
+
+    Raises:
+        InputError: as `load_tokenizer`.
+    """
+    path = Path(path)
+    if not path.is_dir() and not path.is_file():  # a pipe would be waited for
+        raise InputError(
+            f"{field}={str(path)!r} is neither a folder nor a file. Tokenizers are read from disk "
+            "only: run `make corpus` for the demo's, or fetch one first (`hf download NAME --local-dir DIR`)"
+        )
+    if (model := sentencepiece_file(path)) is not None:
+        return HuggingFaceTokenizer(load_sentencepiece(model, field), path)
+    file = path / "tokenizer.json" if path.is_dir() else path
+    _check_json(file, field)
+    # A tokenizer_config.json says which token ends a document; without one the file alone has to do.
+    configured = file.name == "tokenizer.json" and (file.parent / "tokenizer_config.json").is_file()
+    path = file.parent if configured else file
+    return HuggingFaceTokenizer(_load(path, field), path)
+
+
+def _load(path: Path, field: str) -> PreTrainedTokenizerFast:
+    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+    try:
+        if path.is_file():
+            return PreTrainedTokenizerFast(tokenizer_file=str(path))
+        hf = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, KeyError, ImportError) as error:
+        reason = str(error).strip().partition("\n")[0]
+        raise InputError(f"{field}={str(path)!r} does not load: {reason}: {_CONVERT}") from error
+    if not hf.is_fast:
+        raise InputError(f"{field}={str(path)!r} has no fast version: {_CONVERT}")
+    return hf
+
+
+def _check_json(path: Path, field: str) -> None:
+    # The Rust library reports a broken file as a bare Exception, so what can be known is known before it is asked.
+    if not path.is_file():
+        raise InputError(f"{field}: there is no file {str(path)!r}: {_CONVERT}")
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{field}: {str(path)!r} is not readable JSON ({error}): copy it again") from error
+    if not isinstance(value, dict) or "model" not in value:
+        raise InputError(f"{field}: {str(path)!r} has no `model`: it is not a tokenizer.json")
+
+
+def _eos_id(hf: PreTrainedTokenizerFast, source: Path) -> int:
+    if hf.eos_token_id is not None:
+        return hf.eos_token_id
+    vocabulary = hf.get_vocab()
+    for name in _EOS_NAMES if source.is_file() else ():
+        if name in vocabulary:
+            return vocabulary[name]
+    raise InputError(
+        f"tokenizer {str(source)!r} names no end-of-document token: set `eos_token` in its tokenizer_config.json"
+    )

@@ -1,0 +1,128 @@
+"""Which token each model would pick, and where the student ranks the teacher's, under vocabulary parallelism.
+
+The models agree on a token at k if the teacher's first choice is among the student's k first: the top-k accuracy of the
+field with the teacher's choice as the label (at k = 1 the agreement of Stanton et al. 2021). Its rank says so for every
+k at once.
+
+Shapes: N tokens, V vocabulary (the logical size, also on a shard), R ranks.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_kd.errors import InputError
+from megatron_kd.losses.faults import one_shape
+from megatron_kd.losses.shard import VocabShard
+from megatron_kd.losses.tiles import default_chunk_tokens, tiles
+
+
+def local_argmax(logits_NV: Tensor, shard: VocabShard) -> Tensor:
+    """This shard's largest logit and its global id, [2, N] of float64, which holds ids up to 2^53 exactly.
+
+    `logits_NV` holds true slots only. A shard without any gives -inf and the id one past the vocabulary.
+    """
+    best_2N = torch.empty(2, len(logits_NV), dtype=torch.float64, device=logits_NV.device)
+    if shard.width == 0:
+        best_2N[0], best_2N[1] = -torch.inf, shard.vocab_size
+        return best_2N
+    best_N1 = logits_NV.argmax(-1, keepdim=True)  # the first of equal maxima, as torch.max does not promise
+    best_2N[0] = logits_NV.gather(-1, best_N1).squeeze(-1)
+    best_2N[1] = best_N1.squeeze(-1) + shard.start
+    return best_2N
+
+
+def combine_argmax(best_R2N: Tensor) -> Tensor:
+    """Global ids [N] from every shard's `local_argmax`; among equal logits the smallest id."""
+    value_RN, id_RN = best_R2N[:, 0], best_R2N[:, 1]
+    return torch.where(value_RN == value_RN.amax(0), id_RN, torch.inf).amin(0).long()
+
+
+def vocab_parallel_argmax(
+    logits: Tensor, *, group: dist.ProcessGroup | None = None, vocab_size: int | None = None
+) -> Tensor:
+    """The global id of each token's largest logit; one collective.
+
+    Args:
+        logits: [..., V/tp], this rank's shard.
+        group: the tensor-parallel group that shards the vocabulary; None when this rank holds all of it.
+        vocab_size: the true vocabulary size; padded slots are never picked.
+
+    Returns:
+        [...] of int64, the same on every rank and at every TP size: ties go to the smallest id.
+
+    Raises:
+        InputError: if `vocab_size` does not fit the shards.
+    """
+    shard = VocabShard.of(logits.shape[-1], group, vocab_size)
+    logits_NV = logits.detach().reshape(-1, logits.shape[-1])[:, : shard.width]
+    return combine_argmax(shard.gather(local_argmax(logits_NV, shard))).view(logits.shape[:-1])
+
+
+def vocab_parallel_choice_rank(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    group: dist.ProcessGroup | None = None,
+    vocab_size: int | None = None,
+) -> Tensor:
+    """How many ids the student puts before the teacher's first choice, for each token; three collectives.
+
+    Args:
+        student_logits: [..., V/tp], this rank's shard.
+        teacher_logits: the same shape.
+        group: the tensor-parallel group that shards the vocabulary; None when this rank holds all of it.
+        vocab_size: the true vocabulary size; padded slots are never picked.
+
+    Returns:
+        [...] of int64, the same on every rank; below k where the models agree at k. Ties go to the smaller id.
+
+    Raises:
+        InputError: if the shapes differ.
+    """
+    one_shape(student_logits, teacher_logits)
+    slots = student_logits.shape[-1]
+    shard = VocabShard.of(slots, group, vocab_size)
+    student_NV = student_logits.detach().reshape(-1, slots)[:, : shard.width]
+    target_N = vocab_parallel_argmax(teacher_logits, group=group, vocab_size=vocab_size).view(-1)
+    return rank_of(student_NV, target_N, shard).view(student_logits.shape[:-1])
+
+
+def vocab_parallel_topk_agreement(
+    student_logits: Tensor,
+    teacher_logits: Tensor,
+    *,
+    k: int = 1,
+    group: dist.ProcessGroup | None = None,
+    vocab_size: int | None = None,
+) -> Tensor:
+    """Whether the teacher's first choice is among the student's k first choices, [...] of bool.
+
+    Arguments as in `vocab_parallel_choice_rank`.
+
+    Raises:
+        InputError: if the shapes differ, or k is not positive.
+    """
+    if k < 1:
+        raise InputError(f"k={k} must be at least 1")
+    return vocab_parallel_choice_rank(student_logits, teacher_logits, group=group, vocab_size=vocab_size).lt(k)
+
+
+def rank_of(logits_NV: Tensor, id_N: Tensor, shard: VocabShard) -> Tensor:
+    """How many ids come before `id_N` in the order of falling logits, then rising ids, [N]; two collectives."""
+    at_id_N = torch.zeros(len(logits_NV), dtype=torch.float64, device=logits_NV.device)
+    if shard.width:
+        local_N = id_N - shard.start
+        mine_N = (local_N >= 0) & (local_N < shard.width)
+        picked_N = logits_NV.gather(-1, local_N.clamp(0, shard.width - 1)[:, None]).squeeze(-1)
+        at_id_N = torch.where(mine_N, picked_N.double(), at_id_N)
+    at_id_N1 = shard.sum_(at_id_N)[:, None].to(logits_NV.dtype)
+    ids_V = torch.arange(shard.width, device=logits_NV.device) + shard.start
+    before_N = torch.zeros_like(id_N)
+    for rows in tiles(len(logits_NV), default_chunk_tokens(shard.widest, logits_NV.device)):
+        tile_CV, at_id_C1 = logits_NV[rows], at_id_N1[rows]
+        ahead_CV = (tile_CV > at_id_C1) | ((tile_CV == at_id_C1) & (ids_V < id_N[rows, None]))
+        before_N[rows] = ahead_CV.sum(-1)
+    return shard.sum_(before_N)

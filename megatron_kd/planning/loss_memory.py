@@ -1,0 +1,124 @@
+"""Bytes that the losses need on a rank of the last stage, and those of layer pairs on any stage.
+
+The sizes of chunks, tiles and blocks are those of `losses/fused_pass.py`, `tiles.py` and `fused_heads.py`, which import
+torch and are therefore repeated here; a test compares them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_kd.config.kd_config import ModelOptDistillConfig
+from megatron_kd.planning.activations import Work
+from megatron_kd.planning.setup import Setup
+
+# By device: bytes and most tokens of a chunk of float32 logits, and bytes of a tile.
+CHUNK = {"cpu": (32 << 20, 256), "cuda": (1 << 29, 4096)}
+TILE = {"cpu": 4 << 20, "cuda": 1 << 27}
+BLOCK = 2 << 20  # bytes of a block of a low-precision head that is cast on a CPU
+# Tensors of a tile that a divergence makes for a moment; three where it is not among these.
+_TEMPORARIES = {"forward_kl": 0, "reverse_kl": 0, "total_variation": 2}
+_TOKEN_STATISTICS = 120  # bytes a token of float64 sums, factors and labels
+
+
+@dataclass(frozen=True)
+class LossMemory:
+    """Bytes by moment.
+
+    Attributes:
+        forward: the most that the loss's forward holds.
+        backward: the most that its backward holds before the student's layers' begins.
+        kept: what it leaves alive throughout the student's backward.
+        lasting: what is never freed, a part of the others: the buffer in which the head's gradient is formed.
+    """
+
+    forward: int
+    backward: int
+    kept: int
+    lasting: int = 0
+
+
+def materialised(kd: ModelOptDistillConfig) -> bool:
+    """Whether the logits of both models are kept (as `distillation.convert.uses_fused_logits` decides it)."""
+    return kd.logits_form == "materialised" or kd.logit_kl_topk is not None or kd.loss_balancer == "modelopt"
+
+
+def logits_loss(plan: Setup) -> LossMemory:
+    """The logit loss of one micro-batch, with its language-modelling loss."""
+    work = plan.student_work
+    return _materialised(plan, work) if materialised(plan.model.kd_config) else _fused(plan, work)
+
+
+def pair_kept(plan: Setup) -> int:
+    """What the loss of one layer pair keeps for its backward beside both models' hidden states."""
+    work, width = plan.student_work, plan.teacher.hidden_size
+    elements = work.held_tokens * width
+    kept = 4 * elements * (1 if work.itemsize == 4 else 2)  # the normalised teacher, and the student as float32
+    if plan.model.hidden_size != width:
+        kept += elements * work.itemsize  # projected
+    return kept
+
+
+def pair_working(plan: Setup) -> int:
+    """What the loss of one layer pair needs for a moment: three float32 copies."""
+    return 3 * 4 * plan.student_work.held_tokens * plan.teacher.hidden_size
+
+
+def _fused(plan: Setup, work: Work) -> LossMemory:
+    width = plan.padded_vocab_size // work.tp
+    hidden, teacher = plan.model.hidden_size, plan.teacher.hidden_size
+    matrix, tokens = width * hidden, work.tokens
+    gathered = tokens * (hidden * work.itemsize + teacher * plan.teacher_itemsize) if work.sequence_parallel else 0
+    own_gradients = 4 * matrix + work.whole(hidden)  # the head's, in float32, and the hidden states'
+    statistics = _TOKEN_STATISTICS * tokens
+    forward = own_gradients + gathered + statistics + _chunks(plan, work, width)
+    # The head's gradient is added to the buffer; autograd is handed a dummy of the weight's type.
+    dummy = matrix * work.itemsize
+    backward = own_gradients + dummy + work.whole(hidden)
+    tied = plan.model.share_embeddings_and_output_weights and plan.student.pp == 1
+    lasting = 4 * matrix
+    return LossMemory(forward, backward, lasting + work.hidden(hidden) + (dummy if tied else 0), lasting)
+
+
+def _chunks(plan: Setup, work: Work, width: int) -> int:
+    """Logits of a chunk of both models, and what is larger: the buffers of a tile, or those of the matrix products."""
+    device, tokens = work.device, work.tokens
+    chunk_bytes, most = CHUNK[device]
+    chunk = max(1, min(most, chunk_bytes // (4 * width), tokens))
+    tile = min(chunk, max(1, TILE[device] // (4 * width)))
+    on_cpu = device == "cpu"
+    item = 4 if on_cpu else work.itemsize
+    logits = chunk * width * (item + (4 if on_cpu else plan.teacher_itemsize))
+    # Exponentials, the LM loss's logits, a copy of logits that are not float32 themselves, and temporaries.
+    copies = 0 if on_cpu else (work.itemsize < 4) + (plan.teacher_itemsize < 4)
+    kd = plan.model.kd_config
+    buffers = 4 * tile * width * ((1 if kd.skip_lm_loss else 2) + copies + _temporaries(kd))
+    # The student's hidden states of the chunk.
+    cast = 4 * chunk * plan.model.hidden_size if on_cpu and work.itemsize < 4 else 0
+    return logits + cast + max(buffers, _products(plan, work, width, chunk))
+
+
+def _temporaries(kd: ModelOptDistillConfig) -> int:
+    return _TEMPORARIES.get(kd.logits_loss_kind, 3)
+
+
+def _products(plan: Setup, work: Work, width: int, chunk: int) -> int:
+    """What low precision needs beside logits: on a CPU to cast the heads, on a GPU to add up the head's gradient."""
+    hidden, teacher = plan.model.hidden_size, plan.teacher.hidden_size
+    if work.device != "cpu":
+        return width * hidden * work.itemsize if work.itemsize < 4 else 0
+    needs = [0]
+    for size, itemsize in ((hidden, work.itemsize), (teacher, plan.teacher_itemsize)):
+        if itemsize < 4:  # a block of the head, and the hidden states of the chunk or their gradient
+            needs.append(min(BLOCK, 4 * width * size) + 4 * chunk * size)
+    return max(needs)
+
+
+def _materialised(plan: Setup, work: Work) -> LossMemory:
+    """Both models' logits, and in the backward the gradient of the student's, or one for each loss in training."""
+    width, kd = plan.padded_vocab_size // work.tp, plan.model.kd_config
+    student, teacher = work.whole(width), work.tokens * width * plan.teacher_itemsize
+    working = (3 + _temporaries(kd)) * max(TILE[work.device], 4 * width) + _TOKEN_STATISTICS * work.tokens
+    held = student if kd.logit_kl_topk else student + teacher  # the teacher's top k have been picked by then
+    gradients = student * (1 if kd.skip_lm_loss else 2)
+    return LossMemory(student + teacher + working, held + gradients + working, kept=0)

@@ -1,0 +1,186 @@
+"""From a configuration to a teacher with its weights, wherever the configuration says it lives."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.derived import Derived
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.stages import LayerPlace
+from megatron_kd.models.build_gpt import DTYPES, build_body
+from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.placement.rounds import micro_batches_a_round
+from megatron_kd.placement.strategies import placed_grid
+from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.together import raised_together
+from megatron_kd.teachers.body import TeacherBody
+from megatron_kd.teachers.colocated import ColocatedTeacher
+from megatron_kd.teachers.fill import fill, writer
+from megatron_kd.teachers.handover import Handover
+from megatron_kd.teachers.head import TeacherHead, empty_head, head_shard
+from megatron_kd.teachers.placed import PlacedTeacher
+from megatron_kd.teachers.protocol import Teacher
+from megatron_kd.teachers.proxy import TeacherProxy
+from megatron_kd.teachers.shared_memory import is_first_of_machine, shared_tensors
+from megatron_kd.teachers.streaming import must_stream, stream_layers
+from megatron_kd.teachers.teacher_layout import create_teacher_layout
+from megatron_kd.teachers.transfers import Exchange, StudentRank
+from megatron_kd.teachers.wanted import local_names, readers, wanted_layers
+
+
+def build_teacher(
+    cfg: ConfigContainer, model: GPTDistillationProvider, derived: Derived, layout: Layout, strategy: str
+) -> Teacher:
+    """Build `model.teacher` under a strategy that can serve the run. Every rank must call this.
+
+    Raises:
+        InputError: weights that do not fit, a layer that does not exist, or no room; on every rank.
+    """
+    if strategy == "colocated":
+        return ColocatedTeacher(_whole(cfg, model, derived, layout), layout)
+    return _placed(cfg, model, derived, layout, strategy)
+
+
+def _whole(
+    cfg: ConfigContainer, model: GPTDistillationProvider, derived: Derived, layout: Layout
+) -> DistillableGPTModel:
+    """A teacher sharded like the student, its head included."""
+    teacher = _body(model, derived, layout, layout.device, shared=False)
+    head, tied = None, model.teacher.share_embeddings_and_output_weights
+    if layout.is_last_stage and not (tied and layout.is_first_stage):
+        head = _empty_head(model, derived, layout)
+    _fill(cfg, model, derived, layout, teacher, head, stages=layout.pp.size)
+    if layout.is_last_stage:
+        weight = teacher.embedding.word_embeddings.weight if head is None else head
+        teacher.output_layer.weight = nn.Parameter(weight, requires_grad=False)
+    return teacher
+
+
+def _placed(
+    cfg: ConfigContainer, model: GPTDistillationProvider, derived: Derived, layout: Layout, strategy: str
+) -> PlacedTeacher:
+    provider, in_host_memory = model.teacher, strategy == "cpu"
+    shared = in_host_memory and model.share_teacher
+    dtype = DTYPES[derived.teacher_dtype or derived.student_dtype]
+    ranks_per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+    grid = placed_grid(model, strategy, layout.world_size, ranks_per_machine, derived.padded_vocab_size)
+    read = readers(model.kd_config, model, layout)
+    wanted = wanted_layers(read, provider, grid)
+    rows, teacher_rows = cfg.train.micro_batch_size, model.teacher_micro_batch_size or cfg.train.micro_batch_size
+    a_round = micro_batches_a_round(derived.num_microbatches, rows * layout.dp.size, grid.dp, teacher_rows, grid.pp)
+    exchange = Exchange(
+        grid=grid,
+        students=_students(layout),
+        layers=wanted,
+        num_microbatches=a_round,
+        micro_batch_size=rows,
+        teacher_micro_batch_size=teacher_rows,
+        seq_length=model.seq_length,
+        student_shards=layout.tp.size if model.sequence_parallel else 1,
+        teacher_shards=grid.tp if provider.sequence_parallel and grid.tp > 1 else 1,
+    )
+    teacher_layout = create_teacher_layout(grid, layout.device)
+    body_model = None
+    if teacher_layout is not None:
+        memory = torch.device("cpu") if in_host_memory else layout.device
+        body_model = _body(model, derived, teacher_layout, memory, shared=shared)
+    head = _empty_head(model, derived, layout) if layout.is_last_stage else None
+    mine = body_model if not shared or is_first_of_machine() else None
+    _fill(cfg, model, derived, layout, mine, head, stages=grid.pp)
+    dist.barrier()  # nobody reads shared memory before it is filled
+    body = None
+    with raised_together():
+        if body_model is not None and in_host_memory and must_stream(layout.device):
+            stream_layers(body_model, layout.device)
+        if body_model is not None and teacher_layout is not None:
+            body = TeacherBody(
+                body_model,
+                teacher_layout,
+                local_names(wanted, provider, grid, teacher_layout.pp.rank),
+                seq_length=model.seq_length,
+                micro_batch_size=exchange.teacher_micro_batch_size,
+                packed=cfg.dataset.packed_sequence,
+            )
+    full, rest = divmod(derived.num_microbatches, a_round)
+    rounds = [Handover(exchange, provider.hidden_size, dtype, layout.device)] * full
+    if rest:
+        rounds.append(replace(rounds[0], exchange=replace(exchange, num_microbatches=rest)))
+    teacher_head = None
+    if head is not None:
+        teacher_head = TeacherHead(head, _vocab_size(derived), layout, model.sequence_parallel)
+    proxies = _proxies(read, layout, teacher_head, provider.hidden_size)
+    return PlacedTeacher(strategy, body, proxies, rounds, layout)
+
+
+def _vocab_size(derived: Derived) -> int:
+    assert derived.teacher_vocab_size is not None, "the run has a teacher"
+    return derived.teacher_vocab_size
+
+
+def _students(layout: Layout) -> tuple[StudentRank, ...]:
+    mine = StudentRank(layout.rank, layout.dp.rank, layout.pp.rank, layout.tp.rank)
+    everyone: list[StudentRank | None] = [None] * layout.world_size
+    dist.all_gather_object(everyone, mine)
+    return tuple(student for student in everyone if student is not None)
+
+
+def _body(
+    model: GPTDistillationProvider, derived: Derived, layout: Layout, memory: torch.device, *, shared: bool
+) -> DistillableGPTModel:
+    """This rank's part of the teacher in `layout`, without values, in the memory of a device."""
+
+    def allocate(like: list[Tensor]) -> list[Tensor]:
+        if shared:
+            return shared_tensors(like, derived.run_dir)
+        return [torch.empty_like(tensor, device=memory) for tensor in like]
+
+    return build_body(
+        model.teacher,
+        layout,
+        padded_vocab_size=derived.padded_vocab_size,
+        vocab_size=_vocab_size(derived),
+        dtype=derived.teacher_dtype or derived.student_dtype,
+        int8=model.teacher_quantization == "int8",
+        allocate=allocate,
+    )
+
+
+def _empty_head(model: GPTDistillationProvider, derived: Derived, layout: Layout) -> Tensor:
+    dtype = DTYPES[derived.teacher_dtype or derived.student_dtype]
+    return empty_head(derived.padded_vocab_size, model.teacher.hidden_size, dtype, layout)
+
+
+def _fill(
+    cfg: ConfigContainer,
+    model: GPTDistillationProvider,
+    derived: Derived,
+    layout: Layout,
+    body: DistillableGPTModel | None,
+    head: Tensor | None,
+    *,
+    stages: int,
+) -> None:
+    """Give body and head, if this rank has them to fill, their weights; the teacher has `stages` pipeline stages."""
+    provider = model.teacher
+    heads = [head_shard(head, layout, tied=provider.share_embeddings_and_output_weights)] if head is not None else []
+    int8_layers = provider.num_layers // stages if model.teacher_quantization == "int8" else 0
+    fill(body, heads, writer(cfg, provider, _vocab_size(derived)), int8_layers=int8_layers)
+
+
+def _proxies(
+    read: dict[str, set[LayerPlace]], layout: Layout, head: TeacherHead | None, hidden_size: int
+) -> dict[int, TeacherProxy]:
+    proxies = {}
+    for chunk in range(layout.chunks):
+        here = sorted(
+            name for name, places in read.items() if any((p.stage, p.chunk) == (layout.pp.rank, chunk) for p in places)
+        )
+        if here:
+            proxies[chunk] = TeacherProxy(here, head if chunk == layout.chunks - 1 else None, hidden_size)
+    return proxies

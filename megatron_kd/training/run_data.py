@@ -1,0 +1,48 @@
+"""What a run reads, from its configuration and a rank's place in the layout."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.derived import Derived
+from megatron_kd.data.samples.datasets import build_datasets
+from megatron_kd.data.samples.loader import micro_batches
+from megatron_kd.data.tokens.tokenizer import Tokenizer
+from megatron_kd.runtime.layout import Layout
+from megatron_kd.training.step import Batch
+
+
+class RunData:
+    """The data of a run as functions of the step."""
+
+    def __init__(
+        self, cfg: ConfigContainer, values: Derived, layout: Layout, tokenizer: Tokenizer, *, trains: bool = True
+    ) -> None:
+        """Every rank must do so. `trains` false asks for no training data."""
+        batch = values.global_batch_size
+        self._train, self._valid, _ = build_datasets(
+            cfg.dataset,
+            seq_length=cfg.model.seq_length,
+            train_samples=values.train_iters * batch if trains else 0,
+            valid_samples=cfg.validation.eval_iters * batch,
+            test_samples=0,
+            seed=values.data_seed,
+            tokenizer=tokenizer,
+        )
+        self._split = {
+            "global_batch_size": batch,
+            "micro_batch_size": cfg.train.micro_batch_size,
+            "data_parallel_rank": layout.dp.rank,
+            "data_parallel_size": layout.dp.size,
+            "num_workers": cfg.dataset.num_workers,
+            "pin_memory": layout.device.type == "cuda",
+        }
+
+    def training(self, from_step: int) -> Iterator[Batch]:
+        """This rank's micro-batches, from the step after `from_step` finished ones."""
+        return micro_batches(self._train, start_step=from_step, **self._split)
+
+    def validation(self) -> Iterator[Batch]:
+        """This rank's micro-batches of the validation set, always from its first sample."""
+        return micro_batches(self._valid, start_step=0, **self._split)

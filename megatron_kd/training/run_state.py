@@ -1,0 +1,159 @@
+"""`Run`: all the parts of a training run on one rank, and how they are put together; `ForwardRun` without training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.optimizer import ChainedOptimizer
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
+from torch import nn
+
+from megatron_kd.checkpoints.background import BackgroundSave
+from megatron_kd.checkpoints.model_weights import load_scales, load_weights
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.derived import Derived
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.distillation.balance import Balancer
+from megatron_kd.distillation.convert import build_distillation, hidden_teachers
+from megatron_kd.distillation.objective import LanguageModelling, Objective
+from megatron_kd.huggingface.read import load_huggingface
+from megatron_kd.losses.faults import Faults
+from megatron_kd.models.build_gpt import DTYPES
+from megatron_kd.models.fake_quantization import fake_quantise
+from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.signals import StopSignals
+from megatron_kd.runtime.watch import Doing
+from megatron_kd.students.from_teacher import load_from_teacher
+from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
+from megatron_kd.teachers.build_teacher import build_teacher
+from megatron_kd.teachers.protocol import Teacher
+from megatron_kd.training.best import Best
+from megatron_kd.training.optimizer import build_optimizer, build_scheduler, in_precision, wrap_for_training
+
+
+@dataclass(kw_only=True)
+class ForwardRun:
+    """One rank's part of what a forward pass and its losses take. `step` counts finished steps.
+
+    Attributes:
+        students: this rank's chunks of the student, one without a virtual pipeline; inside the wrappers of `chunks`.
+        chunks: the same, wrapped in their precision and, to be trained, in data parallelism.
+        teacher: None where the run has none.
+        placement: the strategy of its teacher and how it was chosen.
+        faults: what the losses of this rank found wrong since the last step.
+        doing: the phase of the step that this rank is in, for others to know when it does not answer.
+        stop: the signals that this rank was sent.
+        stopping: a rank was asked to stop; equal on every rank after the same step.
+    """
+
+    cfg: ConfigContainer
+    derived: Derived
+    layout: Layout
+    students: list[DistillableGPTModel]
+    chunks: Sequence[nn.Module]
+    teacher: Teacher | None
+    objective: Objective
+    placement: ChosenStrategy | None
+    faults: Faults
+    doing: Doing
+    step: int = 0
+    stop: StopSignals = field(default_factory=StopSignals)
+    stopping: bool = False
+
+    @property
+    def packed(self) -> bool:
+        """Whether a row holds several samples, none of which sees another."""
+        return self.cfg.dataset.packed_sequence
+
+    @property
+    def balancer(self) -> Balancer | None:
+        """The loss balancer, where this run has one."""
+        return getattr(self.objective, "balancer", None)
+
+
+@dataclass(kw_only=True)
+class Run(ForwardRun):
+    """One rank's part of a run that trains.
+
+    Attributes:
+        best: the best validation so far.
+        saving: the checkpoint that is being written in the background, if one is.
+    """
+
+    chunks: list[DistributedDataParallel]
+    optimizer: ChainedOptimizer
+    scheduler: OptimizerParamScheduler
+    best: Best | None = None
+    saving: BackgroundSave = field(default_factory=BackgroundSave)
+
+
+def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
+    """Build models, losses, optimizer and schedule, with the weights the run starts from.
+
+    Raises:
+        InputError: a checkpoint that does not fit the model it is loaded into.
+    """
+    models = build_forward(cfg, derived, layout)
+    with hidden_teachers(models.students):
+        # Both walk over every registered submodule; the teacher keeps its own precision and has no gradients.
+        chunks = wrap_for_training(models.chunks, cfg, layout, models.doing)
+        optimizer = build_optimizer(chunks, cfg, DTYPES[derived.student_dtype])
+    scheduler = build_scheduler(optimizer, cfg, derived)
+    return Run(**{**vars(models), "chunks": chunks}, optimizer=optimizer, scheduler=scheduler)
+
+
+def build_forward(cfg: ConfigContainer, derived: Derived, layout: Layout) -> ForwardRun:
+    """Build models and losses, with the weights the run starts from: what evaluation takes, without any gradient.
+
+    Raises:
+        InputError: a checkpoint that does not fit the model it is loaded into.
+    """
+    students = [_build_student(cfg, derived, layout, chunk) for chunk in range(layout.chunks)]
+    if cfg.checkpoint.pretrained_checkpoint:
+        load_weights(students, cfg.checkpoint.pretrained_checkpoint, "checkpoint.pretrained_checkpoint")
+    elif cfg.model.hf_path is not None:
+        load_huggingface(students, cfg.model, "model.hf_path")
+    elif cfg.model.init == "from_teacher":
+        load_from_teacher(students, cfg, derived)
+    if cfg.model.quantization is not None:
+        _quantise(students, cfg, cfg.model.quantization, layout)
+    faults, doing = Faults(layout.device), Doing()
+    for student in students:
+        student.faults = faults
+    teacher: Teacher | None = None
+    placement: ChosenStrategy | None = None
+    objective: Objective = LanguageModelling()
+    if isinstance(cfg.model, GPTDistillationProvider):
+        placement = choose_strategy(cfg, cfg.model, derived, layout)
+        teacher = build_teacher(cfg, cfg.model, derived, layout, placement.strategy)
+        built = build_distillation(students, teacher, cfg.model.kd_config, layout, seed=cfg.rng.seed)
+        students, objective = built.models, built.objective
+    with hidden_teachers(students):
+        chunks = [in_precision(student) for student in students]
+    return ForwardRun(
+        cfg=cfg, derived=derived, layout=layout, students=students, chunks=chunks, teacher=teacher,
+        objective=objective, placement=placement, faults=faults, doing=doing,
+    )  # fmt: skip
+
+
+def _quantise(students: list[DistillableGPTModel], cfg: ConfigContainer, quantization: str, layout: Layout) -> None:
+    """Fake-quantise the student, by the scales that its checkpoint brings if it was quantised alike."""
+    for student in students:
+        fake_quantise(student, quantization, layout.device)
+    origin = cfg.checkpoint.pretrained_checkpoint
+    if origin:
+        load_scales(students, origin, "checkpoint.pretrained_checkpoint", quantization)
+
+
+def _build_student(cfg: ConfigContainer, derived: Derived, layout: Layout, chunk: int) -> DistillableGPTModel:
+    return cfg.model.provide(
+        layout,
+        padded_vocab_size=derived.padded_vocab_size,
+        vocab_size=derived.true_vocab_size,
+        dtype=derived.student_dtype,
+        seed=cfg.rng.seed if cfg.model.init == "random" else None,
+        chunk=chunk,
+    )
