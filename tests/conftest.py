@@ -1,4 +1,4 @@
-"""The runs that the tests of evaluation share, made once."""
+"""Fixtures that the tests of several rooms share: runs that are trained once."""
 
 from __future__ import annotations
 
