@@ -75,3 +75,17 @@ class ModelOptDistillConfig:
         from megatron_kd.resolve.yaml_io import load_kd_config
 
         return load_kd_config(path)
+
+
+def why_materialised(kd: ModelOptDistillConfig) -> str | None:
+    """Why both models' logits are kept; None where the losses are computed without them.
+
+    Without logits, the weights of the losses must be known before the forward pass.
+    """
+    if kd.logits_form == "materialised":
+        return "model.kd_config.logits_form=materialised"
+    if kd.logit_kl_topk is not None:
+        return f"model.kd_config.logit_kl_topk={kd.logit_kl_topk} picks among the teacher's logits"
+    if kd.loss_balancer == "modelopt":
+        return "model.kd_config.loss_balancer=modelopt weighs the losses after the forward pass"
+    return None

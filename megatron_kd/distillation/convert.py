@@ -11,7 +11,7 @@ import torch
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from torch import nn
 
-from megatron_kd.config.kd_config import ModelOptDistillConfig
+from megatron_kd.config.kd_config import ModelOptDistillConfig, why_materialised
 from megatron_kd.distillation.balance import Balancer
 from megatron_kd.distillation.criteria import HiddenLoss, LogitsDivergence
 from megatron_kd.distillation.logits import FusedLogits, MaterialisedLogits
@@ -64,25 +64,9 @@ def build_distillation(
         return BuiltDistillation(models, ModelOptDistillation(head, teacher, balancer, layout))
     logits = None
     if head is not None:
-        logits = (FusedLogits if uses_fused_logits(kd_config) else MaterialisedLogits)(head, balancer, layout)
+        logits = (MaterialisedLogits if why_materialised(kd_config) else FusedLogits)(head, balancer, layout)
     injected = InjectedPairs(models, teacher, pairs, max(len(kd_config.intermediate_layer_pairs), 1), layout)
     return BuiltDistillation(models, Distillation(logits, teacher, injected, balancer, layout))
-
-
-def uses_fused_logits(kd_config: ModelOptDistillConfig) -> bool:
-    """Whether the logit loss is computed without logits: its weight must be known before the forward pass."""
-    return why_materialised(kd_config) is None
-
-
-def why_materialised(kd_config: ModelOptDistillConfig) -> str | None:
-    """Why both models' logits are kept; None where they never exist."""
-    if kd_config.logits_form == "materialised":
-        return "model.kd_config.logits_form=materialised"
-    if kd_config.logit_kl_topk is not None:
-        return f"model.kd_config.logit_kl_topk={kd_config.logit_kl_topk} picks among the teacher's logits"
-    if kd_config.loss_balancer == "modelopt":
-        return "model.kd_config.loss_balancer=modelopt weighs the losses after the forward pass"
-    return None
 
 
 def projection_sharded_state(models: list[DistillableGPTModel], layout: Layout) -> dict[str, ShardedTensor]:
@@ -159,7 +143,7 @@ def _criteria(
 ) -> dict[tuple[str, str], nn.Module]:
     """What ModelOpt is to capture and compare: materialised logits, and pairs under its own balancer."""
     criteria: dict[tuple[str, str], nn.Module] = {}
-    if student.post_process and not uses_fused_logits(kd_config):
+    if student.post_process and why_materialised(kd_config):
         logits = LogitsDivergence(kd_config, _shared_ids(student, teacher), layout.tp.group, student.faults)
         criteria[(kd_config.logit_layers[0], kd_config.logit_layers[1])] = logits
     if kd_config.loss_balancer == "modelopt":

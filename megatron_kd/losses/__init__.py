@@ -1,42 +1,40 @@
-"""The maths of distillation: functions of tensors and a process group, which know no model and no configuration."""
+"""The maths of distillation: functions of tensors and a process group, which know no model and no configuration.
 
-from megatron_kd.losses.cross_entropy import vocab_parallel_cross_entropy
-from megatron_kd.losses.divergence import vocab_parallel_divergence
-from megatron_kd.losses.fused_linear import (
-    FusedEvaluation,
-    FusedLoss,
-    fused_linear_divergence,
-    fused_linear_evaluation,
-)
-from megatron_kd.losses.hidden import HIDDEN_LOSSES, cosine_loss, mse_loss, smooth_l1_loss
-from megatron_kd.losses.kinds import KINDS
-from megatron_kd.losses.log_probs import log_probs_at
-from megatron_kd.losses.top_choice import (
-    vocab_parallel_argmax,
-    vocab_parallel_choice_rank,
-    vocab_parallel_topk_agreement,
-)
-from megatron_kd.losses.topk import TAILS, TopK, topk_divergence, vocab_parallel_topk, vocab_parallel_topk_divergence
+Its public names are imported on first use: `sizes` is for callers without torch.
+"""
 
-__all__ = [
-    "HIDDEN_LOSSES",
-    "KINDS",
-    "TAILS",
-    "FusedEvaluation",
-    "FusedLoss",
-    "TopK",
-    "cosine_loss",
-    "fused_linear_divergence",
-    "fused_linear_evaluation",
-    "log_probs_at",
-    "mse_loss",
-    "smooth_l1_loss",
-    "topk_divergence",
-    "vocab_parallel_argmax",
-    "vocab_parallel_choice_rank",
-    "vocab_parallel_cross_entropy",
-    "vocab_parallel_divergence",
-    "vocab_parallel_topk",
-    "vocab_parallel_topk_agreement",
-    "vocab_parallel_topk_divergence",
-]
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_HOMES = {
+    "HIDDEN_LOSSES": "hidden",
+    "KINDS": "kinds",
+    "TAILS": "topk",
+    "FusedEvaluation": "fused_linear",
+    "FusedLoss": "fused_linear",
+    "TopK": "topk",
+    "cosine_loss": "hidden",
+    "fused_linear_divergence": "fused_linear",
+    "fused_linear_evaluation": "fused_linear",
+    "log_probs_at": "log_probs",
+    "mse_loss": "hidden",
+    "smooth_l1_loss": "hidden",
+    "topk_divergence": "topk",
+    "vocab_parallel_argmax": "top_choice",
+    "vocab_parallel_choice_rank": "top_choice",
+    "vocab_parallel_cross_entropy": "cross_entropy",
+    "vocab_parallel_divergence": "divergence",
+    "vocab_parallel_topk": "topk",
+    "vocab_parallel_topk_agreement": "top_choice",
+    "vocab_parallel_topk_divergence": "topk",
+}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        return getattr(importlib.import_module(f"megatron_kd.losses.{_HOMES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

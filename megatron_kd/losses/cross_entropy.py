@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 from megatron_kd.errors import InputError
 from megatron_kd.losses.faults import Faults, finite, known_labels, require
 from megatron_kd.losses.shard import VocabShard, compute_dtype
-from megatron_kd.losses.tiles import default_chunk_tokens, tiles
+from megatron_kd.losses.sizes import tile_rows
+from megatron_kd.losses.tiles import tiles
 
 IGNORE_INDEX = -100
 
@@ -53,7 +54,7 @@ def vocab_parallel_cross_entropy(
         raise InputError(f"labels {tuple(labels.shape)} must have the logits' leading shape {tuple(logits.shape[:-1])}")
     slots = logits.shape[-1]
     shard = VocabShard.of(slots, group, vocab_size)
-    chunk = max(1, chunk_tokens or default_chunk_tokens(shard.widest, logits.device))
+    chunk = max(1, chunk_tokens or tile_rows(shard.widest, logits.device.type))
     flat_N = labels.reshape(-1)
     loss_N = _CrossEntropy.apply(logits.reshape(-1, slots), flat_N, flat_N != ignore_index, shard, chunk, faults)
     return loss_N.view(labels.shape)

@@ -22,7 +22,8 @@ from megatron_kd.errors import InputError
 from megatron_kd.losses.faults import Faults, finite_divergence, one_shape, require
 from megatron_kd.losses.kinds import Kind, make_kind
 from megatron_kd.losses.shard import VocabShard, compute_dtype
-from megatron_kd.losses.tiles import Normalisers, Tile, combine, default_chunk_tokens, tiles
+from megatron_kd.losses.sizes import tile_rows
+from megatron_kd.losses.tiles import Normalisers, Tile, combine, tiles
 
 
 def vocab_parallel_divergence(
@@ -71,7 +72,7 @@ def vocab_parallel_divergence(
         raise InputError(f"temperature={temperature} must be positive")
     slots = student_logits.shape[-1]
     shard = VocabShard.of(slots, group, vocab_size)
-    chunk = chunk_tokens or default_chunk_tokens(shard.widest, student_logits.device)
+    chunk = chunk_tokens or tile_rows(shard.widest, student_logits.device.type)
     chunk = max(1, min(chunk, student_logits.numel() // slots))
     scale = temperature**2 if temperature_squared else 1.0
     value_N = _Divergence.apply(

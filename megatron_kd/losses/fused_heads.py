@@ -17,8 +17,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_kd.losses.shard import compute_dtype
-
-_BLOCK_BYTES = 2 << 20  # 128 rows of a head 4096 wide: the products lose nothing against larger ones
+from megatron_kd.losses.sizes import block_rows
 
 
 class Head:
@@ -55,7 +54,7 @@ class Head:
             if self.width:
                 yield slice(0, self.width), self.weight_VH
             return
-        size = max(1, _BLOCK_BYTES // (4 * self.weight_VH.shape[1]))
+        size = block_rows(self.weight_VH.shape[1])
         block_vH = self.weight_VH.new_empty(min(size, self.width), self.weight_VH.shape[1], dtype=self.dtype)
         for start in range(0, self.width, size):
             rows = slice(start, min(start + size, self.width))

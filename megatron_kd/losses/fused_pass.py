@@ -26,11 +26,8 @@ from megatron_kd.losses.fused_heads import Head, HeadGradients, gather_sequence,
 from megatron_kd.losses.fused_tile import Labels, Terms, TileLosses, TokenInputs, TokenOutputs
 from megatron_kd.losses.kinds import make_kind
 from megatron_kd.losses.shard import VocabShard, compute_dtype
-from megatron_kd.losses.tiles import default_chunk_tokens, tiles
-
-# Bytes of one model's chunk of float32 logits, and tokens beyond which a matrix product gains nothing.
-_CPU_CHUNK = (32 << 20, 256)
-_GPU_CHUNK = (1 << 29, 4096)
+from megatron_kd.losses.sizes import chunk_rows, tile_rows
+from megatron_kd.losses.tiles import tiles
 
 
 @dataclass(frozen=True)
@@ -92,7 +89,7 @@ class Plan:
         with_metrics: bool,
     ) -> None:
         """Losses of a chunk, which holds the tokens `rows`, a tile at a time; see `TileLosses.run`."""
-        tile = min(self.chunk, default_chunk_tokens(self.terms.shared.widest, student_CV.device))
+        tile = min(self.chunk, tile_rows(self.terms.shared.widest, student_CV.device.type))
         dtype = compute_dtype(student_CV)
         losses = TileLosses(self.terms, self.inputs, out, tile, dtype, with_metrics)
         for part in tiles(len(student_CV), tile):
@@ -208,17 +205,12 @@ def make_plan(
         TokenInputs(weights_N * kd_scale, weights_N * lm_scale, pairs),
         teacher_NG,
         Head(teacher_weight, teacher_bias, shared.width),
-        max(1, min(chunk_tokens or _default_chunk(student.widest, student_hidden.device), tokens)),
+        max(1, min(chunk_tokens or chunk_rows(student.widest, student_hidden.device.type), tokens)),
         gather,
         torch.is_grad_enabled(),
         weight_grad_buffer,
         faults,
     )
-
-
-def _default_chunk(width: int, device: torch.device) -> int:
-    chunk_bytes, most_tokens = _CPU_CHUNK if device.type == "cpu" else _GPU_CHUNK
-    return max(1, min(most_tokens, chunk_bytes // (4 * max(width, 1))))
 
 
 def _shards(

@@ -15,7 +15,8 @@ from torch.autograd.function import once_differentiable
 from megatron_kd.errors import InputError
 from megatron_kd.losses.faults import Fault, Faults, finite, require
 from megatron_kd.losses.shard import VocabShard, compute_dtype
-from megatron_kd.losses.tiles import default_chunk_tokens, tiles
+from megatron_kd.losses.sizes import tile_rows
+from megatron_kd.losses.tiles import tiles
 
 
 def log_probs_at(
@@ -48,7 +49,7 @@ def log_probs_at(
         raise InputError(f"ids {tuple(ids.shape)} must have the logits' leading shape {tuple(logits.shape[:-1])}")
     slots, k = logits.shape[-1], ids.shape[-1]
     shard = VocabShard.of(slots, group, vocab_size)
-    chunk = chunk_tokens or default_chunk_tokens(shard.widest, logits.device)
+    chunk = chunk_tokens or tile_rows(shard.widest, logits.device.type)
     log_probs_NK, log_tail_N = _LogProbsAt.apply(
         logits.reshape(-1, slots), ids.reshape(-1, k), 1 / temperature, shard, chunk, faults
     )

@@ -16,9 +16,6 @@ from torch import Tensor
 
 from megatron_kd.losses.kinds import Kind, Probabilities
 
-_CPU_TILE_BYTES = 4 << 20  # of one buffer, three are in use: smaller ones pay for more thread barriers than cache saves
-_GPU_TILE_BYTES = 1 << 27  # enough elements to fill the device, few enough launches
-
 
 class Normalisers(NamedTuple):
     """Per-token numbers over all shards, float64: the log-sum-exp of both models, the value D and the slope A."""
@@ -27,12 +24,6 @@ class Normalisers(NamedTuple):
     teacher_lse: Tensor
     value: Tensor
     slope: Tensor
-
-
-def default_chunk_tokens(width: int, device: torch.device, itemsize: int = 4) -> int:
-    """Tokens whose float32 logits of `width` slots fill one tile buffer on this device; at least 1."""
-    tile_bytes = _CPU_TILE_BYTES if device.type == "cpu" else _GPU_TILE_BYTES
-    return max(1, tile_bytes // (max(width, 1) * itemsize))
 
 
 def tiles(tokens: int, chunk: int) -> list[slice]:

@@ -16,7 +16,8 @@ from torch import Tensor
 from megatron_kd.errors import InputError
 from megatron_kd.losses.faults import one_shape
 from megatron_kd.losses.shard import VocabShard
-from megatron_kd.losses.tiles import default_chunk_tokens, tiles
+from megatron_kd.losses.sizes import tile_rows
+from megatron_kd.losses.tiles import tiles
 
 
 def local_argmax(logits_NV: Tensor, shard: VocabShard) -> Tensor:
@@ -121,7 +122,7 @@ def rank_of(logits_NV: Tensor, id_N: Tensor, shard: VocabShard) -> Tensor:
     at_id_N1 = shard.sum_(at_id_N)[:, None].to(logits_NV.dtype)
     ids_V = torch.arange(shard.width, device=logits_NV.device) + shard.start
     before_N = torch.zeros_like(id_N)
-    for rows in tiles(len(logits_NV), default_chunk_tokens(shard.widest, logits_NV.device)):
+    for rows in tiles(len(logits_NV), tile_rows(shard.widest, logits_NV.device.type)):
         tile_CV, at_id_C1 = logits_NV[rows], at_id_N1[rows]
         ahead_CV = (tile_CV > at_id_C1) | ((tile_CV == at_id_C1) & (ids_V < id_N[rows, None]))
         before_N[rows] = ahead_CV.sum(-1)

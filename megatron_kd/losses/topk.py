@@ -20,7 +20,7 @@ from megatron_kd.errors import InputError
 from megatron_kd.losses.faults import Faults, one_shape
 from megatron_kd.losses.log_probs import gathered_log_probs, log_probs_at
 from megatron_kd.losses.shard import VocabShard
-from megatron_kd.losses.tiles import default_chunk_tokens
+from megatron_kd.losses.sizes import tile_rows
 
 Tail = Literal["bucket", "renormalise", "ignore"]
 TAILS: tuple[Tail, ...] = ("bucket", "renormalise", "ignore")
@@ -88,7 +88,7 @@ def vocab_parallel_topk(
     with torch.no_grad():
         logits_NV = logits.detach().reshape(-1, slots)
         ids_NK = _topk_ids(logits_NV[:, : shard.width], k, shard)
-        chunk = chunk_tokens or default_chunk_tokens(shard.widest, logits.device)
+        chunk = chunk_tokens or tile_rows(shard.widest, logits.device.type)
         log_probs_NK, log_tail_N, _ = gathered_log_probs(
             logits_NV, ids_NK, 1 / temperature, shard, chunk, side="teacher", faults=faults
         )

@@ -1,21 +1,14 @@
-"""Bytes that the losses need on a rank of the last stage, and those of layer pairs on any stage.
-
-The sizes of chunks, tiles and blocks are those of `losses/fused_pass.py`, `tiles.py` and `fused_heads.py`, which import
-torch and are therefore repeated here; a test compares them.
-"""
+"""Bytes that the losses need on a rank of the last stage, and those of layer pairs on any stage."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_kd.config.kd_config import ModelOptDistillConfig
+from megatron_kd.config.kd_config import ModelOptDistillConfig, why_materialised
+from megatron_kd.losses.sizes import BLOCK_BYTES, chunk_rows, tile_bytes, tile_rows
 from megatron_kd.planning.activations import Work
 from megatron_kd.planning.setup import Setup
 
-# By device: bytes and most tokens of a chunk of float32 logits, and bytes of a tile.
-CHUNK = {"cpu": (32 << 20, 256), "cuda": (1 << 29, 4096)}
-TILE = {"cpu": 4 << 20, "cuda": 1 << 27}
-BLOCK = 2 << 20  # bytes of a block of a low-precision head that is cast on a CPU
 # Tensors of a tile that a divergence makes for a moment; three where it is not among these.
 _TEMPORARIES = {"forward_kl": 0, "reverse_kl": 0, "total_variation": 2}
 _TOKEN_STATISTICS = 120  # bytes a token of float64 sums, factors and labels
@@ -38,15 +31,10 @@ class LossMemory:
     lasting: int = 0
 
 
-def materialised(kd: ModelOptDistillConfig) -> bool:
-    """Whether the logits of both models are kept (as `distillation.convert.uses_fused_logits` decides it)."""
-    return kd.logits_form == "materialised" or kd.logit_kl_topk is not None or kd.loss_balancer == "modelopt"
-
-
 def logits_loss(plan: Setup) -> LossMemory:
     """The logit loss of one micro-batch, with its language-modelling loss."""
     work = plan.student_work
-    return _materialised(plan, work) if materialised(plan.model.kd_config) else _fused(plan, work)
+    return _materialised(plan, work) if why_materialised(plan.model.kd_config) else _fused(plan, work)
 
 
 def pair_kept(plan: Setup) -> int:
@@ -82,11 +70,9 @@ def _fused(plan: Setup, work: Work) -> LossMemory:
 
 def _chunks(plan: Setup, work: Work, width: int) -> int:
     """Logits of a chunk of both models, and what is larger: the buffers of a tile, or those of the matrix products."""
-    device, tokens = work.device, work.tokens
-    chunk_bytes, most = CHUNK[device]
-    chunk = max(1, min(most, chunk_bytes // (4 * width), tokens))
-    tile = min(chunk, max(1, TILE[device] // (4 * width)))
-    on_cpu = device == "cpu"
+    chunk = min(chunk_rows(width, work.device), work.tokens)
+    tile = min(chunk, tile_rows(width, work.device))
+    on_cpu = work.device == "cpu"
     item = 4 if on_cpu else work.itemsize
     logits = chunk * width * (item + (4 if on_cpu else plan.teacher_itemsize))
     # Exponentials, the LM loss's logits, a copy of logits that are not float32 themselves, and temporaries.
@@ -110,7 +96,7 @@ def _products(plan: Setup, work: Work, width: int, chunk: int) -> int:
     needs = [0]
     for size, itemsize in ((hidden, work.itemsize), (teacher, plan.teacher_itemsize)):
         if itemsize < 4:  # a block of the head, and the hidden states of the chunk or their gradient
-            needs.append(min(BLOCK, 4 * width * size) + 4 * chunk * size)
+            needs.append(min(BLOCK_BYTES, 4 * width * size) + 4 * chunk * size)
     return max(needs)
 
 
@@ -118,7 +104,7 @@ def _materialised(plan: Setup, work: Work) -> LossMemory:
     """Both models' logits, and in the backward the gradient of the student's, or one for each loss in training."""
     width, kd = plan.padded_vocab_size // work.tp, plan.model.kd_config
     student, teacher = work.whole(width), work.tokens * width * plan.teacher_itemsize
-    working = (3 + _temporaries(kd)) * max(TILE[work.device], 4 * width) + _TOKEN_STATISTICS * work.tokens
+    working = (3 + _temporaries(kd)) * max(tile_bytes(work.device), 4 * width) + _TOKEN_STATISTICS * work.tokens
     held = student if kd.logit_kl_topk else student + teacher  # the teacher's top k have been picked by then
     gradients = student * (1 if kd.skip_lm_loss else 2)
     return LossMemory(student + teacher + working, held + gradients + working, kept=0)

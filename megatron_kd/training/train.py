@@ -9,7 +9,7 @@ from pathlib import Path
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived, derived
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
-from megatron_kd.distillation.convert import why_materialised
+from megatron_kd.config.kd_config import why_materialised
 from megatron_kd.errors import InputError, LostRank, Preempted
 from megatron_kd.huggingface.into_config import resolved
 from megatron_kd.resolve.yaml_io import save_run_config

@@ -10,10 +10,8 @@ import pytest
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
-from megatron_kd.losses import fused_heads, fused_pass, tiles
 from megatron_kd.placement.parameters import shard_parameters
 from megatron_kd.placement.refusals import STRATEGIES
-from megatron_kd.planning import loss_memory as losses
 from megatron_kd.planning.estimate import estimate
 from megatron_kd.planning.memory import BODY, HANDED, HEAD, MOMENTS, OPTIMIZER, PARTS, host_copy, rank_memory
 from megatron_kd.planning.setup import setup
@@ -77,12 +75,6 @@ def test_a_step_needs_what_was_estimated(name: str, tmp_path: Path) -> None:
     for rank in run_ranks(ranks, compared, config(tmp_path, **options))[0]:
         assert abs(rank.state_error) < 0.05, rank
         assert abs(rank.peak_error) < 0.15, rank
-
-
-def test_sizes_of_chunks_are_those_of_the_losses() -> None:
-    assert losses.CHUNK == {"cpu": fused_pass._CPU_CHUNK, "cuda": fused_pass._GPU_CHUNK}
-    assert losses.BLOCK == fused_heads._BLOCK_BYTES
-    assert losses.TILE == {"cpu": tiles._CPU_TILE_BYTES, "cuda": tiles._GPU_TILE_BYTES}
 
 
 def test_bodies_and_heads_are_exact_shards(tmp_path: Path) -> None:
