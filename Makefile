@@ -1,4 +1,4 @@
-# Every target sets up what it needs; nothing is installed outside .venv.
+# Every target sets up its own prerequisites. Nothing is installed outside .venv.
 PYTHON ?= python3
 SEEDS  ?= 1
 SMOKE  ?=
@@ -20,13 +20,13 @@ $(STAMP): setup.py constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-corpus: $(STAMP)  ## make the text and the tokenizer that the tiny recipes read, in data/stdlib
+corpus: $(STAMP)  ## make the text and the tokenizer of the tiny recipes, in data/stdlib
 	$(BIN)/python tools/make_corpus.py --output data/stdlib --vocab-size 2048
 
-distill: $(STAMP)  ## teacher, distilled and label-only student, one table (SEEDS=3: averages, SMOKE=1: 2 minutes)
+distill: $(STAMP)  ## train teacher, distilled and label-only student, print one table (SEEDS=3: averages, SMOKE=1: 2 minutes)
 	@$(BIN)/python -m tools.demo --seeds $(SEEDS) $(if $(SMOKE),--smoke)
 
-distill-pruned: $(STAMP)  ## the teacher pruned to half its size, distilled and on labels, the gap in tables (SEEDS, SMOKE)
+distill-pruned: $(STAMP)  ## prune the teacher to half its size, then distil it and train it on labels (SEEDS, SMOKE)
 	@$(BIN)/python -m tools.prune_demo --seeds $(SEEDS) $(if $(SMOKE),--smoke)
 
 test: $(STAMP)  ## run the whole test suite
@@ -35,18 +35,19 @@ test: $(STAMP)  ## run the whole test suite
 test-fast: $(STAMP)  ## run the tests that take less than about 3 seconds each
 	$(BIN)/python -m pytest -m "not slow"
 
-reliability: $(STAMP)  ## draw every fault many times, with the mutants, and write docs/reliability.md (45 minutes)
+reliability: $(STAMP)  ## run every fault many times, and the mutants, and write docs/reliability.md (45 minutes)
 	$(BIN)/python -W ignore -m tests.reliability
 
-check: $(STAMP)  ## lint, formatting, types and import contracts
+check: $(STAMP)  ## lint, formatting, types, import contracts and wording
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo --no-timing
+	$(BIN)/python -m tools.words
 
-format: $(STAMP)  ## put the sources in format
+format: $(STAMP)  ## format the sources
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-clean:  ## remove what make made: .venv, demo runs, demo corpus and caches
+clean:  ## remove everything that make creates: .venv, demo runs, demo corpus and caches
 	rm -rf $(VENV) runs/tiny runs/tiny-smoke data/stdlib build dist *.egg-info .pytest_cache .ruff_cache .mypy_cache

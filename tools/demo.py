@@ -1,12 +1,12 @@
-"""The whole job on real text: a teacher, a distilled student, the same student on labels alone, and one table.
+"""The whole demo on real text: a teacher, a distilled student, the same student on labels alone, and one table.
 
     python -m tools.demo [--seeds 3] [--smoke]        (what `make distill` runs)
 
 Every run is a torchrun of a recipe in recipes/tiny, on two gloo ranks: the teacher data-parallel, the students
-tensor-parallel. Both students see the same tokens from the same initial weights, and sweep the same learning rates;
-the best of each by held-out loss is in the table. What is finished is not done again, what was interrupted is
-resumed, and what would come out otherwise now (another recipe value, corpus or teacher) is made anew. The code is
-not watched: after changing it, `rm -r runs/tiny`.
+tensor-parallel. Both students start from the same weights, read the same tokens and sweep the same learning rates;
+the table has the best of each by held-out loss. Finished runs are reused, interrupted ones resumed, and runs whose
+inputs have changed (a recipe value, the corpus, the teacher) repeated. Changes of the code are not noticed: after
+one, `rm -r runs/tiny`.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ say = partial(print, flush=True)
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to run: for every seed a teacher and, for every learning rate, both students."""
+    """The runs of the demo: for every seed a teacher and, for every learning rate, both students."""
 
     seeds: int
     output: Path
@@ -56,15 +56,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         say(f"error: {failure}", file=sys.stderr)
         return failure.exit_code
     files = write_report(plan.output, results, command)
-    say(f"\n{table(results)}\n\nmore in {', '.join(map(str, files))}; {time.monotonic() - started:.0f} s in all")
+    say(f"\n{table(results)}\n\nmore in {', '.join(map(str, files))}; {time.monotonic() - started:.0f} s in total")
     return 0
 
 
 def run_plan(plan: Plan) -> list[Result]:
-    """Do all runs of the plan in order.
+    """Run all jobs of the plan in order.
 
     Raises:
-        RunFailed: by the first that fails.
+        RunFailed: by the first job that fails.
     """
     results = []
     total = plan.seeds * (1 + 2 * len(plan.student_lrs))
@@ -102,7 +102,7 @@ def jobs_of_seed(plan: Plan, seed: int) -> list[Job]:
 def teacher_job(
     output: Path, corpus: Path, seed: int, *, lr: float = TEACHER_LR, overrides: tuple[str, ...] = ()
 ) -> Job:
-    """The training of a seed's teacher, the same for all that learn from it."""
+    """The training job of a seed's teacher, shared by all students of that seed."""
     manifest = (corpus / "manifest.json").read_bytes()
     return Job(
         kind="teacher",
@@ -116,7 +116,7 @@ def teacher_job(
 
 
 def data_overrides(corpus: Path, seed: int) -> tuple[str, ...]:
-    """What makes a recipe read the corpus, in the order of `seed`."""
+    """Overrides that make a recipe read the corpus, in the order of `seed`."""
     return (
         f"rng.seed={seed}",
         f"dataset.train_data_path=[{corpus}/train]",
@@ -126,10 +126,10 @@ def data_overrides(corpus: Path, seed: int) -> tuple[str, ...]:
 
 
 def make_corpus(corpus: Path) -> None:
-    """Make the corpus and its tokenizer, where they are not there yet.
+    """Make the corpus and its tokenizer, unless they exist.
 
     Raises:
-        RunFailed: they cannot be made.
+        RunFailed: the corpus cannot be made.
     """
     say(f"[0] corpus and tokenizer in {corpus}")
     command = [sys.executable, "tools/make_corpus.py", "--output", str(corpus), "--vocab-size", "2048"]

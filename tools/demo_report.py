@@ -1,4 +1,4 @@
-"""What the demo shows of its runs: a table, the numbers behind it, and a picture of the losses."""
+"""The demo's report: a table, the numbers behind it, and a plot of the losses."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _HEADER = ("model", "learning rate", "validation LM loss", "perplexity", "traini
 
 
 def best_of_each(results: Sequence[Result]) -> dict[str, list[Result]]:
-    """For each kind, the run of lowest held-out loss of every seed."""
+    """For each kind, the run with the lowest held-out loss of every seed."""
     best: dict[str, list[Result]] = {}
     for kind in (kind for kind in _NAMES if any(result.kind == kind for result in results)):
         seeds = dict.fromkeys(result.seed for result in results if result.kind == kind)
@@ -48,7 +48,7 @@ def table(results: Sequence[Result]) -> str:
 
 
 def sweep_table(results: Sequence[Result]) -> str:
-    """Every run's held-out loss as a Markdown table: a row a kind and learning rate, a column a seed."""
+    """Every run's held-out loss as a Markdown table: one row per kind and learning rate, one column per seed."""
     seeds = list(dict.fromkeys(result.seed for result in results))
     rows = [("model", "learning rate", *(f"seed {seed}" for seed in seeds))]
     for kind, lr in dict.fromkeys((result.kind, result.lr) for result in results):
@@ -58,13 +58,13 @@ def sweep_table(results: Sequence[Result]) -> str:
 
 
 def gap_table(results: Sequence[Result]) -> str:
-    """Of what a student's loss is above the teacher's, the share that distillation takes away, as a Markdown table.
+    """The share of a student's gap to the teacher that distillation recovers, as a Markdown table.
 
-    For each seed (loss - loss of the distilled) / (loss - loss of the teacher), of the student as pruned and of the
-    one on labels alone, the best learning rates of each.
+    For each seed it is (loss - distilled loss) / (loss - teacher's loss), once for the student as pruned and once for
+    the one trained on labels alone, each at its best learning rate.
     """
     best = best_of_each(results)
-    rows = [("gap to the teacher of the", "gap (nats a token)", "left after distilling", "share recovered")]
+    rows = [("student", "gap to the teacher (nats per token)", "left after distillation", "share recovered")]
     for kind in ("untrained", "labels"):
         triples = list(zip(best["teacher"], best[kind], best["distilled"], strict=True))
         rows.append(
@@ -88,7 +88,7 @@ def gap_table(results: Sequence[Result]) -> str:
 def write_report(folder: Path, results: Sequence[Result], command: str, *more: str) -> list[Path]:
     """Write `results.json`, `results.md` and `curves.png` into `folder`, and return their paths.
 
-    `more` tables go between the two of `results.md`.
+    The tables in `more` go between the two of `results.md`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     numbers, text, picture = (folder / name for name in ("results.json", "results.md", "curves.png"))
@@ -104,7 +104,7 @@ def _average(runs: Sequence[Result], value: Callable[[Result], float], digits: i
 
 
 def _rate(lr: float) -> str:
-    return f"{lr:g}" if lr else "-"  # of what is not trained
+    return f"{lr:g}" if lr else "-"  # not trained
 
 
 def _mean(values: Sequence[float], digits: int) -> str:
@@ -140,7 +140,7 @@ def _draw(path: Path, best: dict[str, list[Result]]) -> None:
             axes.plot(steps, losses, color=colour, marker="o", markersize=3, label=label)
     teacher = statistics.mean(run.lm_loss for run in best["teacher"])
     axes.axhline(teacher, color="tab:gray", linestyle="--", label="teacher, fully trained")
-    axes.set(xlabel="student's training steps", ylabel="validation LM loss (nats a token)")
+    axes.set(xlabel="student's training steps", ylabel="validation LM loss (nats per token)")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.tight_layout()

@@ -1,4 +1,4 @@
-"""The demo's training runs: started with torchrun, resumed or reused where they are what they would be now."""
+"""The demo's training runs, started with torchrun. Interrupted runs are resumed, and equal finished ones reused."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _TAIL_LINES = 15
 
 
 class RunFailed(Exception):
-    """A run ended with an exit code other than 0."""
+    """A run has ended with an exit code other than 0."""
 
     def __init__(self, message: str, exit_code: int) -> None:
         super().__init__(message)
@@ -36,7 +36,7 @@ class Job:
 
     Attributes:
         kind: "teacher", "distilled", "labels" or, for a student that is only evaluated, "untrained".
-        overrides: what the command line adds to the recipe, without `logger.run_dir`.
+        overrides: of the recipe, without `logger.run_dir`.
         inputs: fingerprint of the files the run reads, which its configuration only names.
     """
 
@@ -55,25 +55,25 @@ class Job:
 
     @property
     def command(self) -> list[str]:
-        """What is run."""
+        """The whole command, torchrun included."""
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={_RANKS}"]
         return [*torchrun, self.recipe, *self.arguments]
 
     @property
     def fingerprint(self) -> str:
-        """Equal for two runs that train the same: of the resolved configuration and of what it reads."""
+        """A hash of the resolved configuration and of the files it reads: equal for runs that train the same model."""
         config = dump_config(resolve(load_recipe(self.recipe)(), self.arguments))
         return hashlib.sha256(f"{config}{self.inputs}".encode()).hexdigest()
 
     @property
     def title(self) -> str:
-        """How the run is called on the screen."""
+        """The name of the run in the demo's output."""
         return f"{self.kind}, seed {self.seed}" + (f", learning rate {self.lr:g}" if self.lr else "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a finished run came to; losses are held-out cross entropies in nats a token, the curve by step."""
+    """The result of a finished run. Losses are held-out cross entropies in nats per token, `curve` is by step."""
 
     kind: str
     seed: int
@@ -86,12 +86,12 @@ class Result:
 
 
 def finish(job: Job, say: Callable[[str], None] = print) -> Result:
-    """Run `job` to its end, from where an earlier attempt left it, or read the result of an equal finished run.
+    """Run `job` to its end, resuming an earlier attempt, or read the result of an equal finished run.
 
-    A run in the same folder that was of another configuration, corpus or teacher is deleted and made anew.
+    A run in the same folder with another configuration, corpus or teacher is deleted first.
 
     Raises:
-        RunFailed: the run ended badly.
+        RunFailed: the run has ended with an exit code other than 0.
     """
     state = _known_state(job)
     if state["finished"]:
@@ -103,7 +103,7 @@ def finish(job: Job, say: Callable[[str], None] = print) -> Result:
 
 
 def _known_state(job: Job) -> dict[str, Any]:
-    """The record of an equal run in the job's folder, else that of a new one in an empty folder."""
+    """The record of an equal run in the job's folder. Otherwise that of a new run, in a folder emptied for it."""
     fingerprint = job.fingerprint
     file = _state_file(job)
     known: dict[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
@@ -120,12 +120,12 @@ def _run(job: Job, state: dict[str, Any], say: Callable[[str], None]) -> None:
     log = job.run_dir / "log.txt"
     try:
         code = _stream(job.command, log, say)
-    finally:  # an interrupted attempt's time counts too
+    finally:  # the time of an interrupted attempt counts, too
         state["wall_s"] = before + time.monotonic() - started
         _write_state(job, state)
     if code:
-        told = job.run_dir / "exit_code"  # torchrun returns 1 whatever its ranks returned
-        code = int(told.read_text(encoding="ascii")) or code if told.is_file() else code
+        recorded = job.run_dir / "exit_code"  # torchrun itself returns 1, whatever its ranks returned
+        code = int(recorded.read_text(encoding="ascii")) or code if recorded.is_file() else code
         tail = "\n".join(log.read_text(encoding="utf-8", errors="replace").splitlines()[-_TAIL_LINES:])
         raise RunFailed(f"{tail}\n{job.title}: failed with exit code {code}; its log is {log}", code)
     state["finished"] = True
@@ -133,7 +133,7 @@ def _run(job: Job, state: dict[str, Any], say: Callable[[str], None]) -> None:
 
 
 def _stream(command: Sequence[str], log: Path, say: Callable[[str], None]) -> int:
-    """Run a command, showing its output and keeping that and its errors in `log`. Returns the exit code."""
+    """Run a command, show its output, and append output and errors to `log`. Returns the exit code."""
     with log.open("a", encoding="utf-8") as file:
         file.write(f"$ {shlex.join(command)}\n")
         file.flush()

@@ -1,8 +1,8 @@
-"""Makes the demo corpus and its tokenizer from the Python standard library's own sources.
+"""Make the demo corpus and its tokenizer from the sources of the Python standard library.
 
     python tools/make_corpus.py --output data/stdlib --vocab-size 2048
 
-A second call finds the corpus complete and does nothing.
+A second call finds the corpus complete, and does nothing.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--output", default="data/stdlib", metavar="DIR", help="(data/stdlib)")
     parser.add_argument("--vocab-size", type=int, default=2048, metavar="N", help="entries of the tokenizer (2048)")
     parser.add_argument("--source", metavar="DIR", help="folder of *.py files (the standard library)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (one per core)")
     args = parser.parse_args(argv)
     started = time.monotonic()
     try:

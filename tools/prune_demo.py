@@ -1,10 +1,10 @@
-"""Pruning, then distilling, on real text: the share of what pruning loses that distillation brings back.
+"""Pruning, then distillation, on real text: the share of the pruning loss that distillation recovers.
 
     python -m tools.prune_demo [--seeds 3] [--smoke]        (what `make distill-pruned` runs)
 
-The teacher is `tools.demo`'s and is taken from there if it is trained. It is pruned to half its parameters by
-`megatron-kd prune`; from these weights one student is distilled and one is trained on labels, on the same tokens and
-at the same learning rates. The best of each by held-out loss is in the table, beside the pruned model as it was.
+The teacher is that of `tools.demo`, reused if it is trained already. `megatron-kd prune` halves its parameters. From
+these weights one student is distilled and another trained on labels, on the same tokens and at the same learning
+rates. The table has the best of each by held-out loss, and the pruned model before any training.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ from tools.demo_runs import Job, Result, RunFailed, finish
 _DISTIL, _LABELS = "recipes/tiny/distill_pruned_tiny.py", "recipes/tiny/pretrain_pruned_tiny.py"
 SIZES = ("--num-layers", "3", "--hidden-size", "128", "--ffn-hidden-size", "384")  # PRUNED of recipes/tiny
 _CALIBRATION = ("--calibration-batches", "16", "--batch-size", "8")
-# A recipe evaluates at the end of a step; one of this learning rate leaves the weights it starts from as they are.
+# A recipe evaluates after a step only. A step at this learning rate leaves the initial weights as they are.
 _NO_STEP = ("train.train_iters=1", "optimizer.lr=1e-12", "checkpoint.save=false")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """What to run: for every seed a teacher, its pruning and, for every learning rate, both students."""
+    """The runs of the demo: for every seed a teacher, its pruning and, for every learning rate, both students."""
 
     seeds: int
     output: Path
@@ -43,7 +43,7 @@ class Plan:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run and print the tables. Returns the exit code: 0, or that of what failed."""
+    """Run the demo and print its tables. Returns the exit code: 0, or that of the run that failed."""
     plan, command = _plan(_arguments(argv))
     try:
         make_corpus(plan.corpus)
@@ -57,10 +57,10 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run_seed(plan: Plan, seed: int) -> list[Result]:
-    """Everything of one seed.
+    """All runs of one seed.
 
     Raises:
-        RunFailed: by the first that fails.
+        RunFailed: by the first run that fails.
     """
     teacher = teacher_job(plan.output, plan.corpus, seed, overrides=plan.teacher_overrides)
     results = []
@@ -73,7 +73,7 @@ def run_seed(plan: Plan, seed: int) -> list[Result]:
 
 
 def student_jobs(plan: Plan, seed: int, teacher: Job) -> list[Job]:
-    """The pruned model as it is, then a distilled and a label-only student for every learning rate."""
+    """The pruned model untrained, then a distilled and a label-only student for every learning rate."""
     pruned = pruned_folder(teacher)
     starts_from = (*data_overrides(plan.corpus, seed), f"checkpoint.pretrained_checkpoint={pruned}")
     inputs = _fingerprint(teacher, _prune_command(plan, teacher))
@@ -100,12 +100,12 @@ def student_jobs(plan: Plan, seed: int, teacher: Job) -> list[Job]:
 
 
 def pruned_folder(teacher: Job) -> Path:
-    """Where the pruned teacher lies."""
+    """The folder of the pruned teacher."""
     return teacher.run_dir.with_name("pruned")
 
 
 def _prune(plan: Plan, teacher: Job) -> None:
-    """Prune the teacher, unless it has been pruned so already."""
+    """Prune the teacher, unless an equal command has done so already."""
     folder, command = pruned_folder(teacher), _prune_command(plan, teacher)
     record = folder.with_name("pruned.fingerprint")
     fingerprint = _fingerprint(teacher, command)

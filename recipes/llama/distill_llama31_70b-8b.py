@@ -1,4 +1,4 @@
-"""Distil Llama 3.1 70B into 8B, on 8 machines of 8 GPUs of 80 GB.
+"""Distil Llama 3.1 70B into 8B, on eight nodes of eight 80 GB GPUs.
 
 torchrun --nnodes=8 --nproc_per_node=8 recipes/llama/distill_llama31_70b-8b.py
 """

@@ -1,4 +1,4 @@
-"""Distil Llama 3.1 8B into Llama 3.2 1B, on a machine of 8 GPUs of 80 GB.
+"""Distil Llama 3.1 8B into Llama 3.2 1B, on one node of eight 80 GB GPUs.
 
 torchrun --nproc_per_node=8 recipes/llama/distill_llama31_8b-1b.py
 torchrun --nproc_per_node=8 recipes/llama/distill_llama31_8b-1b.py --config-file conf/llama31_8b-1b.yaml

@@ -1,4 +1,4 @@
-"""Distil Llama 3.2 3B into 1B, on one GPU of 80 GB or more of them.
+"""Distil Llama 3.2 3B into 1B, on one or more 80 GB GPUs.
 
 torchrun --nproc_per_node=1 recipes/llama/distill_llama32_3b-1b.py
 torchrun --nproc_per_node=8 recipes/llama/distill_llama32_3b-1b.py --config-file conf/llama32_3b-1b.yaml

@@ -1,6 +1,6 @@
-"""What the Llama recipes share: the text, the schedule, and how ranks and checkpoints are kept.
+"""Settings that the Llama recipes share: text, schedule, data parallelism and checkpoints.
 
-All Llama 3 models have one tokenizer, so one text serves every recipe:
+All Llama 3 models share one tokenizer, so every recipe reads the same tokenised text:
 
     megatron-kd preprocess --input corpus.jsonl --output-prefix data/llama3/text --tokenizer models/Llama-3.2-1B
 """
@@ -28,7 +28,7 @@ LLAMA3 = ConfigContainer(
 
 
 def adam(lr: float) -> OptimizerConfig:
-    """From `lr` down to a tenth of it."""
+    """Adam, its learning rate decaying from `lr` to a tenth of it."""
     return OptimizerConfig(lr=lr, min_lr=lr / 10, weight_decay=0.1, adam_beta2=0.95, clip_grad=1.0)
 
 

@@ -1,4 +1,4 @@
-"""Prune Llama 3.1 8B to 4.5B, and distil it into what is left, on a machine of 8 GPUs of 80 GB.
+"""Prune Llama 3.1 8B to 4.5B, and distil it into the result, on one node of eight 80 GB GPUs.
 
 megatron-kd prune models/Llama-3.1-8B --output checkpoints/llama31_8b-4b --data data/llama3/text \
     --hidden-size 3072 --ffn-hidden-size 9216 --seq-length 4096 --dtype bfloat16

@@ -1,4 +1,4 @@
-"""Distil Llama 3.2 1B into its own FP8 copy, on one GPU of 80 GB: quantisation-aware distillation.
+"""Distil Llama 3.2 1B into its own FP8 copy, on one 80 GB GPU: quantisation-aware distillation.
 
 torchrun --nproc_per_node=1 recipes/llama/quantize_distill_llama32_1b.py
 torchrun --nproc_per_node=8 recipes/llama/quantize_distill_llama32_1b.py --config-file conf/quantize_llama32_1b.yaml

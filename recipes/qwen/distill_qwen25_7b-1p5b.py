@@ -1,4 +1,4 @@
-"""Distil Qwen2.5 7B into 1.5B, on a machine of 8 GPUs of 80 GB.
+"""Distil Qwen2.5 7B into 1.5B, on one node of eight 80 GB GPUs.
 
 torchrun --nproc_per_node=8 recipes/qwen/distill_qwen25_7b-1p5b.py
 torchrun --nproc_per_node=8 recipes/qwen/distill_qwen25_7b-1p5b.py --config-file conf/qwen25_7b-1p5b.yaml

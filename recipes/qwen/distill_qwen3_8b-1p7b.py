@@ -1,4 +1,4 @@
-"""Distil Qwen3 8B into 1.7B, on a machine of 8 GPUs of 80 GB.
+"""Distil Qwen3 8B into 1.7B, on one node of eight 80 GB GPUs.
 
 torchrun --nproc_per_node=8 recipes/qwen/distill_qwen3_8b-1p7b.py
 torchrun --nproc_per_node=8 recipes/qwen/distill_qwen3_8b-1p7b.py --config-file conf/qwen3_8b-1p7b.yaml

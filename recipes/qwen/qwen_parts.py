@@ -1,6 +1,6 @@
-"""What the Qwen recipes share: the text, the schedule, and how ranks and checkpoints are kept.
+"""Settings that the Qwen recipes share: text, schedule, data parallelism and checkpoints.
 
-Qwen2.5 and Qwen3 split text alike, so one text serves every recipe:
+Qwen2.5 and Qwen3 tokenise text alike, so every recipe reads the same tokenised text:
 
     megatron-kd preprocess --input corpus.jsonl --output-prefix data/qwen/text --tokenizer models/Qwen3-1.7B
 """
@@ -28,7 +28,7 @@ QWEN = ConfigContainer(
 
 
 def adam(lr: float) -> OptimizerConfig:
-    """From `lr` down to a tenth of it."""
+    """Adam, its learning rate decaying from `lr` to a tenth of it."""
     return OptimizerConfig(lr=lr, min_lr=lr / 10, weight_decay=0.1, adam_beta2=0.95, clip_grad=1.0)
 
 

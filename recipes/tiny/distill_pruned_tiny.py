@@ -26,7 +26,7 @@ from megatron_kd.config.sections import CheckpointConfig, LoggerConfig, Optimize
 
 
 def recipe() -> ConfigContainer:
-    """The tiny teacher into what pruning left of it."""
+    """The tiny teacher into its pruned self."""
     return ConfigContainer(
         model=GPTDistillationProvider.from_student(
             PRUNED,

@@ -1,4 +1,4 @@
-"""Distil a tiny GPT, on text, on any machine: `torchrun --nproc_per_node=2 recipes/tiny/distill_tiny.py`."""
+"""Distil a tiny GPT on real text, on any machine: `torchrun --nproc_per_node=2 recipes/tiny/distill_tiny.py`."""
 
 from dataclasses import replace
 

@@ -1,4 +1,4 @@
-"""Train the pruned tiny student on labels alone, which is what its distillation is measured against.
+"""Train the pruned tiny student on labels alone: the baseline of its distillation.
 
 torchrun --nproc_per_node=2 recipes/tiny/pretrain_pruned_tiny.py
 """

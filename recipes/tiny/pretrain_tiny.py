@@ -1,4 +1,4 @@
-"""Train the tiny teacher on text, on any machine: `torchrun --nproc_per_node=2 recipes/tiny/pretrain_tiny.py`."""
+"""Train the tiny teacher on real text: `torchrun --nproc_per_node=2 recipes/tiny/pretrain_tiny.py`."""
 
 from dataclasses import replace
 

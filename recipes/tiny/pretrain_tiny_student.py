@@ -1,4 +1,4 @@
-"""Train the tiny student on labels alone, which is what distillation is measured against.
+"""Train the tiny student on labels alone: the baseline of distillation.
 
 torchrun --nproc_per_node=2 recipes/tiny/pretrain_tiny_student.py
 """
