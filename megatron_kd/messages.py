@@ -48,8 +48,8 @@ def going_on_without(path: Path, what: str = "") -> Iterator[None]:
         print(f"warning: {path} was not written: {error.strerror or error}{lost}", file=sys.stderr, flush=True)
 
 
-def first_line(error: Exception) -> str:
-    """What a library says is wrong, where the rest is of no use to the user."""
+def first_line(error: object) -> str:
+    """The first line of a library's error: what follows explains the library, not the user's mistake."""
     return str(error).strip().partition("\n")[0]
 
 

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_kd.checkpoints.contents import complete_checkpoints
-from megatron_kd.errors import InputError
-from megatron_kd.runtime.files import sync
+from megatron_kd.runtime.files import refuse_existing, sync
 
 _LEFTOVERS = (".*.partial-*", ".*.deleted-*")
 
@@ -28,8 +27,7 @@ def make_partial(final: Path) -> Path:
     Raises:
         InputError: there is something at `final`.
     """
-    if os.path.lexists(final):
-        raise InputError(f"{final}: is already there, and a checkpoint is never overwritten; name another folder")
+    refuse_existing(final)
     final.parent.mkdir(parents=True, exist_ok=True)
     partial = _other_name(final, "partial")
     partial.mkdir()

@@ -27,6 +27,7 @@ from torch.distributed.checkpoint.metadata import (
 )
 
 from megatron_kd.errors import CheckpointCorrupt
+from megatron_kd.messages import first_line
 
 METADATA = ".metadata"
 COMMON = "common.pt"
@@ -189,4 +190,4 @@ def reason(error: BaseException) -> str:
         return f"it names {named.group(1)}, which is no value"
     if told := re.search(r"WeightsUnpickler error: (.*)", text):
         text = told.group(1)
-    return text.strip().partition("\n")[0]
+    return first_line(text)

@@ -15,7 +15,6 @@ from megatron_kd.checkpoints.writing import save
 from megatron_kd.config.document import write_yaml
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.sections import TokenizerConfig
-from megatron_kd.errors import InputError
 from megatron_kd.runtime.files import sync
 
 
@@ -24,12 +23,6 @@ def make_durable(folder: Path) -> None:
     for path in folder.iterdir():
         sync(path)
     sync(folder)
-
-
-def refuse_existing(path: Path) -> None:
-    """InputError if there is something at `path`, where a folder is to be made."""
-    if path.exists():
-        raise InputError(f"{path}: is already there, and is never overwritten; name another folder")
 
 
 def save_weights(

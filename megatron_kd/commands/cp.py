@@ -12,6 +12,7 @@ from pathlib import Path
 
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.resolve.recipe_files import find_recipe, parts_of
+from megatron_kd.runtime.files import taken
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -47,10 +48,9 @@ def copy_recipe(recipe: str | Path, dest: str | Path) -> list[Path]:
     copies = {source: dest if named else folder / source.name}
     copies |= {part: folder / part.name for part in parts_of(source)}
     same = [part for part, copy in copies.items() if part != source and copy.exists() and _equal(part, copy)]
-    taken = [copy for original, copy in copies.items() if copy.exists() and original not in same]
-    if taken:
-        cure = "move it away, or name another DEST"
-        raise ConfigError([f"{path}: is already there, and is not overwritten; {cure}" for path in taken])
+    cure = "move it away, or name another DEST"
+    if problems := [problem for part, copy in copies.items() if part not in same and (problem := taken(copy, cure))]:
+        raise ConfigError(problems)
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:

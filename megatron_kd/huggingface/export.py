@@ -26,7 +26,7 @@ from megatron_kd.checkpoints.contents import architecture_of, find_checkpoint
 from megatron_kd.checkpoints.model_weights import saved_vocab_size
 from megatron_kd.checkpoints.reading import opened, verify
 from megatron_kd.checkpoints.tensor_parts import CheckpointReader
-from megatron_kd.checkpoints.weights_only import make_durable, refuse_existing
+from megatron_kd.checkpoints.weights_only import make_durable
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, load_huggingface
 from megatron_kd.errors import InputError
@@ -35,6 +35,7 @@ from megatron_kd.huggingface.card import model_card, saved_tokenizer
 from megatron_kd.huggingface.folder import INDEX
 from megatron_kd.huggingface.tensors import Tensor as Source
 from megatron_kd.huggingface.tensors import huggingface_shapes, tensors_of
+from megatron_kd.runtime.files import refuse_existing
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig

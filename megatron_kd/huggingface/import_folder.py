@@ -14,7 +14,7 @@ from safetensors import SafetensorError
 
 from megatron_kd.checkpoints.run_state import RunState
 from megatron_kd.checkpoints.tensor_parts import Part, plan_parts
-from megatron_kd.checkpoints.weights_only import refuse_existing, weights_config
+from megatron_kd.checkpoints.weights_only import weights_config
 from megatron_kd.checkpoints.writing import save
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.sections import TokenizerConfig
@@ -23,6 +23,7 @@ from megatron_kd.huggingface.architecture import provider_from_hf
 from megatron_kd.huggingface.folder import Entry, check_entries, read_entries
 from megatron_kd.huggingface.read import Files
 from megatron_kd.huggingface.tensors import Tensor, tensors_of
+from megatron_kd.runtime.files import refuse_existing
 
 _PART_BYTES = 256 << 20
 _DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

@@ -15,6 +15,7 @@ from types import ModuleType
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.errors import InputError
+from megatron_kd.messages import first_line
 
 # What code with a mistake in it raises. A recipe is the user's code, so these are the user's to mend.
 MISTAKES = (
@@ -159,5 +160,4 @@ def _place(path: Path, error: BaseException) -> str:
     script = path.resolve()
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if Path(frame.filename).resolve() == script]
     line = error.lineno if isinstance(error, SyntaxError) else frames[-1].lineno if frames else None
-    message = str(error).partition("\n")[0]
-    return f"{type(error).__name__}: {message}" + (f" (line {line})" if line else "")
+    return f"{type(error).__name__}: {first_line(error)}" + (f" (line {line})" if line else "")

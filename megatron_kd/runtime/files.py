@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, BinaryIO, TypeVar
 
+from megatron_kd.errors import InputError
+
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
@@ -89,6 +91,21 @@ def replace_text(path: Path, text: str) -> None:
     write_text(partial, text)
     os.replace(partial, path)
     sync(path.parent)
+
+
+def taken(path: Path, cure: str = "name another folder") -> str | None:
+    """Why nothing may be written at `path`: there is something already, if only a dangling link. None if it is free."""
+    return f"{path}: is already there, and is never overwritten; {cure}" if os.path.lexists(path) else None
+
+
+def refuse_existing(path: Path) -> None:
+    """Refuse to write at `path` over something that is there.
+
+    Raises:
+        InputError: see `taken`.
+    """
+    if problem := taken(path):
+        raise InputError(problem)
 
 
 def sync(path: Path) -> None:

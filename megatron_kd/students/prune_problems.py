@@ -13,6 +13,7 @@ from megatron_kd.config.sections import DatasetConfig, TokenizerConfig
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.architecture import read_architecture
 from megatron_kd.huggingface.folder import folder_problems
+from megatron_kd.runtime.files import taken
 from megatron_kd.students.pruned_sizes import Sizes, size_problems
 
 
@@ -45,8 +46,8 @@ def prune_problems(teacher: GPTModelProvider, sizes: Sizes, calibration: Calibra
             f"WORLD_SIZE={ranks}: one process prunes, at tensor and pipeline parallelism 1, since ModelOpt prunes no "
             "shards; start it without torchrun. The student is then read at any layout"
         )
-    if output.exists():
-        yield f"--output {output}: is already there, and is never overwritten; name another folder"
+    if problem := taken(output):
+        yield f"--output {problem}"
     yield from size_problems(teacher, sizes)
     yield from _counts(calibration)
     yield from _length(teacher, calibration.seq_length)

@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 from megatron_kd.data.raw.chunks import CHUNK_BYTES, Chunk, Cursor
 from megatron_kd.data.raw.sources import Source, file_identity
 from megatron_kd.errors import InputError
+from megatron_kd.messages import first_line
 
 _MOST_ROWS = 1 << 16  # of a chunk
 _CHAT_COLUMNS = ("messages", "conversations")
@@ -45,7 +46,7 @@ class ParquetSource:
             with pq.ParquetFile(self.path) as file:
                 yield from self._chunks(file, start)
         except (pa.ArrowException, OSError) as error:
-            raise InputError(f"{self.path}: not a readable Parquet file ({_first_line(error)})") from error
+            raise InputError(f"{self.path}: not a readable Parquet file ({first_line(error)})") from error
 
     def _chunks(self, file: pq.ParquetFile, start: Cursor) -> Iterator[Chunk]:
         first, total = 0, file.metadata.num_rows
@@ -88,7 +89,7 @@ class SavedDataset:
             try:
                 rows = self.dataset[first : first + self.rows_a_chunk].to_pylist()
             except (pa.ArrowException, OSError) as error:
-                raise InputError(f"{self.path}, row {first}: cannot be read ({_first_line(error)})") from error
+                raise InputError(f"{self.path}, row {first}: cannot be read ({first_line(error)})") from error
             yield _chunk(self.path, start.input, first, rows, self.size, total)
 
 
@@ -103,7 +104,7 @@ def open_parquet(path: Path, json_key: str | None) -> Source:
             schema, about = file.schema_arrow, file.metadata
             rows, size = about.num_rows, sum(about.row_group(g).total_byte_size for g in range(about.num_row_groups))
     except (pa.ArrowException, OSError) as error:
-        raise InputError(f"--input {path}: not a readable Parquet file ({_first_line(error)})") from error
+        raise InputError(f"--input {path}: not a readable Parquet file ({first_line(error)})") from error
     return ParquetSource(path, _columns(path, schema, json_key), _rows_a_chunk(rows, size))
 
 
@@ -124,7 +125,7 @@ def open_saved_dataset(path: Path, json_key: str | None) -> Source:
     try:
         dataset = datasets.load_from_disk(str(path), keep_in_memory=False)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"--input {path}: `datasets` cannot load it ({_first_line(error)})") from error
+        raise InputError(f"--input {path}: `datasets` cannot load it ({first_line(error)})") from error
     columns = _columns(path, dataset.features.arrow_schema, json_key)
     chosen = dataset.select_columns(list(columns)).with_format("arrow")
     return SavedDataset(path, columns, chosen, _rows_a_chunk(len(dataset), dataset.data.nbytes))
@@ -154,7 +155,3 @@ def _chunk(path: Path, source: int, first: int, rows: Sequence[dict[str, Any]], 
     after = first + len(rows)
     reached = size * after // total - size * first // total
     return Chunk(str(path), "row", first, list(rows), reached, Cursor(source, after))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).strip().partition("\n")[0]

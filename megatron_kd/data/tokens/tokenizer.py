@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Protocol
 from megatron_kd.config.sections import TokenizerConfig
 from megatron_kd.data.tokens.sentencepiece import load_sentencepiece, sentencepiece_file
 from megatron_kd.errors import InputError
+from megatron_kd.messages import first_line
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -171,8 +172,7 @@ def _load(path: Path, field: str) -> PreTrainedTokenizerFast:
             return PreTrainedTokenizerFast(tokenizer_file=str(path))
         hf = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:
-        reason = str(error).strip().partition("\n")[0]
-        raise InputError(f"{field}={str(path)!r} does not load: {reason}: {_CONVERT}") from error
+        raise InputError(f"{field}={str(path)!r} does not load: {first_line(error)}: {_CONVERT}") from error
     if not hf.is_fast:
         raise InputError(f"{field}={str(path)!r} has no fast version: {_CONVERT}")
     return hf
