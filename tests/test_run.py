@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kd.resolve.yaml_io import save_run_config
+from megatron_kd.config.run_config import save_run_config
 from megatron_kd.run import main
 from tests.ranks import run_ranks
 from tests.tiny import read_metrics, tiny_config, train_and_read

@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_kd.config.run_config import dump_config
 from megatron_kd.resolve.configuration import resolve
 from megatron_kd.resolve.recipe_files import load_recipe
-from megatron_kd.resolve.yaml_io import dump_config
 
 _RANKS = 2
 _TAIL_LINES = 15

@@ -9,11 +9,11 @@ from typing import Any, get_type_hints
 
 from megatron_kd.config.document import read_document
 from megatron_kd.config.gpt_model import GPTModelProvider
-from megatron_kd.config.schema import check_value
+from megatron_kd.config.run_config import RUN_CONFIG
 from megatron_kd.config.sections import TokenizerConfig
+from megatron_kd.config.values import check_value
 from megatron_kd.errors import ConfigError, InputError
 
-RUN_CONFIG = "run_config.yaml"
 RUN_STATE = "run_state.json"
 MANIFEST = "manifest.json"
 METADATA = "metadata.json"  # what makes a folder a checkpoint of megatron-core

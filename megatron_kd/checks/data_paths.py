@@ -11,8 +11,8 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import true_vocab_size
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.problem import line, value_of
-from megatron_kd.config.schema import show
 from megatron_kd.config.text_files import LOSS_MASK, TEXT_FILES, is_text_file
+from megatron_kd.config.values import show
 from megatron_kd.errors import ConfigError
 
 _BLENDS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")

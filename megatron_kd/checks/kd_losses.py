@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from megatron_kd.checks.ranges import KD_RULES
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import shared_vocab_size
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.kd_config import ModelOptDistillConfig
+from megatron_kd.config.kd_rules import PAIRS, contradictions
 from megatron_kd.config.problem import line
-from megatron_kd.config.schema import show
-from megatron_kd.config.stages import FINAL_NORM, LAYER_NAME, NOT_HIDDEN, place_of
+from megatron_kd.config.stages import LAYER_NAME, NOT_HIDDEN, place_of
+from megatron_kd.config.values import show
 
-_PAIRS = "model.kd_config.intermediate_layer_pairs"
-_LOSSES = ("cosine", "mse", "smooth_l1")
 _BY_MODELOPT = "with loss_balancer=modelopt, ModelOpt captures {}; set model.kd_config.loss_balancer=global or static"
 
 
@@ -26,37 +24,9 @@ def distillation_problems(cfg: ConfigContainer, tokenizer_vocab_size: int | None
     if cfg.model.seq_length != cfg.model.teacher.seq_length:
         cure = f"set model.teacher.seq_length={cfg.model.seq_length}"
         yield line(cfg, "model.seq_length model.teacher.seq_length", f"both models read the same tokens; {cure}")
-    yield from _layer_names(cfg.model.kd_config)
-    yield from _logits_form(cfg.model.kd_config)
+    yield from contradictions(cfg.model.kd_config)
     yield from _shared_ids(cfg, cfg.model.kd_config, tokenizer_vocab_size)
     yield from _layer_places(cfg.model)
-
-
-def kd_config_problems(kd: ModelOptDistillConfig) -> list[str]:
-    """What is impossible in the settings of the losses, whatever the models are."""
-    ranges = [
-        f"model.kd_config.{name}={show(getattr(kd, name))}: {rule.words}"
-        for name, rule in KD_RULES.items()
-        if getattr(kd, name) is not None and not rule.holds(getattr(kd, name))
-    ]
-    return [*ranges, *_layer_names(kd), *_logits_form(kd)]
-
-
-def _logits_form(kd: ModelOptDistillConfig) -> Iterator[str]:
-    topk = f"model.kd_config.logit_kl_topk={show(kd.logit_kl_topk)}"
-    if kd.logit_kl_topk is not None and kd.logits_form == "fused":
-        yield f"{topk}, model.kd_config.logits_form=fused: the top k are picked among logits; set logits_form=auto"
-    if kd.logit_kl_topk is not None and kd.logits_loss_kind != "forward_kl":
-        yield (
-            f"{topk}, model.kd_config.logits_loss_kind={kd.logits_loss_kind}: the top-k loss is a forward KL; "
-            "set model.kd_config.logits_loss_kind=forward_kl"
-        )
-    if kd.logits_form == "fused" and kd.loss_balancer == "modelopt":
-        yield (
-            "model.kd_config.logits_form=fused, model.kd_config.loss_balancer=modelopt: the fused loss must know its "
-            "weights before the forward pass, and ModelOpt's balancer makes them after it; set "
-            "model.kd_config.logits_form=auto, or loss_balancer=global"
-        )
 
 
 def _shared_ids(
@@ -69,30 +39,6 @@ def _shared_ids(
         yield line(cfg, "model.kd_config.logit_kl_topk", why)
 
 
-def _layer_names(kd: ModelOptDistillConfig) -> Iterator[str]:
-    if kd.logit_layers != ["output_layer", "output_layer"]:
-        yield (
-            f"model.kd_config.logit_layers={show(kd.logit_layers)}: the logits of a GPT model come from its "
-            "output_layer; write [output_layer, output_layer]"
-        )
-    for index, pair in enumerate(kd.intermediate_layer_pairs):
-        if len(pair) not in (2, 3):
-            yield f"{_PAIRS}={show(pair)}: must be a pair, [student layer, teacher layer], or end in a loss's name"
-        elif pair in kd.intermediate_layer_pairs[:index]:
-            yield f"{_PAIRS}={show(pair)}: is listed twice; leave one out"
-        else:
-            yield from (_bad_name(name) for name in pair[:2] if name != FINAL_NORM and not LAYER_NAME.fullmatch(name))
-            yield from (
-                f"{_PAIRS}={show(pair)}: no loss is called {show(name)}; write one of {', '.join(_LOSSES)}"
-                for name in pair[2:]
-                if name not in _LOSSES
-            )
-
-
-def _bad_name(name: str) -> str:
-    return f"{_PAIRS}: no layer is called {show(name)}; write {FINAL_NORM} or decoder.layers.N.NAME, N from 0"
-
-
 def _layer_places(model: GPTDistillationProvider) -> Iterator[str]:
     same_width = model.hidden_size == model.teacher.hidden_size
     by_modelopt = model.kd_config.loss_balancer == "modelopt"
@@ -102,9 +48,9 @@ def _layer_places(model: GPTDistillationProvider) -> Iterator[str]:
         yield from _layer_place(pair, "model", model, pair[0], same_width=same_width)
         yield from _layer_place(pair, "model.teacher", model.teacher, pair[1], same_width=True)
         if by_modelopt and not _is_on_last_part(model, pair[0]):
-            yield f"{_PAIRS}={show(pair)}: {_BY_MODELOPT.format('layers of the last pipeline stage only')}"
+            yield f"{PAIRS}={show(pair)}: {_BY_MODELOPT.format('layers of the last pipeline stage only')}"
         if by_modelopt and model.recompute_granularity == "full" and _is_recomputed(model, pair[0]):
-            yield f"{_PAIRS}={show(pair)}: {_BY_MODELOPT.format('no layer of a fully recomputed block')}"
+            yield f"{PAIRS}={show(pair)}: {_BY_MODELOPT.format('no layer of a fully recomputed block')}"
 
 
 def _is_on_last_part(model: GPTModelProvider, layer: str) -> bool:
@@ -119,10 +65,10 @@ def _layer_place(pair: list[str], name: str, model: GPTModelProvider, layer: str
     if match is None:
         return
     if int(match[1]) >= model.num_layers:
-        yield f"{_PAIRS}={show(pair)}: {layer} does not exist; {name} has layers 0 to {model.num_layers - 1}"
+        yield f"{PAIRS}={show(pair)}: {layer} does not exist; {name} has layers 0 to {model.num_layers - 1}"
     if match[2].split(".")[-1] in NOT_HIDDEN and (model.tensor_model_parallel_size > 1 or not same_width):
         yield (
-            f"{_PAIRS}={show(pair)}: the output of {layer} is split over tensor-parallel ranks and is not "
+            f"{PAIRS}={show(pair)}: the output of {layer} is split over tensor-parallel ranks and is not "
             f"{name}.hidden_size wide; pair a norm instead, such as decoder.layers.N.input_layernorm"
         )
 

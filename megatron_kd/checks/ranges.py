@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.kd_rules import KD_RULES
 from megatron_kd.config.problem import line, models, value_of
-
-
-@dataclass(frozen=True)
-class Rule:
-    """What must hold of a value, as a test and in words."""
-
-    holds: Callable[[Any], bool]
-    words: str
-
-
-POSITIVE = Rule(lambda v: v > 0, "must be greater than 0")
-NOT_NEGATIVE = Rule(lambda v: v >= 0, "must be 0 or greater")
-FRACTION = Rule(lambda v: 0 <= v < 1, "must be at least 0 and less than 1")
-SEED = Rule(lambda v: 0 <= v < 2**31, "must be at least 0 and less than 2^31")
-TWO_OR_MORE = Rule(lambda v: v >= 2, "must be 2 or greater")
-SHARE = Rule(lambda v: 0 <= v <= 1, "must be at least 0 and at most 1")
-OF_HEAD = Rule(lambda v: 0 < v <= 1, "must be greater than 0 and at most 1")
+from megatron_kd.config.rules import FRACTION, NOT_NEGATIVE, OF_HEAD, POSITIVE, SEED, TWO_OR_MORE, Rule
 
 MODEL_RULES: dict[str, Rule] = {
     "num_layers": POSITIVE,
@@ -51,16 +34,6 @@ MODEL_RULES: dict[str, Rule] = {
     "context_parallel_size": POSITIVE,
     "recompute_num_layers": POSITIVE,
     "quantization_calibration_batches": POSITIVE,
-}
-
-KD_RULES: dict[str, Rule] = {
-    "kd_loss_scale": POSITIVE,
-    "logit_kl_temperature": POSITIVE,
-    "logit_kl_topk": POSITIVE,
-    "logits_loss_beta": SHARE,
-    "logits_loss_alpha": FRACTION,
-    "logits_loss_weight": NOT_NEGATIVE,
-    "intermediate_loss_weight": NOT_NEGATIVE,
 }
 
 TEACHER_RULES: dict[str, Rule] = {

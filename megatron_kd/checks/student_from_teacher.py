@@ -11,7 +11,7 @@ from megatron_kd.config.derived import teacher_vocab_size, true_vocab_size
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider, explicit
 from megatron_kd.config.problem import line
-from megatron_kd.config.schema import show
+from megatron_kd.config.values import show
 
 _PRUNE = "`megatron-kd prune` makes narrower students"
 # What a student may have otherwise and still be made of the teacher's layers.

@@ -11,7 +11,7 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider, explicit
 from megatron_kd.config.problem import line, models, value_of
-from megatron_kd.config.schema import show
+from megatron_kd.config.values import show
 from megatron_kd.errors import InputError
 from megatron_kd.huggingface.architecture import is_huggingface_folder, read_architecture
 from megatron_kd.huggingface.folder import folder_problems

@@ -23,12 +23,12 @@ import importlib
 import sys
 from collections.abc import Sequence
 
+from megatron_kd.config.run_config import dump_config
 from megatron_kd.errors import ConfigError, MegatronKDError
 from megatron_kd.messages import tell_as_rank
 from megatron_kd.resolve.configuration import load_config
 from megatron_kd.resolve.flags import flags_help, joined
 from megatron_kd.resolve.recipe_files import list_recipes, load_recipe, recipes_folder
-from megatron_kd.resolve.yaml_io import dump_config
 
 # Commands with a module of their own, which has `add_arguments(parser)` and `run(args) -> int`; those that take
 # overrides are given them as a second argument.

@@ -16,7 +16,6 @@ from itertools import chain
 from typing import Any
 
 from megatron_kd.checks.batch import batch_problems
-from megatron_kd.checks.kd_losses import kd_config_problems
 from megatron_kd.checks.model_sizes import architecture_problems
 from megatron_kd.checks.parallel_layout import layout_problems
 from megatron_kd.checks.ranges import range_problems
@@ -24,6 +23,7 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import model_parallel_size, vocab_width
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.kd_rules import kd_config_problems
 from megatron_kd.config.problem import line
 from megatron_kd.errors import ConfigError
 from megatron_kd.planning.estimate import choose

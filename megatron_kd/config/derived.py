@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.run_config import RUN_CONFIG
 from megatron_kd.errors import ConfigError
 
 _PRECISION_DTYPE = {"fp32": "float32", "bf16": "bfloat16"}
@@ -92,7 +93,7 @@ def derived(cfg: ConfigContainer, world_size: int, tokenizer_vocab_size: int | N
         student_dtype=student_dtype(cfg),
         teacher_dtype=teacher_dtype(cfg),
         run_dir=run_dir,
-        run_config_file=run_dir / "run_config.yaml",
+        run_config_file=run_dir / RUN_CONFIG,
         checkpoints_dir=run_dir / "checkpoints",
         tensorboard_dir=run_dir / "tensorboard",
         metrics_file=run_dir / "metrics.jsonl",

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from megatron_kd.config.values import FieldPath
 from megatron_kd.errors import ConfigError
 
 _TAG = "tag:yaml.org,2002:"
@@ -72,7 +73,7 @@ class Document:
 
     name: str
     data: dict[str, Any]
-    lines: Mapping[tuple[str, ...], int]
+    lines: Mapping[FieldPath, int]
 
 
 def write_yaml(data: Mapping[str, Any]) -> str:
@@ -129,11 +130,11 @@ class _Reading:
 
     def __init__(self, name: str):
         self.name = name
-        self.lines: dict[tuple[str, ...], int] = {}
+        self.lines: dict[FieldPath, int] = {}
         self.problems: list[str] = []
         self._open: list[yaml.Node] = []  # the nodes around the one being read: an alias to one never ends
 
-    def value(self, node: yaml.Node, path: tuple[str, ...]) -> Any:
+    def value(self, node: yaml.Node, path: FieldPath) -> Any:
         """The plain value of `node`, which stands at `path`; None in place of what is refused."""
         if any(node is outer for outer in self._open):
             return self._refuse(node, "an alias (*name) to a value that contains it")
@@ -147,7 +148,7 @@ class _Reading:
         finally:
             self._open.pop()
 
-    def _mapping(self, node: yaml.MappingNode, path: tuple[str, ...]) -> dict[str, Any]:
+    def _mapping(self, node: yaml.MappingNode, path: FieldPath) -> dict[str, Any]:
         result: dict[str, Any] = {}
         for key_node, value_node in node.value:
             if not isinstance(key_node, yaml.ScalarNode):

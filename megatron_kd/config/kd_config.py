@@ -6,6 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from megatron_kd.config.kd_rules import kd_config_problems
+from megatron_kd.config.section_file import read_section
+
 
 def _final_layernorm_pair() -> list[list[str]]:
     return [["decoder.final_layernorm", "decoder.final_layernorm"]]
@@ -72,9 +75,7 @@ class ModelOptDistillConfig:
         Raises:
             ConfigError: unknown keys, wrong types or impossible values, all of them at once.
         """
-        from megatron_kd.resolve.yaml_io import load_kd_config
-
-        return load_kd_config(path)
+        return read_section(path, cls(), ("model", "kd_config"), kd_config_problems)
 
 
 def why_materialised(kd: ModelOptDistillConfig) -> str | None:

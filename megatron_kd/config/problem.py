@@ -7,7 +7,7 @@ from typing import Any
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
-from megatron_kd.config.schema import show
+from megatron_kd.config.values import show
 
 
 def value_of(cfg: ConfigContainer, name: str) -> Any:

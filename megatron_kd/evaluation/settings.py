@@ -12,7 +12,6 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from megatron_kd.checkpoints.contents import RUN_CONFIG
 from megatron_kd.checks.batch import batch_problems
 from megatron_kd.checks.data_paths import data_problems
 from megatron_kd.checks.kd_losses import distillation_problems
@@ -26,8 +25,9 @@ from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.kd_config import ModelOptDistillConfig
 from megatron_kd.config.problem import line
-from megatron_kd.config.schema import Path as FieldPath
+from megatron_kd.config.run_config import RUN_CONFIG
 from megatron_kd.config.sections import CheckpointConfig
+from megatron_kd.config.values import FieldPath
 from megatron_kd.errors import ConfigError
 from megatron_kd.evaluation.saved_model import SavedModel
 from megatron_kd.placement.refusals import placement_problems

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron_kd.checkpoints.contents import RUN_CONFIG, tokenizer_of
+from megatron_kd.checkpoints.contents import tokenizer_of
 from megatron_kd.config.document import read_document
 from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.run_config import RUN_CONFIG
 from megatron_kd.huggingface.as_config import family_of
 
 _KD = ("logits_loss_kind", "logit_kl_temperature", "logit_kl_topk", "skip_lm_loss", "kd_loss_scale", "loss_balancer",

@@ -15,12 +15,10 @@ from typing import Any
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
-from megatron_kd.config.schema import show
+from megatron_kd.config.values import FieldPath, show
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.architecture import CONFIG_FILE, Architecture, read_architecture
 from megatron_kd.huggingface.tensors import head_channels
-
-FieldPath = tuple[str, ...]
 
 _DEFAULTS = {item.name: item.default for item in fields(GPTModelProvider)}
 _WEIGHTS = ("init", "checkpoint")

@@ -11,8 +11,8 @@ from megatron_kd.config.derived import student_dtype
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.problem import divides, line
-from megatron_kd.config.schema import show
 from megatron_kd.config.stages import NOT_HIDDEN, LayerPlace, place_of
+from megatron_kd.config.values import show
 
 Strategy = Literal["colocated", "balanced", "gpu0", "cpu"]
 STRATEGIES: tuple[Strategy, ...] = ("colocated", "balanced", "gpu0", "cpu")  # the fastest first, where all of them fit

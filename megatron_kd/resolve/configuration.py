@@ -15,7 +15,8 @@ from megatron_kd.checks import problems
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.document import read_document
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
-from megatron_kd.config.schema import Path, build, check_value, dotted, flatten, schema_of, wrong_sections
+from megatron_kd.config.schema import build, flatten, schema_of, wrong_sections
+from megatron_kd.config.values import FieldPath, check_value, dotted
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.into_config import with_huggingface
 from megatron_kd.resolve.edits import Source, apply_edits, is_kd_file
@@ -72,7 +73,7 @@ def check_config(
     return config, list(dict.fromkeys([*wrong, *found]))
 
 
-def naming_flags(problem: str, origins: Mapping[Path, Source]) -> str:
+def naming_flags(problem: str, origins: Mapping[FieldPath, Source]) -> str:
     """A line of `problems` that ends in the flags, if any, that set the fields it begins with: ` [--batch_size 0]`."""
     flags = [
         source.name
@@ -110,7 +111,9 @@ def defaults_for(path: str | pathlib.Path) -> ConfigContainer:
     return ConfigContainer(model=GPTDistillationProvider()) if distils else ConfigContainer()
 
 
-def merge(recipe_config: ConfigContainer, argv: Sequence[str]) -> tuple[ConfigContainer, list[str], dict[Path, Source]]:
+def merge(
+    recipe_config: ConfigContainer, argv: Sequence[str]
+) -> tuple[ConfigContainer, list[str], dict[FieldPath, Source]]:
     """Apply `argv` to a recipe's values, leaving out what is bad, and fill in what Hugging Face folders say.
 
     Returns:
@@ -129,7 +132,7 @@ def merge(recipe_config: ConfigContainer, argv: Sequence[str]) -> tuple[ConfigCo
             flat[path] = schema.defaults[path]
     arguments = parse_arguments(argv)
     wrong += arguments.problems
-    origins: dict[Path, Source] = {}
+    origins: dict[FieldPath, Source] = {}
     wrong += apply_edits(flat, arguments.edits, schema, origins)
     config, unfit = with_huggingface(build(flat, schema), origins)
     for path, problem in unfit:

@@ -9,10 +9,12 @@ from typing import Any
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.document import Document, read_document
 from megatron_kd.config.kd_config import ModelOptDistillConfig
-from megatron_kd.config.schema import Path, Schema, check_value, dotted, show, unknown_key
+from megatron_kd.config.schema import Schema
+from megatron_kd.config.values import FieldPath, check_written, dotted, show
 from megatron_kd.errors import ConfigError
+from megatron_kd.resolve.unknown_keys import why_unknown
 
-KD_CONFIG: Path = ("model", "kd_config")
+KD_CONFIG: FieldPath = ("model", "kd_config")
 RESET = object()  # the value of an edit that returns a field to its class default
 
 
@@ -21,9 +23,9 @@ class Source:
     """Where an edit was written: the command line, or a file with the lines of its keys."""
 
     name: str
-    lines: Mapping[Path, int] = field(default_factory=dict)
+    lines: Mapping[FieldPath, int] = field(default_factory=dict)
 
-    def at(self, path: Path) -> str:
+    def at(self, path: FieldPath) -> str:
         """The place of `path`, to end a message with: ` [my.yaml:7]`."""
         line = self.lines.get(path)
         return f" [{self.name}:{line}]" if line else f" [{self.name}]"
@@ -33,7 +35,7 @@ class Source:
 class Edit:
     """Set `path` to `value`: a leaf's value, a mapping for a section, or `RESET`."""
 
-    path: Path
+    path: FieldPath
     value: Any
     source: Source
 
@@ -70,7 +72,7 @@ def is_kd_file(document: Document) -> bool:
 
 
 def apply_edits(
-    flat: dict[Path, Any], edits: Iterable[Edit], schema: Schema, origins: dict[Path, Source] | None = None
+    flat: dict[FieldPath, Any], edits: Iterable[Edit], schema: Schema, origins: dict[FieldPath, Source] | None = None
 ) -> list[str]:
     """Apply edits to `flat`, later ones over earlier ones; bad ones are left out.
 
@@ -87,9 +89,7 @@ def apply_edits(
     origins = {} if origins is None else origins
     for edit in edits:
         for leaf in _leaf_edits(edit, schema, problems):
-            value, problem = check_value(leaf.path, schema.leaves[leaf.path], leaf.value)
-            if "${" in str(value):
-                problem = f"{dotted(leaf.path)}={show(value)}: ${{...}} is not filled in here; write the value itself"
+            value, problem = check_written(leaf.path, schema.leaves[leaf.path], leaf.value)
             if problem:
                 problems.append(problem + leaf.source.at(leaf.path))
             else:
@@ -104,7 +104,7 @@ def _leaf_edits(edit: Edit, schema: Schema, problems: list[str]) -> Iterator[Edi
     if path in schema.leaves:
         yield Edit(path, schema.defaults[path] if value is RESET else value, source)
     elif path not in schema.sections:
-        problems.append(unknown_key(path, schema) + source.at(path))
+        problems.append(why_unknown(path, schema) + source.at(path))
     elif value is RESET:
         inside = [leaf for leaf in schema.leaves if leaf[: len(path)] == path]
         yield from (Edit(leaf, schema.defaults[leaf], source) for leaf in inside)

@@ -15,8 +15,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_kd.config.schema import Path, show
 from megatron_kd.config.text_files import is_text_file
+from megatron_kd.config.values import FieldPath, show
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.architecture import is_huggingface_folder
 from megatron_kd.resolve.edits import Edit, Source
@@ -195,7 +195,7 @@ def contradictions(edits: Sequence[Edit]) -> list[str]:
     The same flag given twice is no contradiction: the later one wins, as with overrides.
     """
     found: list[str] = []
-    first: dict[Path, Edit] = {}
+    first: dict[FieldPath, Edit] = {}
     for edit in edits:
         other = first.setdefault(edit.path, edit)
         names = other.source.name, edit.source.name

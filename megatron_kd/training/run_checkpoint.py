@@ -14,10 +14,10 @@ from megatron_kd.checkpoints.reading import Verified, load, mismatches, refuse_o
 from megatron_kd.checkpoints.run_state import RunState
 from megatron_kd.checkpoints.shards import plan_shards
 from megatron_kd.checkpoints.writing import Draft, attempt, begin, complete
+from megatron_kd.config.run_config import dump_config
 from megatron_kd.distillation.convert import load_projections, plain_students, projection_sharded_state
 from megatron_kd.errors import CheckpointCorrupt, InputError
 from megatron_kd.models.fake_quantization import expect_input_scales
-from megatron_kd.resolve.yaml_io import dump_config
 from megatron_kd.runtime.seeds import random_state, reseed, set_random_state
 from megatron_kd.runtime.together import on_rank_0, raised_together
 from megatron_kd.training.best import Best

@@ -10,9 +10,9 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived, derived
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.kd_config import why_materialised
+from megatron_kd.config.run_config import save_run_config
 from megatron_kd.errors import InputError, LostRank, Preempted
 from megatron_kd.huggingface.into_config import resolved
-from megatron_kd.resolve.yaml_io import save_run_config
 from megatron_kd.runtime.exit_code import record_exit_code
 from megatron_kd.runtime.signals import StopSignals, listening
 from megatron_kd.runtime.space import not_written

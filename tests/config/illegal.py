@@ -5,20 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from megatron_kd.checks.ranges import (
-    FRACTION,
-    KD_RULES,
-    MODEL_RULES,
-    NOT_NEGATIVE,
-    OF_HEAD,
-    POSITIVE,
-    SECTION_RULES,
-    SEED,
-    SHARE,
-    TEACHER_RULES,
-    TWO_OR_MORE,
-)
-
 PAIRS = "model.kd_config.intermediate_layer_pairs"
 BOTH_TP = ("model.tensor_model_parallel_size", "model.teacher.tensor_model_parallel_size")
 BOTH_PP = ("model.pipeline_model_parallel_size", "model.teacher.pipeline_model_parallel_size")
@@ -219,11 +205,51 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
 ]  # fmt: skip
 
 
-OUTSIDE = {POSITIVE: 0, NOT_NEGATIVE: -1, FRACTION: 1.0, SEED: 2**31, OF_HEAD: 1.5, SHARE: 1.5, TWO_OR_MORE: 1}
-RULES = {
-    **SECTION_RULES,
-    **{f"model.{name}": rule for name, rule in MODEL_RULES.items()},
-    **{f"model.teacher.{name}": rule for name, rule in MODEL_RULES.items()},
-    **{f"model.kd_config.{name}": rule for name, rule in KD_RULES.items()},
-    **{f"model.{name}": rule for name, rule in TEACHER_RULES.items()},
+# Ranges, written down here by hand: what no field may be, what it may still be, and what is said.
+POSITIVE = (0, 1, "must be greater than 0")
+NOT_NEGATIVE = (-1, 0, "must be 0 or greater")
+FRACTION = (1.0, 0, "must be at least 0 and less than 1")
+SHARE = (1.5, 1.0, "must be at least 0 and at most 1")
+OF_HEAD = (1.5, 1.0, "must be greater than 0 and at most 1")
+SEED = (2**31, 2**31 - 1, "must be at least 0 and less than 2^31")
+TWO_OR_MORE = (1, 2, "must be 2 or greater")
+
+_OF_A_MODEL = {
+    POSITIVE: (
+        "num_layers hidden_size ffn_hidden_size num_attention_heads num_query_groups kv_channels seq_length vocab_size "
+        "make_vocab_size_divisible_by layernorm_epsilon rotary_base rope_scaling_factor init_method_std "
+        "max_position_embeddings tensor_model_parallel_size pipeline_model_parallel_size "
+        "virtual_pipeline_model_parallel_size context_parallel_size recompute_num_layers "
+        "quantization_calibration_batches"
+    ),
+    FRACTION: "attention_dropout hidden_dropout",
+    OF_HEAD: "rotary_percent",
+}
+_OF_A_RUN = {
+    POSITIVE: (
+        "train.train_iters train.num_epochs train.global_batch_size train.micro_batch_size optimizer.lr "
+        "optimizer.adam_eps scheduler.lr_decay_iters scheduler.lr_wsd_decay_iters ddp.bucket_size "
+        "checkpoint.save_interval checkpoint.most_recent_k logger.log_interval dist.startup_timeout_s "
+        "dist.step_timeout_s dist.checkpoint_timeout_s dist.device_memory_gb dist.num_threads "
+        "model.teacher_micro_batch_size model.kd_config.kd_loss_scale model.kd_config.logit_kl_temperature "
+        "model.kd_config.logit_kl_topk"
+    ),
+    NOT_NEGATIVE: (
+        "validation.eval_interval validation.eval_iters optimizer.min_lr optimizer.weight_decay optimizer.clip_grad "
+        "scheduler.lr_warmup_iters scheduler.lr_warmup_init scheduler.start_weight_decay scheduler.end_weight_decay "
+        "dataset.num_workers checkpoint.resume model.teacher_rank model.kd_config.logits_loss_weight "
+        "model.kd_config.intermediate_loss_weight"
+    ),
+    FRACTION: (
+        "optimizer.adam_beta1 optimizer.adam_beta2 optimizer.sgd_momentum scheduler.lr_warmup_fraction "
+        "model.kd_config.logits_loss_alpha"
+    ),
+    SHARE: "model.kd_config.logits_loss_beta",
+    SEED: "dataset.random_seed rng.seed",
+    TWO_OR_MORE: "tokenizer.vocab_size",
+}
+RANGES = {
+    **{name: rule for rule, names in _OF_A_RUN.items() for name in names.split()},
+    **{f"model.{name}": rule for rule, names in _OF_A_MODEL.items() for name in names.split()},
+    **{f"model.teacher.{name}": rule for rule, names in _OF_A_MODEL.items() for name in names.split()},
 }

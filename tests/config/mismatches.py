@@ -7,7 +7,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
-from megatron_kd.resolve.yaml_io import save_run_config
+from megatron_kd.config.run_config import save_run_config
 from tests.config.base import distillation, edited
 from tests.config.illegal import COLOCATED, both, pair, pp, tp
 

@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 
 from megatron_kd.checks import problems
-from megatron_kd.checks.kd_losses import kd_config_problems
 from megatron_kd.config import sections
 from megatron_kd.config.kd_config import ModelOptDistillConfig
+from megatron_kd.config.kd_rules import kd_config_problems
 from megatron_kd.config.schema import schema_of
 from tests.config.base import distillation, edited, plain
 from tests.config.illegal import (
@@ -22,8 +22,7 @@ from tests.config.illegal import (
     BY_MODELOPT,
     CASES,
     FULL,
-    OUTSIDE,
-    RULES,
+    RANGES,
     both,
     pair,
     pp,
@@ -99,18 +98,20 @@ def test_the_configuration_is_not_changed() -> None:
     assert config == before
 
 
-@pytest.mark.parametrize("name", RULES)
+@pytest.mark.parametrize("name", RANGES)
 def test_every_number_has_its_range(name: str) -> None:
-    value = OUTSIDE[RULES[name]]
-    lines = problems(edited(distillation(), {name: value}), world_size=2)
-    assert any(line.startswith(f"{name}={value}: must be") for line in lines), lines
+    outside, inside, words = RANGES[name]
+    lines = problems(edited(distillation(), {name: outside}), world_size=2)
+    assert any(line.startswith(f"{name}={outside}: {words}") for line in lines), lines
+    lines = problems(edited(distillation(), {name: inside}), world_size=2)
+    assert not any(words in line for line in lines), lines
 
 
 def test_no_number_is_without_a_range() -> None:
     numbers = {int, float, int | None, float | None}
     schema = schema_of(distillation())
     named = {".".join(path) for path, annotation in schema.leaves.items() if annotation in numbers}
-    assert named <= set(RULES)
+    assert named | {"checkpoint.resume"} == set(RANGES)  # "auto", "never" or a step
 
 
 @pytest.mark.parametrize(
@@ -265,7 +266,7 @@ def test_a_step_to_resume_from(tmp_path: Path) -> None:
 
 
 def test_settings_of_the_losses_alone() -> None:
-    assert kd_config_problems(ModelOptDistillConfig()) == []
+    assert list(kd_config_problems(ModelOptDistillConfig())) == []
     bad = ModelOptDistillConfig(kd_loss_scale=0.0, logit_kl_temperature=-1.0, logit_layers=["a", "b"])
     lines = kd_config_problems(bad)
     assert [line.split("=")[0].split(".")[-1] for line in lines] == [

@@ -15,10 +15,11 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.problem import models
-from megatron_kd.config.schema import schema_of, show
+from megatron_kd.config.run_config import save_run_config
+from megatron_kd.config.schema import schema_of
+from megatron_kd.config.values import show
 from megatron_kd.errors import ConfigError
 from megatron_kd.resolve.configuration import config_from_file, load_config, resolve
-from megatron_kd.resolve.yaml_io import save_run_config
 from tests.config.base import DOCUMENTED_YAML, distillation, edited, plain
 from tests.config.wrong_types import WRONG_TYPES
 
@@ -277,7 +278,7 @@ def test_values_are_shown_as_written(value: Any, text: str) -> None:
 
 def test_nothing_heavy_is_imported() -> None:
     code = (
-        "import sys, megatron_kd.commands.cli, megatron_kd.resolve.configuration, megatron_kd.resolve.yaml_io;"
+        "import sys, megatron_kd.commands.cli, megatron_kd.resolve.configuration, megatron_kd.config.run_config;"
         "print(sorted({m.split('.')[0] for m in sys.modules} & {'torch', 'megatron', 'modelopt', 'transformers'}))"
     )
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

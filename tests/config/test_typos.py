@@ -6,7 +6,8 @@ import random
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
-from megatron_kd.config.schema import dotted, schema_of
+from megatron_kd.config.schema import schema_of
+from megatron_kd.config.values import dotted
 from megatron_kd.resolve.configuration import merge
 from tests.config.slips import slip, suggests
 

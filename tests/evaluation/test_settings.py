@@ -9,10 +9,10 @@ import pytest
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.run_config import save_run_config
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.evaluation.saved_model import SavedModel, saved_model
 from megatron_kd.evaluation.settings import Evaluation, evaluation_of
-from megatron_kd.resolve.yaml_io import save_run_config
 from tests.tiny import tiny_config
 
 

@@ -14,6 +14,7 @@ from megatron_kd.commands.cli import main
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.run_config import save_run_config
 from megatron_kd.config.sections import DatasetConfig
 from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from megatron_kd.errors import ConfigError
@@ -21,7 +22,6 @@ from megatron_kd.huggingface.architecture import provider_from_hf
 from megatron_kd.huggingface.into_config import resolved
 from megatron_kd.resolve.configuration import check_config, config_from_file
 from megatron_kd.resolve.recipe_files import load_recipe
-from megatron_kd.resolve.yaml_io import save_run_config
 from tests.config.base import RECIPE
 from tests.huggingface.families import VOCAB, save
 

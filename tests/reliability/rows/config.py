@@ -9,11 +9,12 @@ from typing import Any, get_args
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
-from megatron_kd.config.schema import dotted, schema_of, show
+from megatron_kd.config.schema import schema_of
+from megatron_kd.config.values import dotted, show
 from megatron_kd.resolve.configuration import merge
 from megatron_kd.resolve.overrides import parse_override
 from tests.config.fresh import errors_of
-from tests.config.illegal import CASES, OUTSIDE, RULES
+from tests.config.illegal import CASES, RANGES
 from tests.config.slips import slip, suggests
 from tests.config.written import as_file, as_words
 from tests.config.wrong_types import WRONG_TYPES
@@ -114,7 +115,7 @@ def illegal_values() -> list[Illegal]:
 
 def out_of_range() -> list[Illegal]:
     """One for each number."""
-    outside = {name: type_of(name)(OUTSIDE[rule]) for name, rule in RULES.items()}
+    outside = {name: type_of(name)(value) for name, (value, _, _) in RANGES.items()}
     return [Illegal({name: value}, [f"{name}={value}: must be"]) for name, value in outside.items()]
 
 
@@ -190,7 +191,7 @@ ROWS = (
             Mutant(
                 "a key that is unknown is passed over",
                 "megatron_kd/resolve/edits.py",
-                "        problems.append(unknown_key(path, schema) + source.at(path))\n",
+                "        problems.append(why_unknown(path, schema) + source.at(path))\n",
                 "        pass\n",
                 told="was not refused",
             ),

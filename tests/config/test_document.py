@@ -8,10 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_kd.config.document import read_document, write_yaml
-from megatron_kd.config.kd_config import ModelOptDistillConfig
 from megatron_kd.errors import ConfigError
-from megatron_kd.resolve.yaml_io import dump_config, load_kd_config
-from tests.config.base import DOCUMENTED_YAML, distillation
 
 
 def written(tmp_path: Path, text: str | bytes) -> Path:
@@ -102,29 +99,3 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
     for path in (tmp_path / "none.yaml", tmp_path):
         with pytest.raises(ConfigError, match="cannot be read"):
             read_document(path)
-
-
-def test_the_documented_example(tmp_path: Path) -> None:
-    file = written(tmp_path, DOCUMENTED_YAML)
-    expected = ModelOptDistillConfig(logit_kl_temperature=2.0)
-    assert load_kd_config(file) == expected
-    assert ModelOptDistillConfig.from_yaml(str(file)) == expected
-
-
-def test_settings_of_the_losses_with_all_their_errors(tmp_path: Path) -> None:
-    file = written(tmp_path, "skip_lm_los: true\nkd_loss_scale: -1\nlogits_loss_weight: x\ntrain: {train_iters: 1}\n")
-    with pytest.raises(ConfigError) as caught:
-        ModelOptDistillConfig.from_yaml(file)
-    starts = ["skip_lm_los: unknown key", "logits_loss_weight=x", "train: unknown key", "kd_loss_scale=-1.0: must be"]
-    lines = caught.value.problems
-    assert len(lines) == len(starts)
-    assert all(line.startswith(f"model.kd_config.{start}") for line, start in zip(lines, starts, strict=True)), lines
-    assert all(str(file) in line for line in lines)
-
-
-def test_a_dump_is_complete_ordered_and_repeatable() -> None:
-    text = dump_config(distillation())
-    assert text == dump_config(distillation())
-    assert text.startswith("model:\n  num_layers: 4\n")
-    assert "    intermediate_layer_pairs: [[decoder.final_layernorm, decoder.final_layernorm]]\n" in text
-    assert text.index("\ntrain:") < text.index("\nmixed_precision:\n  precision: fp32\n")

@@ -1,0 +1,49 @@
+"""Read one section of a configuration from a YAML file of its own, whose keys are the section's fields."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import TypeVar
+
+from megatron_kd.config.document import read_document
+from megatron_kd.config.schema import build, schema_of, unknown_key
+from megatron_kd.config.values import FieldPath, check_written
+from megatron_kd.errors import ConfigError
+
+Section = TypeVar("Section")
+
+
+def read_section(
+    path: str | Path, default: Section, at: FieldPath, rules: Callable[[Section], Iterable[str]]
+) -> Section:
+    """The section in a file; fields that the file leaves out have the values of `default`.
+
+    Args:
+        path: the YAML file.
+        default: an instance without sections inside it.
+        at: the section's path in a whole configuration, which messages name its fields by.
+        rules: what is wrong with the values of a section, a line each.
+
+    Raises:
+        ConfigError: unknown keys, wrong types and broken rules, all of them at once, each with the file.
+    """
+    document, schema = read_document(path), schema_of(default, at)
+    flat = {leaf: getattr(default, leaf[-1]) for leaf in schema.leaves}
+    wrong: list[str] = []
+    for key, value in document.data.items():
+        leaf = (*at, key)
+        place = f" [{document.name}:{document.lines[(key,)]}]"
+        if leaf not in schema.leaves:
+            wrong.append(unknown_key(leaf, schema) + place)
+            continue
+        checked, problem = check_written(leaf, schema.leaves[leaf], value)
+        if problem is None:
+            flat[leaf] = checked
+        else:
+            wrong.append(problem + place)
+    section: Section = build(flat, schema, at)
+    wrong += [f"{problem} [{document.name}]" for problem in rules(section)]
+    if wrong:
+        raise ConfigError(wrong)
+    return section
