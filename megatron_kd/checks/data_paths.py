@@ -9,7 +9,6 @@ from collections.abc import Iterator
 from megatron_kd.config.blend import parse_blend
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import true_vocab_size
-from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.problem import line, value_of
 from megatron_kd.config.text_files import LOSS_MASK, TEXT_FILES, is_text_file
 from megatron_kd.config.values import show
@@ -191,7 +190,7 @@ def _teacher_tokenizer(cfg: ConfigContainer) -> Iterator[str]:
         return
     if not os.path.exists(path):
         yield line(cfg, field, _NO_TOKENIZER)
-    if not isinstance(cfg.model, GPTDistillationProvider):
+    if cfg.models.teacher is None:
         yield line(cfg, field, f"this run has no teacher; set {field}=null")
     elif cfg.tokenizer.tokenizer_type != "huggingface" or cfg.tokenizer.tokenizer_model is None:
         why = f"is compared with the student's, which is not given; set tokenizer.tokenizer_model, or {field}=null"

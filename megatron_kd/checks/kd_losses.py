@@ -19,14 +19,15 @@ _BY_MODELOPT = "with loss_balancer=modelopt, ModelOpt captures {}; set model.kd_
 
 def distillation_problems(cfg: ConfigContainer, tokenizer_vocab_size: int | None = None) -> Iterator[str]:
     """Problems between student and teacher; none when there is no teacher."""
-    if not isinstance(cfg.model, GPTDistillationProvider):
+    model = cfg.distillation
+    if model is None:
         return
-    if cfg.model.seq_length != cfg.model.teacher.seq_length:
-        cure = f"set model.teacher.seq_length={cfg.model.seq_length}"
+    if model.seq_length != model.teacher.seq_length:
+        cure = f"set model.teacher.seq_length={model.seq_length}"
         yield line(cfg, "model.seq_length model.teacher.seq_length", f"both models read the same tokens; {cure}")
-    yield from contradictions(cfg.model.kd_config)
-    yield from _shared_ids(cfg, cfg.model.kd_config, tokenizer_vocab_size)
-    yield from _layer_places(cfg.model)
+    yield from contradictions(model.kd_config)
+    yield from _shared_ids(cfg, model.kd_config, tokenizer_vocab_size)
+    yield from _layer_places(model)
 
 
 def _shared_ids(

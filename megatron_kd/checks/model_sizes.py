@@ -8,12 +8,12 @@ from collections.abc import Iterator
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import teacher_vocab_size, vocab_width
 from megatron_kd.config.gpt_model import GPTModelProvider
-from megatron_kd.config.problem import divides, line, models
+from megatron_kd.config.problem import divides, line
 
 
 def architecture_problems(cfg: ConfigContainer, tokenizer_vocab_size: int | None) -> Iterator[str]:
     """Problems within one model, for the student and for the teacher."""
-    for name, model in models(cfg):
+    for name, model in cfg.models.by_field():
         yield from _heads(cfg, name, model)
         yield from _rotary(cfg, name, model)
         yield from _recompute(cfg, name, model)
@@ -103,7 +103,7 @@ def _vocabulary(cfg: ConfigContainer, name: str, tokenizer_vocab_size: int | Non
 def _vocabulary_width(cfg: ConfigContainer, tokenizer_vocab_size: int | None) -> Iterator[str]:
     shards = cfg.model.tensor_model_parallel_size
     multiple = cfg.model.make_vocab_size_divisible_by
-    if shards < 1 or any(model.make_vocab_size_divisible_by < 1 for _, model in models(cfg)):
+    if shards < 1 or any(model.make_vocab_size_divisible_by < 1 for _, model in cfg.models.by_field()):
         return
     width = vocab_width(cfg, tokenizer_vocab_size)
     if width is not None and width % shards:

@@ -6,12 +6,12 @@ from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_model import GPTModelProvider
-from megatron_kd.config.problem import divides, line, models
+from megatron_kd.config.problem import divides, line
 
 
 def layout_problems(cfg: ConfigContainer) -> Iterator[str]:
     """Problems of each model's own layout; how the two fit together is in `distillation`."""
-    for name, model in models(cfg):
+    for name, model in cfg.models.by_field():
         yield from _tensor_parallel(cfg, name, model)
         yield from _sequence_parallel(cfg, name, model)
         yield from _context_parallel(cfg, name, model)

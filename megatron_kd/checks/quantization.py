@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.problem import divides, line
 
@@ -15,7 +14,7 @@ _BLOCKS = {"int4_weight_only": 128, "nvfp4": 16}
 
 def quantization_problems(cfg: ConfigContainer) -> Iterator[str]:
     """Problems of `model.quantization`."""
-    if isinstance(cfg.model, GPTDistillationProvider) and cfg.model.teacher.quantization is not None:
+    if (teacher := cfg.models.teacher) is not None and teacher.quantization is not None:
         why = (
             "a teacher computes in full precision; set it to null (model.quantization is the student's, and "
             "model.teacher_quantization=int8 keeps the teacher's weights small)"

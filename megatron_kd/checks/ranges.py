@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.kd_rules import KD_RULES
-from megatron_kd.config.problem import line, models, value_of
+from megatron_kd.config.problem import line, value_of
 from megatron_kd.config.rules import FRACTION, NOT_NEGATIVE, OF_HEAD, POSITIVE, SEED, TWO_OR_MORE, Rule
 
 MODEL_RULES: dict[str, Rule] = {
@@ -82,8 +81,8 @@ SECTION_RULES: dict[str, Rule] = {
 
 def range_problems(cfg: ConfigContainer) -> Iterator[str]:
     """Every number outside its range. Unset values and names are left alone."""
-    rules = {f"{name}.{key}": rule for name, _ in models(cfg) for key, rule in MODEL_RULES.items()}
-    if isinstance(cfg.model, GPTDistillationProvider):
+    rules = {f"{name}.{key}": rule for name, _ in cfg.models.by_field() for key, rule in MODEL_RULES.items()}
+    if cfg.distillation is not None:
         rules |= {f"model.kd_config.{key}": rule for key, rule in KD_RULES.items()}
         rules |= {f"model.{key}": rule for key, rule in TEACHER_RULES.items()}
     for name, rule in (rules | SECTION_RULES).items():

@@ -30,19 +30,18 @@ _SAME = tuple(field.name for field in fields(GPTModelProvider) if field.name not
 
 def from_teacher_problems(cfg: ConfigContainer, tokenizer_vocab_size: int | None) -> Iterator[str]:
     """Problems of `model.init=from_teacher`, and of asking for it where it means nothing."""
-    distils = isinstance(cfg.model, GPTDistillationProvider)
-    if isinstance(cfg.model, GPTDistillationProvider) and cfg.model.teacher.init == "from_teacher":
+    model = cfg.distillation
+    if model is not None and model.teacher.init == "from_teacher":
         yield line(cfg, "model.teacher.init", "a teacher has no teacher to start from; set model.teacher.checkpoint")
     if cfg.model.init != "from_teacher":
         return
-    if not distils:
+    if model is None:
         yield line(cfg, "model.init", "this run has no teacher; set checkpoint.pretrained_checkpoint or random")
         return
-    assert isinstance(cfg.model, GPTDistillationProvider)
-    if cfg.model.num_layers > cfg.model.teacher.num_layers >= 1:
-        why = f"layers are copied, not invented; set model.num_layers to at most {cfg.model.teacher.num_layers}"
+    if model.num_layers > model.teacher.num_layers >= 1:
+        why = f"layers are copied, not invented; set model.num_layers to at most {model.teacher.num_layers}"
         yield line(cfg, "model.init model.num_layers model.teacher.num_layers", why)
-    yield from _differences(cfg, cfg.model)
+    yield from _differences(cfg, model)
     student, teacher = true_vocab_size(cfg, tokenizer_vocab_size), teacher_vocab_size(cfg, tokenizer_vocab_size)
     if student is not None and teacher is not None and student != teacher:
         why = f"the embedding is copied, which has {teacher} token ids; set model.vocab_size={teacher}"

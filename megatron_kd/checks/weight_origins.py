@@ -8,9 +8,8 @@ from pathlib import Path
 
 from megatron_kd.checkpoints.contents import architecture_of, find_checkpoint
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider, explicit
-from megatron_kd.config.problem import line, models, value_of
+from megatron_kd.config.problem import line, value_of
 from megatron_kd.config.values import show
 from megatron_kd.errors import InputError
 from megatron_kd.huggingface.architecture import is_huggingface_folder, read_architecture
@@ -33,9 +32,9 @@ def weight_problems(cfg: ConfigContainer) -> Iterator[str]:
     if cfg.model.checkpoint is not None:
         yield line(cfg, "model.checkpoint", "the student's weights are given as checkpoint.pretrained_checkpoint=DIR")
     yield from _one_origin(cfg, "the student", "checkpoint.pretrained_checkpoint", "model")
-    if isinstance(cfg.model, GPTDistillationProvider):
+    if cfg.models.teacher is not None:
         yield from _one_origin(cfg, "the teacher", "model.teacher.checkpoint", "model.teacher")
-    for name, model in models(cfg):
+    for name, model in cfg.models.by_field():
         if model.hf_path is not None:
             yield from _huggingface(cfg, name, model)
 
@@ -43,8 +42,11 @@ def weight_problems(cfg: ConfigContainer) -> Iterator[str]:
 def _one_origin(cfg: ConfigContainer, who: str, folder_name: str, model: str) -> Iterator[str]:
     names = [folder_name, f"{model}.init", f"{model}.hf_path"]
     given = [name for name in names if value_of(cfg, name) is not None]
-    distils = isinstance(cfg.model, GPTDistillationProvider)
-    copied = ", or model.init=from_teacher from the teacher's layers" if distils and who == "the student" else ""
+    copied = (
+        ", or model.init=from_teacher from the teacher's layers"
+        if cfg.models.teacher is not None and who == "the student"
+        else ""
+    )
     if not given:
         misplaced = who == "the student" and cfg.model.checkpoint is not None  # said above
         if not misplaced:

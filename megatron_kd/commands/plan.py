@@ -21,7 +21,6 @@ from megatron_kd.checks.parallel_layout import layout_problems
 from megatron_kd.checks.ranges import range_problems
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import model_parallel_size, vocab_width
-from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.kd_rules import kd_config_problems
 from megatron_kd.config.problem import line
@@ -74,8 +73,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
 def without_absent_folders(cfg: ConfigContainer) -> ConfigContainer:
     """`cfg` without Hugging Face folders that are not here, where the recipe gives the sizes too, as presets do."""
     model = _without_absent_folder(cfg.model)
-    if isinstance(model, GPTDistillationProvider):
-        model = replace(model, teacher=_without_absent_folder(model.teacher))
+    if cfg.models.teacher is not None:
+        model = replace(model, teacher=_without_absent_folder(cfg.models.teacher))
     return replace(cfg, model=model)
 
 
@@ -87,13 +86,14 @@ def _without_absent_folder(model: Any) -> Any:
 
 def plan_problems(cfg: ConfigContainer, world_size: int) -> Iterator[str]:
     """What makes a configuration impossible at every place of the teacher; weights and data may be missing."""
-    if not isinstance(cfg.model, GPTDistillationProvider):
+    model = cfg.distillation
+    if model is None:
         yield "model: has no teacher, and a plan is of a distillation; name a recipe with a GPTDistillationProvider"
         return
     yield from chain(range_problems(cfg), architecture_problems(cfg, None), layout_problems(cfg))
-    yield from chain(batch_problems(cfg, world_size), kd_config_problems(cfg.model.kd_config))
-    if cfg.model.seq_length != cfg.model.teacher.seq_length:
-        cure = f"set model.teacher.seq_length={cfg.model.seq_length}"
+    yield from chain(batch_problems(cfg, world_size), kd_config_problems(model.kd_config))
+    if model.seq_length != model.teacher.seq_length:
+        cure = f"set model.teacher.seq_length={model.seq_length}"
         yield line(cfg, "model.seq_length model.teacher.seq_length", f"both models read the same tokens; {cure}")
     if vocab_width(cfg) is None:
         yield line(cfg, "model.vocab_size", "a plan reads no tokenizer; set model.vocab_size=N, its number of ids")

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.run_config import RUN_CONFIG
 from megatron_kd.errors import ConfigError
 
@@ -113,9 +112,10 @@ def true_vocab_size(cfg: ConfigContainer, tokenizer_vocab_size: int | None = Non
 
 def teacher_vocab_size(cfg: ConfigContainer, tokenizer_vocab_size: int | None = None) -> int | None:
     """The teacher's number of token ids, by the same rule; None also when there is no teacher."""
-    if not isinstance(cfg.model, GPTDistillationProvider):
+    teacher = cfg.models.teacher
+    if teacher is None:
         return None
-    return cfg.model.teacher.vocab_size or _tokenizer_vocab_size(cfg, tokenizer_vocab_size)
+    return teacher.vocab_size or _tokenizer_vocab_size(cfg, tokenizer_vocab_size)
 
 
 def shared_vocab_size(cfg: ConfigContainer, tokenizer_vocab_size: int | None = None) -> int | None:
@@ -131,10 +131,11 @@ def vocab_width(cfg: ConfigContainer, tokenizer_vocab_size: int | None = None) -
     if student is None:
         return None
     width = padded_vocab_size(student, cfg.model.make_vocab_size_divisible_by)
-    if not isinstance(cfg.model, GPTDistillationProvider):
+    teacher = cfg.models.teacher
+    if teacher is None:
         return width
-    teacher = teacher_vocab_size(cfg, tokenizer_vocab_size) or student
-    return max(width, padded_vocab_size(teacher, cfg.model.teacher.make_vocab_size_divisible_by))
+    teacher_size = teacher_vocab_size(cfg, tokenizer_vocab_size) or student
+    return max(width, padded_vocab_size(teacher_size, teacher.make_vocab_size_divisible_by))
 
 
 def _tokenizer_vocab_size(cfg: ConfigContainer, known: int | None) -> int | None:
@@ -197,6 +198,7 @@ def student_dtype(cfg: ConfigContainer) -> str:
 
 def teacher_dtype(cfg: ConfigContainer) -> str | None:
     """The teacher's precision: its own, else the student's; None without a teacher."""
-    if not isinstance(cfg.model, GPTDistillationProvider):
+    model = cfg.distillation
+    if model is None:
         return None
-    return cfg.model.teacher_dtype or student_dtype(cfg)
+    return model.teacher_dtype or student_dtype(cfg)

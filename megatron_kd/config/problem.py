@@ -5,8 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.gpt_distillation import GPTDistillationProvider
-from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.values import show
 
 
@@ -21,14 +19,6 @@ def value_of(cfg: ConfigContainer, name: str) -> Any:
 def line(cfg: ConfigContainer, names: str, why: str) -> str:
     """One problem, `a.b=1, c.d=2: why`, for the fields in `names`, parted by spaces."""
     return f"{', '.join(f'{name}={show(value_of(cfg, name))}' for name in names.split())}: {why}"
-
-
-def models(cfg: ConfigContainer) -> list[tuple[str, GPTModelProvider]]:
-    """The dotted name and the provider of each model of the run, the student first."""
-    found: list[tuple[str, GPTModelProvider]] = [("model", cfg.model)]
-    if isinstance(cfg.model, GPTDistillationProvider):
-        found.append(("model.teacher", cfg.model.teacher))
-    return found
 
 
 def divides(divisor: int, value: int) -> bool:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from megatron_kd.config.derived import derived
-from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.evaluation.report import Report
 from megatron_kd.evaluation.settings import Evaluation
 from megatron_kd.runtime.timeouts import set_group_timeouts
@@ -47,17 +46,13 @@ def measure(evaluation: Evaluation) -> Report:
 
 
 def _report(run: ForwardRun, evaluation: Evaluation, result: dict[str, float]) -> Report:
-    layout, cfg = run.layout, run.cfg
+    layout, cfg, teacher = run.layout, run.cfg, run.cfg.models.teacher
     return Report(
         model=str(evaluation.model.folder),
         step=None if evaluation.model.is_huggingface else run.step,
-        teacher=_teacher(cfg.model) if isinstance(cfg.model, GPTDistillationProvider) else None,
+        teacher=None if teacher is None else teacher.checkpoint or teacher.hf_path or "random weights",
         layout=f"TP {layout.tp.size} x PP {layout.pp.size} x DP {layout.dp.size} on {layout.device.type}",
         sequences=run.derived.global_batch_size * cfg.validation.eval_iters,
         seq_length=cfg.model.seq_length,
         values=result,
     )
-
-
-def _teacher(model: GPTDistillationProvider) -> str:
-    return model.teacher.checkpoint or model.teacher.hf_path or "random weights"

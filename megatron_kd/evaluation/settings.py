@@ -116,7 +116,7 @@ def _base(model: SavedModel, teacher: SavedModel | None, with_teacher: bool) -> 
         provider = teacher.provider(cfg.model.seq_length)
         joint = GPTDistillationProvider.from_student(_student(cfg.model), teacher=provider, kd_config=kd)
         return replace(cfg, model=joint), False
-    if not wants_own and isinstance(cfg.model, GPTDistillationProvider):
+    if not wants_own and cfg.distillation is not None:
         return replace(cfg, model=_student(cfg.model)), False
     return cfg, own
 
@@ -127,7 +127,7 @@ def _of_run(folder: Path, with_teacher: bool) -> ConfigContainer:
         raise ConfigError([f"{folder}: has no {RUN_CONFIG}, which says what model it is; copy the folder again"])
     path = folder / RUN_CONFIG
     base, words = defaults_for(path), list(_WITHOUT_WEIGHTS)
-    if isinstance(base.model, GPTDistillationProvider) and not with_teacher:
+    if base.distillation is not None and not with_teacher:
         words.append(_WITHOUT_TEACHER)
     cfg, wrong, _ = merge(base, ["--config-file", str(path), *words])
     if wrong:
@@ -146,7 +146,7 @@ def _adapted(base: ConfigContainer, origins: Mapping[FieldPath, Source], world_s
         empty: dict[str, Any] = {name: False if name == "mock" else None for name in _DATA}
         base = replace(base, dataset=replace(base.dataset, **empty, split="0,1,0"))  # all of it is validation data
     if any(("model", name) in origins for name in _ONE_RANK) or not _fits(base, world_size):
-        base = replace(base, model=_on_one_rank(base.model))
+        base = replace(base, model=_on_one_rank(base))
     return base
 
 
@@ -154,9 +154,11 @@ def _fits(cfg: ConfigContainer, world_size: int) -> bool:
     return world_size % model_parallel_size(cfg) == 0 and not any(placement_problems(cfg, world_size))
 
 
-def _on_one_rank(model: GPTModelProvider) -> GPTModelProvider:
-    if not isinstance(model, GPTDistillationProvider):
-        return replace(model, **_ONE_RANK)
+def _on_one_rank(cfg: ConfigContainer) -> GPTModelProvider:
+    """The models of `cfg`, each whole on every rank."""
+    model = cfg.distillation
+    if model is None:
+        return replace(cfg.model, **_ONE_RANK)
     teacher = replace(model.teacher, **_ONE_RANK)
     anywhere: dict[str, Any] = {"teacher_device_strategy": "auto", "teacher_rank": 0, "teacher_micro_batch_size": None}
     return replace(model, **_ONE_RANK, **anywhere, teacher=teacher)
@@ -164,15 +166,16 @@ def _on_one_rank(model: GPTModelProvider) -> GPTModelProvider:
 
 def _teacher_like_student(cfg: ConfigContainer, origins: Mapping[FieldPath, Source]) -> ConfigContainer:
     """The student's layout and sequence length, where they are asked for, are the teacher's unless it has its own."""
-    if not isinstance(cfg.model, GPTDistillationProvider):
+    model = cfg.distillation
+    if model is None:
         return cfg
     follows = [
         name
         for name in (*_ONE_RANK, "seq_length")
         if ("model", name) in origins and ("model", "teacher", name) not in origins
     ]
-    teacher = replace(cfg.model.teacher, **{name: getattr(cfg.model, name) for name in follows})
-    return replace(cfg, model=replace(cfg.model, teacher=teacher))
+    teacher = replace(model.teacher, **{name: getattr(model, name) for name in follows})
+    return replace(cfg, model=replace(model, teacher=teacher))
 
 
 def _with_micro_batches(cfg: ConfigContainer, origins: Mapping[FieldPath, Source], world_size: int) -> ConfigContainer:

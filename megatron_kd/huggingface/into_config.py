@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.values import FieldPath, show
 from megatron_kd.errors import ConfigError
@@ -40,8 +39,8 @@ def with_huggingface(
     edited = set(edited)
     problems: list[tuple[FieldPath, str]] = []
     model: Any = cfg.model
-    if isinstance(model, GPTDistillationProvider) and model.teacher.hf_path is not None:
-        teacher, wrong = _filled(model.teacher, ("model", "teacher"), edited)
+    if (given := cfg.models.teacher) is not None and given.hf_path is not None:
+        teacher, wrong = _filled(given, ("model", "teacher"), edited)
         model, problems = replace(model, teacher=teacher), [*problems, *wrong]
     if model.hf_path is not None:
         model, wrong = _filled(model, ("model",), edited)
@@ -118,7 +117,7 @@ def _tokenizer(cfg: ConfigContainer) -> Any:
     given = cfg.tokenizer
     if given.tokenizer_type != "huggingface" or cfg.dataset.mock:
         return given
-    teacher = cfg.model.teacher.hf_path if isinstance(cfg.model, GPTDistillationProvider) else None
+    teacher = None if cfg.models.teacher is None else cfg.models.teacher.hf_path
     folders = [folder for folder in (cfg.model.hf_path, teacher) if folder is not None and _has_tokenizer(folder)]
     own = given.tokenizer_model or next(iter(folders), None)
     teachers = given.teacher_tokenizer_model

@@ -27,9 +27,10 @@ def placement_problems(cfg: ConfigContainer, world_size: int | None) -> Iterator
 
     With `auto`, only what no strategy can serve is a problem.
     """
-    if not isinstance(cfg.model, GPTDistillationProvider):
+    model = cfg.distillation
+    if model is None:
         return
-    wanted = cfg.model.teacher_device_strategy
+    wanted = model.teacher_device_strategy
     found = {strategy: list(strategy_problems(cfg, strategy, world_size)) for strategy in STRATEGIES}
     serving = [strategy for strategy, problems in found.items() if not problems]
     if wanted == "auto":
@@ -47,19 +48,20 @@ def serving_strategies(cfg: ConfigContainer, world_size: int) -> list[str]:
 
 def strategy_problems(cfg: ConfigContainer, strategy: str, world_size: int | None) -> Iterator[str]:
     """What `strategy` cannot serve."""
-    assert isinstance(cfg.model, GPTDistillationProvider)
+    model = cfg.distillation
+    assert model is not None
     if strategy == "colocated":
-        yield from _colocated(cfg, cfg.model)
+        yield from _colocated(cfg, model)
         return
-    if cfg.model.teacher.virtual_pipeline_model_parallel_size is not None:
+    if model.teacher.virtual_pipeline_model_parallel_size is not None:
         name = "model.teacher.virtual_pipeline_model_parallel_size"
         yield line(cfg, name, f"a teacher runs forward only, where chunks gain nothing; set {name}=null")
-    yield from _no_hidden_states(cfg.model)
+    yield from _no_hidden_states(model)
     if strategy == "balanced":
-        yield from _balanced(cfg, cfg.model.teacher, world_size)
+        yield from _balanced(cfg, model.teacher, world_size)
     else:
         yield from _one_rank(cfg, strategy)
-    if strategy == "gpu0" and world_size is not None and cfg.model.teacher_rank >= world_size:
+    if strategy == "gpu0" and world_size is not None and model.teacher_rank >= world_size:
         yield line(cfg, "model.teacher_rank", f"there are {world_size} ranks; choose one of 0 to {world_size - 1}")
 
 

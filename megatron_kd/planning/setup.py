@@ -123,8 +123,8 @@ def setup(
     Raises:
         InputError: there is no teacher, or no vocabulary size is known.
     """
-    model = cfg.model
-    if not isinstance(model, GPTDistillationProvider):
+    model = cfg.distillation
+    if model is None:
         raise InputError("model has no teacher: a plan is of a distillation; give the recipe a GPTDistillationProvider")
     values = derived(cfg, world_size)
     tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size

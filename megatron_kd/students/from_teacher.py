@@ -14,7 +14,6 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
-from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.weights import local_shards
 from megatron_kd.students.spaced import spaced_layers
@@ -30,10 +29,11 @@ def load_from_teacher(chunks: list[DistillableGPTModel], cfg: ConfigContainer, d
     Raises:
         InputError: weights that cannot be read, or are of another model than `model.teacher`; on every rank.
     """
-    assert isinstance(cfg.model, GPTDistillationProvider) and derived.teacher_vocab_size is not None
-    layers = cfg.model.teacher.num_layers
+    teacher = cfg.models.teacher
+    assert teacher is not None and derived.teacher_vocab_size is not None  # `checks` refuse the run
+    layers = teacher.num_layers
     kept = spaced_layers(cfg.model.num_layers, layers)
-    write = writer(cfg, cfg.model.teacher, derived.teacher_vocab_size)
+    write = writer(cfg, teacher, derived.teacher_vocab_size)
     write([_of_teacher(shard, kept, layers) for chunk in chunks for shard in local_shards(chunk)])
 
 

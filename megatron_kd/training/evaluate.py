@@ -7,7 +7,6 @@ from collections.abc import Iterator
 
 import torch
 
-from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.distillation.objective import REPORTED
 from megatron_kd.training.run_state import ForwardRun
 from megatron_kd.training.step import Batch, forward_backward, means_of
@@ -40,10 +39,10 @@ def evaluate(run: ForwardRun, micro_batches: Iterator[Batch]) -> dict[str, float
 def measured(run: ForwardRun, values: dict[str, float], *, training: bool) -> dict[str, float]:
     """`values` without those that this run does not measure, which are 0 by construction."""
     absent: tuple[str, ...] = ("teacher_kl", "teacher_top1_agreement", "teacher_top5_agreement") if training else ()
-    if not isinstance(run.cfg.model, GPTDistillationProvider):
+    kd = run.cfg.models.kd
+    if kd is None:
         absent = ("logits_loss", "intermediate_loss", "teacher_")
     else:
-        kd = run.cfg.model.kd_config
         absent += ("lm_loss",) if training and kd.skip_lm_loss else ()
         absent += () if kd.logit_kl_topk else ("teacher_topk_mass",)
         absent += () if kd.intermediate_layer_pairs else ("intermediate_loss",)

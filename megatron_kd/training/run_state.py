@@ -14,7 +14,6 @@ from megatron_kd.checkpoints.background import BackgroundSave
 from megatron_kd.checkpoints.model_weights import load_scales, load_weights
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
-from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.distillation.balance import Balancer
 from megatron_kd.distillation.convert import build_distillation, hidden_teachers
 from megatron_kd.distillation.objective import LanguageModelling, Objective
@@ -126,10 +125,10 @@ def build_forward(cfg: ConfigContainer, derived: Derived, layout: Layout) -> For
     teacher: Teacher | None = None
     placement: ChosenStrategy | None = None
     objective: Objective = LanguageModelling()
-    if isinstance(cfg.model, GPTDistillationProvider):
-        placement = choose_strategy(cfg, cfg.model, derived, layout)
-        teacher = build_teacher(cfg, cfg.model, derived, layout, placement.strategy)
-        built = build_distillation(students, teacher, cfg.model.kd_config, layout, seed=cfg.rng.seed)
+    if (model := cfg.distillation) is not None:
+        placement = choose_strategy(cfg, model, derived, layout)
+        teacher = build_teacher(cfg, model, derived, layout, placement.strategy)
+        built = build_distillation(students, teacher, model.kd_config, layout, seed=cfg.rng.seed)
         students, objective = built.models, built.objective
     with hidden_teachers(students):
         chunks = [in_precision(student) for student in students]

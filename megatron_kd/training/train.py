@@ -8,7 +8,6 @@ from pathlib import Path
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived, derived
-from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.kd_config import why_materialised
 from megatron_kd.config.run_config import save_run_config
 from megatron_kd.errors import InputError, LostRank, Preempted
@@ -39,7 +38,7 @@ def distill(cfg: ConfigContainer) -> dict[str, float]:
     Raises:
         InputError: the model has no teacher.
     """
-    if not isinstance(cfg.model, GPTDistillationProvider):
+    if cfg.distillation is None:
         raise InputError("model has no teacher: give `distill` a GPTDistillationProvider, or call `pretrain`")
     return train(cfg)
 
@@ -50,7 +49,7 @@ def pretrain(cfg: ConfigContainer) -> dict[str, float]:
     Raises:
         InputError: the model has a teacher.
     """
-    if isinstance(cfg.model, GPTDistillationProvider):
+    if cfg.distillation is not None:
         raise InputError("model has a teacher: call `distill`, or give `pretrain` a GPTModelProvider")
     return train(cfg)
 
@@ -186,8 +185,7 @@ def _opening(run: Run, resumed_from: object) -> list[str]:
     lines = [f"{task} {begin} at step {run.step} of {run.derived.train_iters}, {where}"]
     if run.cfg.model.quantization is not None:
         lines.append(f"student: fake-quantised as {run.cfg.model.quantization}, but for embedding and head")
-    if isinstance(run.cfg.model, GPTDistillationProvider):
-        kd = run.cfg.model.kd_config
+    if (kd := run.cfg.models.kd) is not None:
         if run.placement is not None:
             lines += [*run.placement.lines, f"teacher: {run.placement.strategy}"]
         reason = why_materialised(kd)

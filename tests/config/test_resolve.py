@@ -14,7 +14,6 @@ import pytest
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
-from megatron_kd.config.problem import models
 from megatron_kd.config.run_config import save_run_config
 from megatron_kd.config.schema import schema_of
 from megatron_kd.config.values import show
@@ -228,7 +227,7 @@ def _with_every_field_changed(config: ConfigContainer) -> ConfigContainer:
 @pytest.mark.parametrize("make", [distillation, plain])
 def test_a_saved_run_reads_back_equal_in_every_field(make: Any, tmp_path: Path) -> None:
     changed = _with_every_field_changed(make())
-    for _, model in models(changed):
+    for _, model in changed.models.by_field():
         model.hf_path = None  # a folder must be there: see tests/huggingface/test_into_config.py
     for name, config in (("default", make()), ("changed", changed)):
         file = tmp_path / "run" / f"{name}.yaml"
