@@ -42,7 +42,7 @@ check: $(STAMP)  ## lint, formatting, types, import contracts and wording
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/lint-imports --no-logo --no-timing
+	$(BIN)/lint-imports --no-logo
 	$(BIN)/python -m tools.words
 
 format: $(STAMP)  ## format the sources

@@ -45,6 +45,10 @@ def test_prose_of_documents_is_read_and_code_is_not(tmp_path: Path) -> None:
     assert lines_found(tmp_path / "a.md", text) == [(8, "served"), (8, "goes on")]
 
 
+def test_a_code_span_may_go_over_a_line(tmp_path: Path) -> None:
+    assert lines_found(tmp_path / "a.md", "`anew\ntold` and `told`\n\na ` alone, told\n\n`told`\n") == [(4, "told")]
+
+
 def test_comments_of_other_files_are_read(tmp_path: Path) -> None:
     assert lines_found(tmp_path / "a.yaml", "# a run goes\n# on\na: 1\n") == [(1, "goes on")]
 
