@@ -27,12 +27,11 @@ from megatron_kd.config.gpt_model import GPTModelProvider, explicit
 from megatron_kd.errors import InputError
 from megatron_kd.models.build_gpt import build_gpt
 from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.modelopt import get_mcore_minitron_config, mtp
 from megatron_kd.students.dynamic import prunable_layers, register_layers
 from megatron_kd.students.pruned_sizes import Sizes
-
-Batch = dict[str, Tensor]
 
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.(.+)")
 _ANY_SIZE = {"hidden_size_divisor": 1, "ffn_hidden_size_divisor": 1, "num_layers_divisor": 1}
@@ -62,14 +61,14 @@ def prunable_model(
 
 
 def measure_and_cut(
-    model: DistillableGPTModel, sizes: Sizes, batches: Iterable[Batch]
+    model: DistillableGPTModel, sizes: Sizes, batches: Iterable[MicroBatch]
 ) -> tuple[dict[str, Tensor], Depth]:
     """Prune `model`, made by `prunable_model`, in place in its widths, and choose the layers to keep.
 
     Args:
         model: on one rank.
         sizes: that `size_problems` has nothing against.
-        batches: to measure importance on; `tokens` and `position_ids` [B, S] of each are read.
+        batches: to measure importance on; the tokens and position ids of each are read.
 
     Returns:
         the state of the pruned model, for one that `prunable_model` builds of `pruned_architecture`, and its layers.
@@ -81,7 +80,7 @@ def measure_and_cut(
 
     def forward(prunable: Callable[..., Any]) -> None:
         for batch in batches:
-            logits = prunable(batch["tokens"], batch["position_ids"], None)
+            logits = prunable(batch.tokens, batch.position_ids, None)
             if not torch.isfinite(logits).all():
                 raise InputError("the teacher's logits on the calibration data are not finite")
 

@@ -19,12 +19,13 @@ from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.sections import DatasetConfig, TokenizerConfig
 from megatron_kd.data.preprocessing.text import tokenised
 from megatron_kd.data.samples.datasets import build_datasets
-from megatron_kd.data.samples.loader import Batch, micro_batches
+from megatron_kd.data.samples.loader import micro_batches
 from megatron_kd.data.tokens.tokenizer import Tokenizer, load_tokenizer
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.huggingface.architecture import is_huggingface_folder, provider_from_hf
 from megatron_kd.huggingface.read import load_huggingface
 from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.models.weights import local_shards
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.start import running_ranks
@@ -98,7 +99,7 @@ def prune(
 def _prune(
     teacher: GPTModelProvider,
     sizes: Sizes,
-    batches: Iterator[Batch],
+    batches: Iterator[MicroBatch],
     layout: Layout,
     output: Path,
     tokenizer: TokenizerConfig,
@@ -124,7 +125,7 @@ def _prune(
     return Pruned(folder=folder, teacher=teacher, student=architecture, depth=depth)
 
 
-def _batches(calibration: Calibration, tokenizer: Tokenizer, layout: Layout, scratch: Path) -> Iterator[Batch]:
+def _batches(calibration: Calibration, tokenizer: Tokenizer, layout: Layout, scratch: Path) -> Iterator[MicroBatch]:
     """The first batches of the calibration data's training split, on this rank's device."""
     data = calibration.dataset
     if data.text_path is not None:
@@ -148,4 +149,4 @@ def _batches(calibration: Calibration, tokenizer: Tokenizer, layout: Layout, scr
         data_parallel_size=1,
     )
     for batch in islice(batches, calibration.batches):
-        yield {name: value.to(layout.device) for name, value in batch.items()}
+        yield batch.to(layout.device)

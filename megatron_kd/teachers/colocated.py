@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from megatron_kd.config.stages import place_of
 from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.runtime.layout import Layout
-from megatron_kd.teachers.protocol import Batch
 
 
 class ColocatedTeacher:
@@ -36,7 +36,7 @@ class ColocatedTeacher:
         place = place_of(layer, num_layers=self.model.config.num_layers, stages=self._layout.pp.size)
         return place.local_name if place is not None and place.stage == self._layout.pp.rank else None
 
-    def deliver(self, batches: Sequence[Batch]) -> None:
+    def deliver(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Nothing to do: the teacher reads what the student reads."""
 
     def select(self, index: int) -> None:

@@ -14,10 +14,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.teachers.body import Inputs, TeacherBody
 from megatron_kd.teachers.handover import Handover, HiddenStates
-from megatron_kd.teachers.protocol import Batch
 from megatron_kd.teachers.proxy import TeacherProxy
 from megatron_kd.teachers.transfers import Exchange
 
@@ -57,17 +57,17 @@ class PlacedTeacher:
         """Proxies go by the names of the whole teacher."""
         return layer
 
-    def deliver(self, batches: Sequence[Batch]) -> None:
+    def deliver(self, micro_batches: Sequence[MicroBatch]) -> None:
         """See `Teacher`.
 
         Raises:
             LostRank: a rank does not answer.
         """
         states: HiddenStates = {}
-        ahead = iter(batches)
+        ahead = iter(micro_batches)
         for handover in self.rounds:
             some = list(islice(ahead, handover.exchange.num_microbatches))
-            sequences = {name: self._gathered([batch[name] for batch in some]) for name in _INPUTS}
+            sequences = {name: self._gathered([getattr(batch, name) for batch in some]) for name in _INPUTS}
             produced = self.body(_share(handover.exchange, sequences)) if self.body is not None else {}
             for layer, received in handover(produced).items():
                 states.setdefault(layer, []).extend(received)

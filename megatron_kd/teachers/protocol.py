@@ -7,7 +7,7 @@ from typing import Protocol
 
 from torch import Tensor, nn
 
-Batch = dict[str, Tensor]
+from megatron_kd.models.micro_batch import MicroBatch
 
 
 class Teacher(Protocol):
@@ -29,7 +29,7 @@ class Teacher(Protocol):
     def name_in_module(self, layer: str) -> str | None:
         """What `module` calls a layer of the whole teacher; None if it is on another pipeline stage."""
 
-    def deliver(self, batches: Sequence[Batch]) -> None:
+    def deliver(self, micro_batches: Sequence[MicroBatch]) -> None:
         """Called on every rank with its micro-batches, before a step's or an evaluation's forwards."""
 
     def select(self, index: int) -> None:

@@ -17,14 +17,15 @@ import torch.distributed as dist
 
 from megatron_kd.errors import NumericalFault
 from megatron_kd.messages import going_on_without
+from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.runtime.seeds import random_state, set_random_state
 from megatron_kd.training.run_state import Run
-from megatron_kd.training.step import Batch, StepReport, take_step
+from megatron_kd.training.step import StepReport, take_step
 
 FAULTS_FILE = "faults.jsonl"
 
 
-def train_step(run: Run, micro_batches: Iterator[Batch]) -> StepReport:
+def train_step(run: Run, micro_batches: Iterator[MicroBatch]) -> StepReport:
     """Take a step on the next global batch, at the second attempt if need be.
 
     Args:
@@ -53,19 +54,19 @@ def train_step(run: Run, micro_batches: Iterator[Batch]) -> StepReport:
     return report
 
 
-def _samples(run: Run, batches: list[Batch]) -> dict[int, list[int]]:
+def _samples(run: Run, batches: list[MicroBatch]) -> dict[int, list[int]]:
     """The ids of the samples in the micro-batches whose numbers a rank found wrong, by rank; equal on every rank.
 
     All of the step's where the losses were right and only what followed from them was not.
     """
     culprits = run.faults.culprits()
-    mine = [int(i) for index in culprits for i in batches[index]["sample_ids"]]
+    mine = [i for index in culprits for i in batches[index].sample_ids]
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     found = {rank: ids for rank, ids in enumerate(everyone) if ids}
     if found:
         return found
-    dist.all_gather_object(everyone, [int(i) for batch in batches for i in batch["sample_ids"]])
+    dist.all_gather_object(everyone, [i for batch in batches for i in batch.sample_ids])
     return dict(enumerate(everyone))
 
 

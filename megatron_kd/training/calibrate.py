@@ -7,12 +7,13 @@ from collections.abc import Iterator
 import torch
 
 from megatron_kd.models.fake_quantization import calibrate_inputs, needs_calibration
+from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.training.run_state import Run
-from megatron_kd.training.step import Batch, forward_backward
+from megatron_kd.training.step import forward_backward
 
 
 @torch.no_grad()
-def calibrate(run: Run, micro_batches: Iterator[Batch]) -> None:
+def calibrate(run: Run, micro_batches: Iterator[MicroBatch]) -> None:
     """Fix the scales of inputs on `model.quantization_calibration_batches` global batches, where they are not yet.
 
     Args:

@@ -8,12 +8,13 @@ from collections.abc import Iterator
 import torch
 
 from megatron_kd.distillation.objective import REPORTED
+from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.training.run_state import ForwardRun
-from megatron_kd.training.step import Batch, forward_backward, means_of
+from megatron_kd.training.step import forward_backward, means_of
 
 
 @torch.no_grad()
-def evaluate(run: ForwardRun, micro_batches: Iterator[Batch]) -> dict[str, float]:
+def evaluate(run: ForwardRun, micro_batches: Iterator[MicroBatch]) -> dict[str, float]:
     """Mean losses over `validation.eval_iters` global batches, equal on every rank.
 
     Args:

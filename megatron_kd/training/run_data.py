@@ -9,8 +9,8 @@ from megatron_kd.config.derived import Derived
 from megatron_kd.data.samples.datasets import build_datasets
 from megatron_kd.data.samples.loader import micro_batches
 from megatron_kd.data.tokens.tokenizer import Tokenizer
+from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.runtime.layout import Layout
-from megatron_kd.training.step import Batch
 
 
 class RunData:
@@ -35,14 +35,15 @@ class RunData:
             "micro_batch_size": cfg.train.micro_batch_size,
             "data_parallel_rank": layout.dp.rank,
             "data_parallel_size": layout.dp.size,
+            "packed": cfg.dataset.packed_sequence,
             "num_workers": cfg.dataset.num_workers,
             "pin_memory": layout.device.type == "cuda",
         }
 
-    def training(self, from_step: int) -> Iterator[Batch]:
+    def training(self, from_step: int) -> Iterator[MicroBatch]:
         """This rank's micro-batches, from the step after `from_step` finished ones."""
         return micro_batches(self._train, start_step=from_step, **self._split)
 
-    def validation(self) -> Iterator[Batch]:
+    def validation(self) -> Iterator[MicroBatch]:
         """This rank's micro-batches of the validation set, always from its first sample."""
         return micro_batches(self._valid, start_step=0, **self._split)

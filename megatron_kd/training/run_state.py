@@ -63,11 +63,6 @@ class ForwardRun:
     stopping: bool = False
 
     @property
-    def packed(self) -> bool:
-        """Whether a row holds several samples, none of which sees another."""
-        return self.cfg.dataset.packed_sequence
-
-    @property
     def balancer(self) -> Balancer | None:
         """The loss balancer, where this run has one."""
         return getattr(self.objective, "balancer", None)

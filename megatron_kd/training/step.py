@@ -10,19 +10,16 @@ from itertools import islice
 from typing import Any
 
 import torch
-from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from megatron_kd.distillation.objective import REPORTED, LossResult
 from megatron_kd.errors import NumericalFault
 from megatron_kd.losses.faults import FAULTS, raise_faults
-from megatron_kd.models.packing import packed_segments
+from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.runtime.modelopt import mtd_megatron
 from megatron_kd.training.run_state import ForwardRun, Run
 from megatron_kd.training.update import update
-
-Batch = dict[str, Tensor]
 
 
 @dataclass(frozen=True)
@@ -35,7 +32,7 @@ class StepReport:
     lr: float
 
 
-def take_step(run: Run, batches: list[Batch]) -> StepReport:
+def take_step(run: Run, batches: list[MicroBatch]) -> StepReport:
     """Forward, backward and update on one global batch.
 
     Args:
@@ -69,7 +66,7 @@ def take_step(run: Run, batches: list[Batch]) -> StepReport:
     return StepReport(means, tokens, grad_norm, float(lr))
 
 
-def forward_backward(run: ForwardRun, micro_batches: Iterator[Batch], *, forward_only: bool) -> dict[str, float]:
+def forward_backward(run: ForwardRun, micro_batches: Iterator[MicroBatch], *, forward_only: bool) -> dict[str, float]:
     """Run megatron-core's schedule over one global batch.
 
     Returns:
@@ -80,16 +77,13 @@ def forward_backward(run: ForwardRun, micro_batches: Iterator[Batch], *, forward
         InputError: a label that is no id, likewise.
     """
     shape = {"seq_length": run.cfg.model.seq_length, "micro_batch_size": run.cfg.train.micro_batch_size}
-    some = list(islice(micro_batches, run.derived.num_microbatches))
-    # Before the batch goes to the device, which would have to be waited for.
-    segments = [packed_segments(batch["position_ids"]) if run.packed else None for batch in some]
-    batches = [_to_device(batch, run) for batch in some]
+    batches = [batch.to(run.layout.device) for batch in islice(micro_batches, run.derived.num_microbatches)]
     if run.teacher is not None:
         run.doing.enter("teacher hand-over")
         run.teacher.deliver(batches)
     interleaved = run.layout.chunks > 1
     # Each chunk reads the step's micro-batches from the first.
-    iterators = [iter(enumerate(zip(batches, segments, strict=True))) for _ in run.chunks]
+    iterators = [iter(enumerate(batches)) for _ in run.chunks]
     results = get_forward_backward_func(run.layout.pp.size, run.layout.chunks if interleaved else None)(
         forward_step_func=partial(_forward_step, run),
         data_iterator=iterators if interleaved else iterators[0],
@@ -111,25 +105,21 @@ def means_of(sums: dict[str, float]) -> tuple[dict[str, float], int]:
 
 
 def _forward_step(
-    run: ForwardRun, micro_batches: Iterator[tuple[int, tuple[Batch, PackedSeqParams | None]]], model: Any
+    run: ForwardRun, micro_batches: Iterator[tuple[int, MicroBatch]], model: Any
 ) -> tuple[Tensor, Callable[[Tensor], LossResult]]:
-    index, (batch, segments) = next(micro_batches)
+    index, batch = next(micro_batches)
     run.doing.enter("forward and backward")
     run.faults.begin(index)
-    run.objective.begin(index, batch["loss_mask"])
+    run.objective.begin(index, batch.loss_mask)
     output = model(
-        batch["tokens"],
-        batch["position_ids"],
+        batch.tokens,
+        batch.position_ids,
         None,
-        labels=batch["labels"],
-        loss_mask=batch["loss_mask"],
-        packed_seq_params=segments,
+        labels=batch.labels,
+        loss_mask=batch.loss_mask,
+        packed_seq_params=batch.segments,
     )
-    return output, partial(_loss, run, batch["loss_mask"])
-
-
-def _to_device(batch: Batch, run: ForwardRun) -> Batch:
-    return {name: value.to(run.layout.device, non_blocking=True) for name, value in batch.items()}
+    return output, partial(_loss, run, batch.loss_mask)
 
 
 def _loss(run: ForwardRun, loss_mask_BS: Tensor, output: Tensor) -> LossResult:

@@ -5,12 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_kd.data.samples.loader import Batch, MicroBatchSampler, micro_batches
+from megatron_kd.data.samples.loader import MicroBatchSampler, micro_batches
 from megatron_kd.data.samples.mock import MockDataset
 from megatron_kd.errors import InputError
+from megatron_kd.models.micro_batch import MicroBatch
 
 GLOBAL_BATCH = 16
 STEPS = 3
+TENSORS = ("tokens", "labels", "loss_mask", "position_ids")
 
 
 @pytest.fixture
@@ -19,8 +21,14 @@ def dataset() -> MockDataset:
 
 
 def _read(
-    dataset: MockDataset, rank: int = 0, size: int = 1, micro: int = 4, start_step: int = 0, num_workers: int = 0
-) -> list[Batch]:
+    dataset: MockDataset,
+    rank: int = 0,
+    size: int = 1,
+    micro: int = 4,
+    start_step: int = 0,
+    num_workers: int = 0,
+    packed: bool = False,
+) -> list[MicroBatch]:
     batches = micro_batches(
         dataset,
         start_step=start_step,
@@ -29,11 +37,12 @@ def _read(
         data_parallel_rank=rank,
         data_parallel_size=size,
         num_workers=num_workers,
+        packed=packed,
     )
     return list(batches)
 
 
-def _step(batches: list[Batch], step: int) -> list[Batch]:
+def _step(batches: list[MicroBatch], step: int) -> list[MicroBatch]:
     per_step = len(batches) // STEPS
     return batches[step * per_step : (step + 1) * per_step]
 
@@ -47,18 +56,26 @@ def test_every_layout_covers_the_same_samples_in_the_documented_order(
     for step in range(STEPS):
         # By micro-batch, then rank: reading one of each rank in turn gives the samples in order.
         turns = zip(*(_step(batches, step) for batches in by_rank), strict=True)
-        ids = torch.cat([batch["sample_ids"] for turn in turns for batch in turn])
-        assert ids.tolist() == list(range(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH))
+        ids = [i for turn in turns for batch in turn for i in batch.sample_ids]
+        assert ids == list(range(step * GLOBAL_BATCH, (step + 1) * GLOBAL_BATCH))
 
 
 def test_a_batch_holds_the_tensors_of_its_samples(dataset: MockDataset) -> None:
     batch = _read(dataset, rank=1, size=2, micro=4)[1]
-    assert batch["sample_ids"].tolist() == [12, 13, 14, 15]
-    for key in ("tokens", "labels", "loss_mask", "position_ids"):
-        assert batch[key].shape == (4, 8)
-        assert torch.equal(batch[key][2], dataset[14][key])
-    assert batch["loss_mask"].dtype == torch.float32
-    assert {batch[key].dtype for key in ("tokens", "labels", "position_ids", "sample_ids")} == {torch.int64}
+    assert batch.sample_ids == (12, 13, 14, 15)
+    for key in TENSORS:
+        assert getattr(batch, key).shape == (4, 8)
+        assert torch.equal(getattr(batch, key)[2], dataset[14][key])
+    assert batch.loss_mask.dtype == torch.float32
+    assert {tensor.dtype for tensor in (batch.tokens, batch.labels, batch.position_ids)} == {torch.int64}
+    assert batch.segments is None
+
+
+@pytest.mark.parametrize("num_workers", [0, 2])
+def test_packed_rows_bring_their_segments(dataset: MockDataset, num_workers: int) -> None:
+    batch = _read(dataset, micro=2, packed=True, num_workers=num_workers)[0]
+    assert batch.segments is not None
+    assert batch.segments.cu_seqlens_q.tolist() == [0, 8, 16]  # each of the two rows is one sample here
 
 
 @pytest.mark.parametrize("num_workers", [0, 2])
@@ -67,8 +84,8 @@ def test_starting_at_a_step_equals_skipping_to_it(dataset: MockDataset, num_work
     resumed = _read(dataset, rank=1, size=2, start_step=2, num_workers=num_workers)
     assert len(resumed) == 2
     for expected, batch in zip(_step(unbroken, 2), resumed, strict=True):
-        assert expected.keys() == batch.keys()
-        assert all(torch.equal(expected[key], batch[key]) for key in expected)
+        assert expected.sample_ids == batch.sample_ids
+        assert all(torch.equal(getattr(expected, key), getattr(batch, key)) for key in TENSORS)
 
 
 def test_reading_leaves_the_global_random_state_alone(dataset: MockDataset) -> None:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.models.micro_batch import MicroBatch
 from tests.ranks import run_ranks
 from tests.tiny import VOCAB, tiny_config
 
@@ -39,7 +40,7 @@ def one_step(cfg: ConfigContainer, *, masked: int = 0) -> dict[str, Any]:
         run = build_run(cfg, values, layout)
         batches = list(_first(RunData(cfg, values, layout, load_tokenizer(cfg.tokenizer)).training(0), values))
         for batch in batches:
-            batch["loss_mask"][:, :masked] = 0.0
+            batch.loss_mask[:, :masked] = 0.0
         hidden = _hidden_states(run, batches)
         run.chunks[0].zero_grad_buffer()
         means, tokens = means_of(forward_backward(run, iter(batches), forward_only=False))
@@ -49,8 +50,8 @@ def one_step(cfg: ConfigContainer, *, masked: int = 0) -> dict[str, Any]:
         gradients = {n: p.main_grad.clone() for n, p in run.students[0].named_parameters() if p.requires_grad}
         shards = {"student": _head(run.students[0]), "teacher": _head(run.teacher.model)}
         return {"means": means, "tokens": tokens, "evaluated": evaluated, "grads": gradients,
-                "heads": shards, "hidden": hidden, "mask": torch.cat([b["loss_mask"] for b in batches]),
-                "labels": torch.cat([b["labels"] for b in batches])}  # fmt: skip
+                "heads": shards, "hidden": hidden, "mask": torch.cat([b.loss_mask for b in batches]),
+                "labels": torch.cat([b.labels for b in batches])}  # fmt: skip
 
 
 def _first(batches: Any, values: Any) -> Any:
@@ -61,7 +62,7 @@ def _head(model: Any) -> Tensor:
     return model.output_layer.weight.detach().clone()
 
 
-def _hidden_states(run: Any, batches: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+def _hidden_states(run: Any, batches: list[MicroBatch]) -> dict[str, Tensor]:
     """Both models' final hidden states over the batch, [S, N, H], by hooks of this test."""
     seen: dict[str, list[Tensor]] = {"student": [], "teacher": []}
     hooks = [
@@ -73,11 +74,11 @@ def _hidden_states(run: Any, batches: list[dict[str, Tensor]]) -> dict[str, Tens
     with torch.no_grad():
         run.chunks[0].eval()
         for batch in batches:
-            run.objective.begin(0, batch["loss_mask"])
+            run.objective.begin(0, batch.loss_mask)
             output = run.chunks[0](
-                batch["tokens"], batch["position_ids"], None, labels=batch["labels"], loss_mask=batch["loss_mask"]
+                batch.tokens, batch.position_ids, None, labels=batch.labels, loss_mask=batch.loss_mask
             )
-            run.objective(output, batch["loss_mask"])
+            run.objective(output, batch.loss_mask)
             run.objective.take_stage_sums()
         run.chunks[0].train()
     for hook in hooks:
@@ -259,9 +260,9 @@ def modelopts_own_step(cfg: ConfigContainer, masked: int) -> dict[str, Any]:
         model = mtd.convert(student, mode=[("kd_loss", mode)])
         plugin.adjust_distillation_model_for_mcore(model, settings)
         batch = next(RunData(cfg, values, layout, load_tokenizer(cfg.tokenizer)).training(0))
-        mask = batch["loss_mask"]
+        mask = batch.loss_mask
         mask[:, :masked] = 0.0
-        lm = model(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+        lm = model(batch.tokens, batch.position_ids, None, labels=batch.labels)
 
         def reduce(output: tuple[Tensor, bool, bool]) -> Tensor:
             loss, over_tp, _ = output

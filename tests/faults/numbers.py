@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -129,7 +129,7 @@ def masked_run(cfg: ConfigContainer, step: int, *, masked: bool) -> dict[str, to
     def take(run: Any, batches: Any) -> Any:
         hit = run.step + 1 == step
         if hit and masked:
-            batches = [{**batch, "loss_mask": torch.zeros_like(batch["loss_mask"])} for batch in batches]
+            batches = [replace(batch, loss_mask=torch.zeros_like(batch.loss_mask)) for batch in batches]
         steps.update = update_by_nothing(run) if hit and not masked else update
         report = take_step(run, batches)
         if hit:

@@ -25,6 +25,7 @@ def batches(count: int = 3) -> list[Tensor]:
 
 def pruned(model: GPTModelProvider, sizes: Sizes, broken: bool = False) -> dict[str, Any]:
     """On a rank: prune random weights; parameters before and after, logits [B, S, V] after, layers kept and scores."""
+    from megatron_kd.models.micro_batch import MicroBatch
     from megatron_kd.models.weights import randomise
     from megatron_kd.runtime.start import running_ranks
     from megatron_kd.students.minitron import measure_and_cut, prunable_model
@@ -42,7 +43,7 @@ def pruned(model: GPTModelProvider, sizes: Sizes, broken: bool = False) -> dict[
         before = {name: value.clone() for name, value in teacher.named_parameters()}
         position_ids = torch.arange(16).expand(4, 16)
         state, depth = measure_and_cut(
-            teacher, sizes, [{"tokens": tokens, "position_ids": position_ids} for tokens in batches()]
+            teacher, sizes, [MicroBatch(tokens, tokens, position_ids, torch.ones(4, 16), ()) for tokens in batches()]
         )
         student = prunable_model(pruned_architecture(model, sizes), layout, **sized)
         student.load_state_dict(state)

@@ -124,7 +124,7 @@ def mislabel(cfg: ConfigContainer) -> str:
     def mislabelled(run: Any, batches: Any) -> Any:
         batch = next(batches)
         if run.layout.rank == 1:
-            batch["labels"][0, 3] = 255  # a padded slot
+            batch.labels[0, 3] = 255  # a padded slot
         return original(run, iter([batch]))
 
     loop.train_step = mislabelled

@@ -25,6 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import derived
 from megatron_kd.errors import ConfigError, MegatronKDError
+from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.planning.memory import MOMENTS, host_copy, rank_memory
 from megatron_kd.planning.setup import setup
 from megatron_kd.resolve.configuration import load_config
@@ -32,7 +33,6 @@ from megatron_kd.resolve.recipe_files import load_recipe
 from megatron_kd.runtime.start import running_ranks
 from megatron_kd.training.attempts import train_step
 from megatron_kd.training.run_state import Run, build_run
-from megatron_kd.training.step import Batch
 from tools.bench.allocations import AllocationCounter
 
 _BENCH = (
@@ -103,13 +103,13 @@ def state_bytes(run: Run) -> int:
     return sum(storages.values())
 
 
-def made_up(cfg: ConfigContainer) -> Iterator[Batch]:
+def made_up(cfg: ConfigContainer) -> Iterator[MicroBatch]:
     """The same micro-batch for ever."""
     rows, length = cfg.train.micro_batch_size, cfg.model.seq_length
     ids = torch.arange(rows * length).view(rows, length) % (cfg.model.vocab_size or 1)
     positions = torch.arange(length).repeat(rows, 1)
     mask = torch.ones(rows, length)
-    return itertools.repeat({"tokens": ids, "labels": ids, "position_ids": positions, "loss_mask": mask})
+    return itertools.repeat(MicroBatch(ids, ids, positions, mask, sample_ids=tuple(range(rows))))
 
 
 def _state(run: Run) -> Iterator[torch.Tensor]:

@@ -281,7 +281,7 @@ def teacher_logits(side: str, sizes: Sizes) -> Iterator[Step]:
         @torch.no_grad()
         def forward() -> None:
             batch = next(batches)
-            teacher(batch["tokens"], batch["position_ids"], None, labels=batch["labels"])
+            teacher(batch.tokens, batch.position_ids, None, labels=batch.labels)
 
         yield forward
 

@@ -11,13 +11,17 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from megatron_kd.errors import InputError
+from megatron_kd.models.micro_batch import MicroBatch
+from megatron_kd.models.packing import packed_segments
 
-Batch = dict[str, torch.Tensor]
+Sample = dict[str, Tensor]  # "tokens", "labels", "position_ids" and "loss_mask", [S] each
 
 
 @dataclass(frozen=True)
@@ -67,14 +71,15 @@ def micro_batches(
     micro_batch_size: int,
     data_parallel_rank: int,
     data_parallel_size: int,
+    packed: bool = False,
     num_workers: int = 0,
     pin_memory: bool = False,
-) -> Iterator[Batch]:
+) -> Iterator[MicroBatch]:
     """One rank's micro-batches, in order, from step `start_step` on; ends with the last whole global batch.
 
-    Each is a dict of tokens, labels, position_ids (int64) and loss_mask (float32), all [B, S], and sample_ids [B]
-    (int64). Starting at step k yields exactly what is left after skipping k steps from the start. Batch sizes
-    are in samples; `num_workers` processes read ahead. torch's global random state is left as it is.
+    Starting at step k yields exactly what is left after skipping k steps from the start. Batch sizes are in samples;
+    `packed` says that a row holds several of them; `num_workers` processes read ahead. torch's global random state is
+    left as it is.
 
     Raises:
         InputError: a global batch that does not divide into micro-batches of all ranks.
@@ -90,7 +95,7 @@ def micro_batches(
     loader = DataLoader(
         _WithIds(dataset),
         batch_sampler=sampler,
-        collate_fn=_stack,
+        collate_fn=partial(_stack, packed),
         num_workers=num_workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
         # Without one of its own, a DataLoader draws a seed from the global generator each time it is iterated,
@@ -101,14 +106,28 @@ def micro_batches(
 
 
 class _WithIds(Dataset):
-    """Adds to each sample its id, by which tests and logs tell which samples a step read."""
+    """Gives each sample with its id."""
 
     def __init__(self, dataset: Dataset):
         self.dataset = dataset
 
-    def __getitem__(self, index: int) -> Batch:
-        return {**self.dataset[index], "sample_ids": torch.tensor(index)}
+    def __getitem__(self, index: int) -> tuple[int, Sample]:
+        return index, self.dataset[index]
 
 
-def _stack(samples: Sequence[Batch]) -> Batch:
-    return {key: torch.stack([sample[key] for sample in samples]) for key in samples[0]}
+def _stack(packed: bool, rows: Sequence[tuple[int, Sample]]) -> MicroBatch:
+    ids, samples = zip(*rows, strict=True)
+
+    def stacked(key: str) -> Tensor:
+        return torch.stack([sample[key] for sample in samples])
+
+    positions_BS = stacked("position_ids")
+    return MicroBatch(
+        tokens=stacked("tokens"),
+        labels=stacked("labels"),
+        position_ids=positions_BS,
+        loss_mask=stacked("loss_mask"),
+        sample_ids=ids,
+        # Here, while positions are in host memory: later the device would have to be waited for.
+        segments=packed_segments(positions_BS) if packed else None,
+    )

@@ -44,7 +44,7 @@ def run_until(cfg: ConfigContainer, step: int) -> int:
     folder.mkdir(parents=True, exist_ok=True)
 
     def take(run: Any, batches: Any) -> Any:
-        ids = [int(i) for batch in batches for i in batch["sample_ids"]]
+        ids = [i for batch in batches for i in batch.sample_ids]
         (folder / f"{run.step + 1}_{step}_{rank}.json").write_text(json.dumps(ids))
         if rank == 0 and run.step + 1 == step < STEPS:
             os.kill(os.getpid(), signal.SIGTERM)

@@ -27,13 +27,13 @@ from megatron_kd.config.sections import (
     ValidationConfig,
 )
 from megatron_kd.config.stages import FINAL_NORM
+from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.start import running_ranks
 from megatron_kd.teachers.placed import PlacedTeacher
 from megatron_kd.teachers.transfers import Exchange
 from megatron_kd.training.attempts import train_step
 from megatron_kd.training.run_state import Run, build_run
-from megatron_kd.training.step import Batch
 from tools.bench import host
 from tools.bench.placement.figures import BODY, HEAD, STUDENT, Holding, RankMemory, Side, Sizes, Spent, Traffic
 from tools.bench.rank_sets import Answers
@@ -108,21 +108,22 @@ def _layout(text: str) -> dict[str, int]:
     return {"tensor_model_parallel_size": tp, "pipeline_model_parallel_size": pp}
 
 
-def micro_batches(sizes: Sizes, layout: Layout) -> Iterator[Batch]:
+def micro_batches(sizes: Sizes, layout: Layout) -> Iterator[MicroBatch]:
     """Made-up ones without end, different on each data-parallel rank."""
     generator = torch.Generator().manual_seed(layout.dp.rank)
     shape = sizes.micro_batch, sizes.seq
     while True:
         tokens_BS = torch.randint(sizes.vocab, shape, generator=generator)
-        yield {
-            "tokens": tokens_BS,
-            "labels": tokens_BS.roll(-1, dims=1),
-            "loss_mask": torch.ones(shape),
-            "position_ids": torch.arange(sizes.seq).expand(shape).contiguous(),
-        }
+        yield MicroBatch(
+            tokens=tokens_BS,
+            labels=tokens_BS.roll(-1, dims=1),
+            position_ids=torch.arange(sizes.seq).expand(shape).contiguous(),
+            loss_mask=torch.ones(shape),
+            sample_ids=tuple(range(sizes.micro_batch)),
+        )
 
 
-def timed_step(run: Run, batches: Iterator[Batch]) -> Spent:
+def timed_step(run: Run, batches: Iterator[MicroBatch]) -> Spent:
     """One step, which all ranks begin together."""
     dist.barrier()
     start, before = time.perf_counter(), host.thread_time()
