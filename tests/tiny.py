@@ -84,9 +84,12 @@ def tiny_config(
 
 def train_and_read(cfg: ConfigContainer) -> list[dict[str, Any]]:
     """On a rank: run `cfg`, and return the records of its metrics.jsonl (what rank 0 wrote)."""
+    import torch.distributed as dist
+
     from megatron_kd.training.train import train
 
     train(cfg)
+    dist.barrier()  # another rank may be done before rank 0 has written its last line
     return read_metrics(Path(cfg.logger.run_dir))
 
 
