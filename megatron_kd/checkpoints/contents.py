@@ -9,6 +9,7 @@ from typing import Any, get_type_hints
 
 from megatron_kd.config.document import read_document
 from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.model_parts import Architecture, names
 from megatron_kd.config.run_config import RUN_CONFIG
 from megatron_kd.config.sections import TokenizerConfig
 from megatron_kd.config.values import check_value
@@ -20,23 +21,8 @@ METADATA = "metadata.json"  # what makes a folder a checkpoint of megatron-core
 _TRACKER = "latest_checkpointed_iteration.txt"
 _ITERATION = re.compile(r"iter_([0-9]{7,})")
 
-# Fields of a provider that are a run's choice, and no part of what the model is.
-OF_THE_RUN = frozenset(
-    {
-        "tensor_model_parallel_size",
-        "pipeline_model_parallel_size",
-        "virtual_pipeline_model_parallel_size",
-        "context_parallel_size",
-        "sequence_parallel",
-        "recompute_granularity",
-        "recompute_method",
-        "recompute_num_layers",
-        "quantization_calibration_batches",
-        "init",
-        "checkpoint",
-        "hf_path",
-    }
-)
+# The fields of a provider that say what the model is; the others are a run's choice.
+_OF_THE_MODEL = (*names(Architecture), "quantization")
 
 
 def step_of(checkpoint: Path) -> int | None:
@@ -111,7 +97,7 @@ def architecture_of(checkpoint: str | Path, field: str = "checkpoint") -> GPTMod
     model = read_document(folder / RUN_CONFIG).data.get("model")
     if not isinstance(model, dict):
         raise ConfigError([f"{field}={folder}: {RUN_CONFIG} has no model; copy the folder again"])
-    kept = {name: value for name, value in model.items() if name not in OF_THE_RUN}
+    kept = {name: value for name, value in model.items() if name in _OF_THE_MODEL}
     return GPTModelProvider(**_checked(GPTModelProvider, kept, "model", f"{field}={folder}"))
 
 

@@ -22,8 +22,7 @@ def architecture_problems(cfg: ConfigContainer, tokenizer_vocab_size: int | None
 
 
 def _heads(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iterator[str]:
-    groups = model.num_query_groups or model.num_attention_heads
-    if not divides(groups, model.num_attention_heads):
+    if not divides(model.query_groups, model.num_attention_heads):
         yield line(
             cfg,
             f"{name}.num_attention_heads {name}.num_query_groups",
@@ -50,7 +49,7 @@ def _rotary(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iterato
     if width is None:
         if model.num_attention_heads < 1 or model.hidden_size % model.num_attention_heads:
             return  # said already
-        width = model.hidden_size // model.num_attention_heads
+        width = model.head_size
         fields = f"{name}.hidden_size {name}.num_attention_heads"
     if int(width * model.rotary_percent) % 2:
         yield line(

@@ -35,9 +35,7 @@ def _tensor_parallel(cfg: ConfigContainer, name: str, model: GPTModelProvider) -
         )
     elif groups is not None and not divides(size, groups):
         yield line(cfg, f"{name}.num_query_groups {size_name}", f"groups are split over ranks; {_divisor_of('groups')}")
-    ffn_name, ffn = f"{name}.ffn_hidden_size", model.ffn_hidden_size
-    if ffn is None:
-        ffn_name, ffn = f"{name}.hidden_size", 4 * model.hidden_size
+    ffn, ffn_name = model.ffn_size, f"{name}.{'hidden_size' if model.ffn_hidden_size is None else 'ffn_hidden_size'}"
     if not divides(size, ffn):
         yield line(cfg, f"{ffn_name} {size_name}", f"the feed-forward width {ffn} is split over ranks; "
                    f"{_divisor_of('it')}")  # fmt: skip

@@ -44,9 +44,8 @@ def _blocks(cfg: ConfigContainer) -> Iterator[str]:
 
 def _input_widths(model: GPTModelProvider) -> list[tuple[str, int, bool]]:
     """What the linear layers of a transformer layer read, how wide it is, and whether it is split over ranks."""
-    heads = max(model.num_attention_heads, 1)
     return [
         ("hidden states", model.hidden_size, False),
-        ("the outputs of attention", heads * (model.kv_channels or model.hidden_size // heads), True),
-        ("the feed-forward layer's inner states", model.ffn_hidden_size or 4 * model.hidden_size, True),
+        ("the outputs of attention", model.num_attention_heads * model.head_size, True),
+        ("the feed-forward layer's inner states", model.ffn_size, True),
     ]

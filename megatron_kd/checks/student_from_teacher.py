@@ -3,29 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import fields
 
-from megatron_kd.checkpoints.contents import OF_THE_RUN
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import teacher_vocab_size, true_vocab_size
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
-from megatron_kd.config.gpt_model import GPTModelProvider, explicit
+from megatron_kd.config.gpt_model import explicit
+from megatron_kd.config.model_parts import FREE_IN_A_COPY, Architecture, names
 from megatron_kd.config.problem import line
 from megatron_kd.config.values import show
 
 _PRUNE = "`megatron-kd prune` makes narrower students"
-# What a student may have otherwise and still be made of the teacher's layers.
-_FREE = OF_THE_RUN | {
-    "num_layers",
-    "seq_length",
-    "vocab_size",
-    "make_vocab_size_divisible_by",
-    "attention_dropout",
-    "hidden_dropout",
-    "init_method_std",
-    "max_position_embeddings",
-}
-_SAME = tuple(field.name for field in fields(GPTModelProvider) if field.name not in _FREE)
+# A layer that is copied is the teacher's in all of these, and is trained without fake quantization.
+_SAME = (*(name for name in names(Architecture) if name not in FREE_IN_A_COPY), "quantization")
 
 
 def from_teacher_problems(cfg: ConfigContainer, tokenizer_vocab_size: int | None) -> Iterator[str]:
@@ -50,7 +39,7 @@ def from_teacher_problems(cfg: ConfigContainer, tokenizer_vocab_size: int | None
 
 def _differences(cfg: ConfigContainer, model: GPTDistillationProvider) -> Iterator[str]:
     if min(model.num_attention_heads, model.teacher.num_attention_heads) < 1:
-        return  # said by the ranges
+        return  # `ranges` reports it
     student, teacher = explicit(model), explicit(model.teacher)
     for name in _SAME:
         wanted = getattr(teacher, name)

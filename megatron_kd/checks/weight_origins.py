@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_kd.checkpoints.contents import architecture_of, find_checkpoint
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_model import GPTModelProvider, explicit
+from megatron_kd.config.model_parts import WEIGHT_SHAPES
 from megatron_kd.config.problem import line, value_of
 from megatron_kd.config.values import show
 from megatron_kd.errors import InputError
@@ -18,12 +19,6 @@ from megatron_kd.huggingface.folder import folder_problems
 _MAKE = (
     "a checkpoint folder of a megatron_kd run, runs/NAME/checkpoints/iter_0001000 (for the tiny recipes made by "
     "`make distill` or `torchrun recipes/tiny/pretrain_tiny.py`)"
-)
-
-# What a checkpoint's model must have alike; its vocabulary is compared when it is read, since padding may differ.
-_SIZES = (
-    *("num_layers", "hidden_size", "ffn_hidden_size", "num_attention_heads", "num_query_groups", "kv_channels"),
-    *("gated_linear_unit", "add_bias_linear", "add_qkv_bias", "qk_layernorm"),
 )
 
 
@@ -72,9 +67,9 @@ def _other_sizes(cfg: ConfigContainer, folder_name: str, model: str) -> Iterator
         return  # of another Megatron program, which does not say
     wanted: GPTModelProvider = value_of(cfg, model)
     if min(saved.num_attention_heads, wanted.num_attention_heads) < 1:
-        return  # said by the ranges
+        return  # `ranges` reports it
     saved, wanted = explicit(saved), explicit(wanted)
-    for name in _SIZES:
+    for name in WEIGHT_SHAPES:
         size = getattr(saved, name)
         if getattr(wanted, name) != size:
             why = (

@@ -2,41 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.kd_config import ModelOptDistillConfig
+from megatron_kd.config.model_parts import TeacherPlacement, names
 
 
 @dataclass(kw_only=True)
-class GPTDistillationProvider(GPTModelProvider):
-    """The student's fields, its `teacher`, `kd_config`, and where the teacher lives.
-
-    Attributes:
-        teacher: the frozen model that is learnt from.
-        kd_config: losses, their layers and their balance.
-        teacher_device_strategy: `colocated` shards the teacher like the student, in the student's own pipeline;
-            `balanced` spreads it over all ranks in a layout of its own; `gpu0` keeps it on `teacher_rank` alone;
-            `cpu` keeps it in host memory; `auto` takes the fastest of these that fits.
-        teacher_rank: the rank that holds the teacher under `gpu0`.
-        share_teacher: under `cpu`, one copy a machine, shared by its ranks; otherwise one copy a rank.
-        teacher_dtype: the teacher's own precision (None: the student's compute precision).
-        teacher_quantization: `int8` keeps the teacher's matrices as int8 with a scale a row; computation is in
-            `teacher_dtype`.
-        teacher_micro_batch_size: sequences of one teacher forward, outside `colocated` (None: the student's). The
-            teacher keeps no activations, so it may be larger.
-    """
+class _Distilled:
+    """What a student learns from, in the order of the configuration: before the teacher's placement."""
 
     teacher: GPTModelProvider = field(default_factory=GPTModelProvider)
     kd_config: ModelOptDistillConfig = field(default_factory=ModelOptDistillConfig)
-    teacher_device_strategy: Literal["auto", "colocated", "balanced", "gpu0", "cpu"] = "auto"
-    teacher_rank: int = 0
-    share_teacher: bool = True
-    teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    teacher_quantization: Literal["int8"] | None = None
-    teacher_micro_batch_size: int | None = None
+
+
+@dataclass(kw_only=True)
+class GPTDistillationProvider(TeacherPlacement, _Distilled, GPTModelProvider):
+    """The student's fields, its `teacher`, `kd_config`, and where the teacher lives (`TeacherPlacement`).
+
+    Attributes:
+        teacher: the frozen model that the student learns from.
+        kd_config: losses, their layers and their balance.
+    """
+
+    @property
+    def student(self) -> GPTModelProvider:
+        """The student alone, as a run on labels describes it."""
+        return GPTModelProvider(**{name: getattr(self, name) for name in names(GPTModelProvider)})
 
     @classmethod
     def from_student(
@@ -48,7 +43,7 @@ class GPTDistillationProvider(GPTModelProvider):
         **placement: Any,
     ) -> GPTDistillationProvider:
         """Make a distillation out of two plain models; `placement` are this class's own fields, `teacher_*`."""
-        values = {f.name: getattr(student, f.name) for f in fields(GPTModelProvider)}
+        values = {name: getattr(student, name) for name in names(GPTModelProvider)}
         return cls(**values, teacher=teacher, kd_config=kd_config or ModelOptDistillConfig(), **placement)
 
     @classmethod
@@ -69,11 +64,11 @@ class GPTDistillationProvider(GPTModelProvider):
                 and the parallel layout, are for both models.
 
         Raises:
-            ConfigError: a folder that is not there, or a model that is not served.
+            ConfigError: a folder that is not there, or a model that is not supported.
         """
         from megatron_kd.huggingface.architecture import provider_from_hf
 
-        both = {f.name: settings.pop(f.name) for f in fields(GPTModelProvider) if f.name in settings}
+        both = {name: settings.pop(name) for name in names(GPTModelProvider) if name in settings}
         models = [
             replace(model, **both) if isinstance(model, GPTModelProvider) else provider_from_hf(model, **both)
             for model in (student, teacher)

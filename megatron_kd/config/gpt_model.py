@@ -1,12 +1,11 @@
-"""What a GPT model is: a dataclass of values. Building it needs megatron-core, describing it does not.
-
-Field names are megatron-core's (`TransformerConfig`, `GPTModel`), so that what is known about them applies.
-"""
+"""A GPT model as values. Building it needs megatron-core, describing it does not."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
+
+from megatron_kd.config.model_parts import Architecture, FakeQuantization, ParallelLayout, Recompute, WeightOrigin
 
 if TYPE_CHECKING:
     from megatron_kd.models.gpt import DistillableGPTModel
@@ -16,65 +15,10 @@ if TYPE_CHECKING:
 WEIGHT_ONLY = ("int8_weight_only", "int4_weight_only")
 
 
+# Parts are listed from last to first: a dataclass takes the fields of its last base first.
 @dataclass(kw_only=True)
-class GPTModelProvider:
-    """A GPT model, its parallel layout and where its weights come from.
-
-    Sizes are global (unsharded). `vocab_size` is the true number of tokens (None: the tokenizer's); the
-    model is built `make_vocab_size_divisible_by` rounded up, whatever the tensor-parallel size.
-    """
-
-    # Architecture.
-    num_layers: int = 2
-    hidden_size: int = 128
-    ffn_hidden_size: int | None = None  # None: 4 x hidden_size
-    num_attention_heads: int = 4
-    num_query_groups: int | None = None  # None: num_attention_heads, i.e. no grouped-query attention
-    kv_channels: int | None = None  # None: hidden_size / num_attention_heads
-    seq_length: int = 1024
-    vocab_size: int | None = None
-    make_vocab_size_divisible_by: int = 128
-    share_embeddings_and_output_weights: bool = False
-    normalization: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
-    layernorm_epsilon: float = 1e-5
-    gated_linear_unit: bool = True
-    activation_func: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
-    add_bias_linear: bool = False
-    add_qkv_bias: bool = False
-    qk_layernorm: bool = False
-    position_embedding_type: Literal["rope", "learned_absolute", "none"] = "rope"
-    rotary_base: float = 10000.0
-    rotary_percent: float = 1.0
-    rope_scaling: bool = False  # Llama-3 frequency scaling (low 1, high 4, original context 8192)
-    rope_scaling_factor: float = 8.0
-    attention_dropout: float = 0.0
-    hidden_dropout: float = 0.0
-    init_method_std: float = 0.02
-    max_position_embeddings: int | None = None  # for exported models alone (None: seq_length)
-
-    # Parallel layout.
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    virtual_pipeline_model_parallel_size: int | None = None
-    context_parallel_size: int = 1
-    sequence_parallel: bool = False
-
-    # Activation recompute, megatron-core's three settings.
-    recompute_granularity: Literal["full", "selective"] | None = None
-    recompute_method: Literal["uniform", "block"] | None = None
-    recompute_num_layers: int | None = None
-
-    # Fake quantisation of a student's linear layers while it is trained (docs/quantization.md). Scales are fixed at the
-    # start, those of inputs over that many global batches of the training data.
-    quantization: Literal["int8", "int8_weight_only", "fp8", "int4_weight_only", "nvfp4"] | None = None
-    quantization_calibration_batches: int = 8
-
-    # Weights. A student starts from `checkpoint.pretrained_checkpoint`, `init="random"`, layers of its teacher
-    # (`init="from_teacher"`) or from `hf_path`, a teacher from its own `checkpoint`, `init="random"` or `hf_path`.
-    # Random is never a silent default.
-    init: Literal["random", "from_teacher"] | None = None
-    checkpoint: str | None = None
-    hf_path: str | None = None  # a Hugging Face folder, whose config.json is the architecture too
+class GPTModelProvider(WeightOrigin, FakeQuantization, Recompute, ParallelLayout, Architecture):
+    """A GPT model: its architecture, parallel layout and origin of weights, flat."""
 
     def provide(
         self,
@@ -108,10 +52,10 @@ class GPTModelProvider:
 
 
 def explicit(model: GPTModelProvider) -> GPTModelProvider:
-    """The same model, with every size said that would otherwise follow from one that pruning changes."""
+    """The same model with every size written out that otherwise follows from another one."""
     return replace(
         model,
-        ffn_hidden_size=model.ffn_hidden_size or 4 * model.hidden_size,
-        num_query_groups=model.num_query_groups or model.num_attention_heads,
-        kv_channels=model.kv_channels or model.hidden_size // model.num_attention_heads,
+        ffn_hidden_size=model.ffn_size,
+        num_query_groups=model.query_groups,
+        kv_channels=model.head_size,
     )

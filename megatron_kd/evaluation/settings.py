@@ -7,7 +7,7 @@ command line names a layout, the models start from one rank a copy, and the teac
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from megatron_kd.config.derived import model_parallel_size
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.kd_config import ModelOptDistillConfig
+from megatron_kd.config.model_parts import ONE_RANK
 from megatron_kd.config.problem import line
 from megatron_kd.config.run_config import RUN_CONFIG
 from megatron_kd.config.sections import CheckpointConfig
@@ -38,13 +39,6 @@ from megatron_kd.resolve.edits import Source
 _WITHOUT_WEIGHTS = ("model.hf_path=null", "model.init=null", "model.checkpoint=null")
 _WITHOUT_TEACHER = "~model.teacher"  # it may be gone
 _DATA = ("text_path", "data_path", "train_data_path", "valid_data_path", "test_data_path", "mock")
-_ONE_RANK: dict[str, Any] = {
-    "tensor_model_parallel_size": 1,
-    "pipeline_model_parallel_size": 1,
-    "virtual_pipeline_model_parallel_size": None,
-    "context_parallel_size": 1,
-    "sequence_parallel": False,
-}
 
 
 @dataclass(frozen=True)
@@ -114,10 +108,10 @@ def _base(model: SavedModel, teacher: SavedModel | None, with_teacher: bool) -> 
     if teacher is not None:
         kd = ModelOptDistillConfig(intermediate_layer_pairs=[], loss_balancer="static")
         provider = teacher.provider(cfg.model.seq_length)
-        joint = GPTDistillationProvider.from_student(_student(cfg.model), teacher=provider, kd_config=kd)
+        joint = GPTDistillationProvider.from_student(cfg.model, teacher=provider, kd_config=kd)
         return replace(cfg, model=joint), False
     if not wants_own and cfg.distillation is not None:
-        return replace(cfg, model=_student(cfg.model)), False
+        return replace(cfg, model=cfg.distillation.student), False
     return cfg, own
 
 
@@ -136,16 +130,12 @@ def _of_run(folder: Path, with_teacher: bool) -> ConfigContainer:
     return replace(cfg, train=train, checkpoint=CheckpointConfig(save=False, pretrained_checkpoint=str(folder)))
 
 
-def _student(model: GPTModelProvider) -> GPTModelProvider:
-    return GPTModelProvider(**{f.name: getattr(model, f.name) for f in fields(GPTModelProvider)})
-
-
 def _adapted(base: ConfigContainer, origins: Mapping[FieldPath, Source], world_size: int) -> ConfigContainer:
     """`base` with nothing in the way of the data and the layout that are asked for."""
     if any(("dataset", name) in origins for name in _DATA):
         empty: dict[str, Any] = {name: False if name == "mock" else None for name in _DATA}
         base = replace(base, dataset=replace(base.dataset, **empty, split="0,1,0"))  # all of it is validation data
-    if any(("model", name) in origins for name in _ONE_RANK) or not _fits(base, world_size):
+    if any(("model", name) in origins for name in ONE_RANK) or not _fits(base, world_size):
         base = replace(base, model=_on_one_rank(base))
     return base
 
@@ -158,10 +148,10 @@ def _on_one_rank(cfg: ConfigContainer) -> GPTModelProvider:
     """The models of `cfg`, each whole on every rank."""
     model = cfg.distillation
     if model is None:
-        return replace(cfg.model, **_ONE_RANK)
-    teacher = replace(model.teacher, **_ONE_RANK)
+        return replace(cfg.model, **ONE_RANK)
+    teacher = replace(model.teacher, **ONE_RANK)
     anywhere: dict[str, Any] = {"teacher_device_strategy": "auto", "teacher_rank": 0, "teacher_micro_batch_size": None}
-    return replace(model, **_ONE_RANK, **anywhere, teacher=teacher)
+    return replace(model, **ONE_RANK, **anywhere, teacher=teacher)
 
 
 def _teacher_like_student(cfg: ConfigContainer, origins: Mapping[FieldPath, Source]) -> ConfigContainer:
@@ -171,7 +161,7 @@ def _teacher_like_student(cfg: ConfigContainer, origins: Mapping[FieldPath, Sour
         return cfg
     follows = [
         name
-        for name in (*_ONE_RANK, "seq_length")
+        for name in (*ONE_RANK, "seq_length")
         if ("model", name) in origins and ("model", "teacher", name) not in origins
     ]
     teacher = replace(model.teacher, **{name: getattr(model, name) for name in follows})

@@ -68,7 +68,7 @@ FAMILIES = {
 
 
 @dataclass(frozen=True)
-class Architecture:
+class FolderArchitecture:
     """A model as its `config.json` describes it.
 
     Attributes:
@@ -87,7 +87,7 @@ def is_huggingface_folder(path: str | Path) -> bool:
     return (Path(path) / CONFIG_FILE).is_file()
 
 
-def read_architecture(folder: str | Path) -> Architecture:
+def read_architecture(folder: str | Path) -> FolderArchitecture:
     """The architecture in a folder's `config.json`.
 
     Raises:
@@ -106,7 +106,7 @@ def read_architecture(folder: str | Path) -> Architecture:
         raise ConfigError(wrong)
     fields = {field: value for field, (_, value) in _fields(values, family).items()}
     keys = {field: key for field, (key, _) in _fields(values, family).items()}
-    return Architecture(fields, keys, _window(values))
+    return FolderArchitecture(fields, keys, _window(values))
 
 
 def provider_from_hf(folder: str | Path, **overrides: Any) -> GPTModelProvider:

@@ -7,7 +7,6 @@ from typing import Any
 
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.huggingface.architecture import ACTIVATIONS, LLAMA3_SCALING
-from megatron_kd.huggingface.tensors import head_channels
 
 # The class of `transformers` by `model_type`.
 CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
@@ -43,13 +42,13 @@ def config_values(model: GPTModelProvider) -> dict[str, Any]:
     values: dict[str, Any] = {
         "vocab_size": model.vocab_size,
         "hidden_size": model.hidden_size,
-        "intermediate_size": model.ffn_hidden_size or 4 * model.hidden_size,
+        "intermediate_size": model.ffn_size,
         "num_hidden_layers": model.num_layers,
         "num_attention_heads": model.num_attention_heads,
-        "num_key_value_heads": model.num_query_groups or model.num_attention_heads,
-        "head_dim": head_channels(model),
+        "num_key_value_heads": model.query_groups,
+        "head_dim": model.head_size,
         "hidden_act": _activation(model),
-        "max_position_embeddings": model.max_position_embeddings or model.seq_length,
+        "max_position_embeddings": model.positions,
         "initializer_range": model.init_method_std,
         "rms_norm_eps": model.layernorm_epsilon,
         "tie_word_embeddings": model.share_embeddings_and_output_weights,

@@ -16,8 +16,7 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.values import FieldPath, show
 from megatron_kd.errors import ConfigError
-from megatron_kd.huggingface.architecture import CONFIG_FILE, Architecture, read_architecture
-from megatron_kd.huggingface.tensors import head_channels
+from megatron_kd.huggingface.architecture import CONFIG_FILE, FolderArchitecture, read_architecture
 
 _DEFAULTS = {item.name: item.default for item in fields(GPTModelProvider)}
 _WEIGHTS = ("init", "checkpoint")
@@ -90,17 +89,17 @@ def _filled(model: Any, path: FieldPath, edited: set[FieldPath]) -> tuple[Any, l
 def _meaning(model: GPTModelProvider, field: str) -> Any:
     """A field's value, with None replaced by what it stands for."""
     if field == "kv_channels":
-        return head_channels(model) if model.num_attention_heads > 0 else None
+        return model.head_size if model.num_attention_heads > 0 else None
     if field == "num_query_groups":
-        return model.num_query_groups or model.num_attention_heads
+        return model.query_groups
     if field == "ffn_hidden_size":
-        return model.ffn_hidden_size or 4 * model.hidden_size
+        return model.ffn_size
     if field == "rope_scaling_factor" and not model.rope_scaling:
         return None  # of no consequence
     return getattr(model, field)
 
 
-def _contradiction(model: GPTModelProvider, found: Architecture, name: str, field: str) -> str:
+def _contradiction(model: GPTModelProvider, found: FolderArchitecture, name: str, field: str) -> str:
     both = f"{name}.{field}={show(getattr(model, field))}, {name}.hf_path={show(model.hf_path)}"
     means = f"{field}={show(found.fields[field])} ({found.keys[field]})"
     return f"{both}: the folder's {CONFIG_FILE} means {means}; leave {name}.{field} out"

@@ -131,28 +131,22 @@ def huggingface_shapes(model: GPTModelProvider) -> dict[str, tuple[int, ...]]:
     return {name: shape for tensor in tensors_of(model) for name, shape in tensor.sources.items()}
 
 
-def head_channels(model: GPTModelProvider) -> int:
-    """D."""
-    return model.kv_channels or model.hidden_size // model.num_attention_heads
-
-
 def _sizes(model: GPTModelProvider) -> dict[str, int]:
     assert model.vocab_size is not None, "the vocabulary's size comes from config.json or from the checkpoint"
-    channels = head_channels(model)
     return {
         "V": model.vocab_size,
         "H": model.hidden_size,
-        "Q": model.num_attention_heads * channels,
-        "K": (model.num_query_groups or model.num_attention_heads) * channels,
-        "D": channels,
-        "F": model.ffn_hidden_size or 4 * model.hidden_size,
+        "Q": model.num_attention_heads * model.head_size,
+        "K": model.query_groups * model.head_size,
+        "D": model.head_size,
+        "F": model.ffn_size,
     }
 
 
 def _tensor(row: Row, model: GPTModelProvider, layer: int | None) -> Tensor:
     sizes = _sizes(model)
     sources = {name.format(layer): tuple(sizes[letter] for letter in shape) for name, shape in row.sources.items()}
-    parts = (model.num_query_groups or model.num_attention_heads) if row.by_group else 1
+    parts = model.query_groups if row.by_group else 1
     blocks, at = [], 0
     for part in range(parts):
         for name, shape in sources.items():

@@ -48,10 +48,7 @@ def even_split(
 
 def _allowed(model: GPTModelProvider, world_size: int, ranks_per_machine: int, width: int) -> Iterator[tuple[int, int]]:
     """Sizes that divide the ranks, and heads, groups, feed-forward and vocabulary, or the layers."""
-    groups = model.num_query_groups or model.num_attention_heads
-    shards = math.gcd(
-        model.num_attention_heads, groups, model.ffn_hidden_size or 4 * model.hidden_size, width, world_size
-    )
+    shards = math.gcd(model.num_attention_heads, model.query_groups, model.ffn_size, width, world_size)
     for tp in _divisors(math.gcd(shards, min(ranks_per_machine, world_size))):
         for pp in _divisors(math.gcd(world_size // tp, model.num_layers)):
             yield tp, pp

@@ -70,14 +70,12 @@ class Parameters:
 
 def layer_sizes(model: GPTModelProvider, tp: int) -> LayerSizes:
     """The widths of a layer of `model` sharded over `tp` ranks."""
-    head = model.kv_channels or model.hidden_size // model.num_attention_heads
-    groups = model.num_query_groups or model.num_attention_heads
-    ffn = (model.ffn_hidden_size or 4 * model.hidden_size) // tp
+    head, ffn = model.head_size, model.ffn_size // tp
     return LayerSizes(
         hidden=model.hidden_size,
         head=head,
         queries=model.num_attention_heads * head // tp,
-        keys=groups * head // tp,
+        keys=model.query_groups * head // tp,
         ffn=ffn,
         fc1=ffn * (2 if model.gated_linear_unit else 1),
     )

@@ -99,7 +99,7 @@ def _attention_kept(model: GPTModelProvider, work: Work, sizes: LayerSizes) -> i
     """QKV (the values are a view of it), rotated or copied queries and keys, output, log-sum-exps, rotary tables."""
     kept = work.whole(sizes.qkv) + work.whole(sizes.queries)
     kept += 4 * work.tokens * (sizes.queries // sizes.head)
-    grouped = (model.num_query_groups or model.num_attention_heads) < model.num_attention_heads
+    grouped = model.query_groups < model.num_attention_heads
     if model.qk_layernorm:
         # The inputs of both norms: the keys are a view of QKV, the queries too unless they are regrouped.
         kept += work.whole(sizes.queries if grouped else 0)

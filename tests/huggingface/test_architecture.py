@@ -14,7 +14,6 @@ from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.architecture import provider_from_hf, read_architecture
 from megatron_kd.huggingface.as_config import config_values, family_of, why_not_exportable
-from megatron_kd.huggingface.tensors import head_channels
 from tests.models.test_presets import huggingface_config, presets
 
 SIZES = {"hidden_size": 64, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 8,
@@ -29,7 +28,7 @@ def written(folder: Path, **values: Any) -> Path:
 
 def normalised(model: GPTModelProvider) -> GPTModelProvider:
     """Everything a default stands for written out, and nothing but the architecture."""
-    return replace(model, kv_channels=head_channels(model), max_position_embeddings=None, hf_path=None, seq_length=1,
+    return replace(model, kv_channels=model.head_size, max_position_embeddings=None, hf_path=None, seq_length=1,
                    num_query_groups=model.num_query_groups or model.num_attention_heads)  # fmt: skip
 
 
@@ -51,7 +50,7 @@ def test_keys_that_a_file_leaves_out_mean_what_transformers_takes(kind: str, tmp
     (tmp_path / "config.json").write_text(json.dumps({"model_type": config.model_type, **sizes}))
     model = provider_from_hf(tmp_path)
     assert model.num_query_groups == config.num_key_value_heads
-    assert head_channels(model) == getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    assert model.head_size == getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     assert (model.layernorm_epsilon, model.rotary_base) == (config.rms_norm_eps, config.rope_theta)
     assert model.share_embeddings_and_output_weights == config.tie_word_embeddings
     assert model.max_position_embeddings == config.max_position_embeddings
