@@ -133,10 +133,18 @@ def test_the_python_example(name: str, text: str, folder: Path, monkeypatch: pyt
     exec(compile(text, name, "exec"), {})
 
 
-@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
-def test_links_to_files_lead_somewhere(document: Path) -> None:
-    for target in re.findall(r"\]\(([^)#:\s]+)(?:#[^)]*)?\)", document.read_text(encoding="utf-8")):
-        assert (document.parent / target).exists(), f"{document.name}: there is no {target}"
+@pytest.mark.parametrize("document", [*DOCUMENTS, ROOT / "CHANGELOG.md"], ids=lambda path: path.name)
+def test_links_to_files_and_headings_lead_somewhere(document: Path) -> None:
+    for target, heading in re.findall(r"\]\(([^)#:\s]*)(?:#([^)]*))?\)", document.read_text(encoding="utf-8")):
+        linked = document.parent / target if target else document
+        assert linked.exists(), f"{document.name}: there is no {target}"
+        assert not heading or heading in anchors_of(linked), f"{document.name}: {linked.name} has no #{heading}"
+
+
+def anchors_of(document: Path) -> set[str]:
+    """The anchors that GitHub gives the headings."""
+    headings = re.findall(r"^#+ (.*)$", document.read_text(encoding="utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\s-]", "", heading.lower()).replace(" ", "-") for heading in headings}
 
 
 def write_files_of(document: Path, folder: Path) -> None:

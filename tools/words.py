@@ -34,7 +34,21 @@ CHECKED = (
 SUFFIXES = (".md", ".py", ".yaml", ".sbatch")
 
 # Still to be rewritten; delete a line once `python -m tools.words PATH` finds nothing there.
-NOT_YET = ("megatron_kd/", "tests/", "tools/bench/", "CHANGELOG.md", "docs/")
+NOT_YET = (
+    "megatron_kd/",
+    "tests/",
+    "tools/bench/",
+    "CHANGELOG.md",
+    "docs/architecture.md",
+    "docs/distillation.md",
+    "docs/lab-log.md",
+    "docs/performance.md",
+    "docs/pruning.md",
+    "docs/quantization.md",
+    "docs/reliability.md",
+    "docs/teacher-placement.md",
+    "docs/tutorial.md",
+)
 # These list the phrases.
 EXEMPT = ("tools/words.py", "tests/tools/test_words.py")
 
