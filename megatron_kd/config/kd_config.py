@@ -8,6 +8,7 @@ from typing import Literal
 
 from megatron_kd.config.kd_rules import kd_config_problems
 from megatron_kd.config.section_file import read_section
+from megatron_kd.losses.kinds import PARAMETERS, Divergence, DivergenceKind, Tail, Truncation
 
 
 def _final_layernorm_pair() -> list[list[str]]:
@@ -54,19 +55,33 @@ class ModelOptDistillConfig:
     intermediate_layer_pairs: list[list[str]] = field(default_factory=_final_layernorm_pair)
     skip_lm_loss: bool = True
     kd_loss_scale: float = 1.0
-    logit_kl_temperature: float = 1.0
+    logit_kl_temperature: float = Divergence.temperature
     loss_balancer: Literal["global", "static", "modelopt"] = "global"
-    logits_loss_kind: Literal[
-        "forward_kl", "reverse_kl", "jsd", "skewed_forward_kl", "skewed_reverse_kl", "total_variation"
-    ] = "forward_kl"
-    logits_loss_beta: float = 0.5
-    logits_loss_alpha: float = 0.1
-    temperature_squared: bool = False
+    logits_loss_kind: DivergenceKind = Divergence.kind
+    logits_loss_beta: float = Divergence.beta
+    logits_loss_alpha: float = Divergence.alpha
+    temperature_squared: bool = Divergence.temperature_squared
     logit_kl_topk: int | None = None
-    logit_kl_topk_tail: Literal["bucket", "renormalise", "ignore"] = "bucket"
+    logit_kl_topk_tail: Tail = Truncation.tail
     logits_form: Literal["auto", "fused", "materialised"] = "auto"
     logits_loss_weight: float = 1.0
     intermediate_loss_weight: float = 1.0
+
+    @property
+    def divergence(self) -> Divergence:
+        """The divergence of the logit loss."""
+        own = {name: getattr(self, f"logits_loss_{name}") for name in PARAMETERS}
+        return Divergence(
+            kind=self.logits_loss_kind,
+            temperature=self.logit_kl_temperature,
+            temperature_squared=self.temperature_squared,
+            **own,
+        )
+
+    @property
+    def truncation(self) -> Truncation | None:
+        """Which of the teacher's tokens the logit loss compares; None for all."""
+        return None if self.logit_kl_topk is None else Truncation(self.logit_kl_topk, self.logit_kl_topk_tail)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> ModelOptDistillConfig:

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from megatron_kd.config.rules import FRACTION, NOT_NEGATIVE, POSITIVE, SHARE, Rule
+from megatron_kd.config.rules import NOT_NEGATIVE, POSITIVE, Rule
 from megatron_kd.config.stages import FINAL_NORM, LAYER_NAME
 from megatron_kd.config.values import show
+from megatron_kd.losses.kinds import PARAMETERS
 
 if TYPE_CHECKING:
     from megatron_kd.config.kd_config import ModelOptDistillConfig
@@ -19,10 +20,9 @@ KD_RULES: dict[str, Rule] = {
     "kd_loss_scale": POSITIVE,
     "logit_kl_temperature": POSITIVE,
     "logit_kl_topk": POSITIVE,
-    "logits_loss_beta": SHARE,
-    "logits_loss_alpha": FRACTION,
     "logits_loss_weight": NOT_NEGATIVE,
     "intermediate_loss_weight": NOT_NEGATIVE,
+    **{f"logits_loss_{name}": Rule(parameter.holds, parameter.words) for name, parameter in PARAMETERS.items()},
 }
 
 

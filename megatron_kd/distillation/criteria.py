@@ -7,7 +7,7 @@ H student and G teacher hidden.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, TypedDict
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,34 +16,11 @@ from torch.nn.modules.loss import _Loss  # the type ModelOpt asks of a criterion
 
 from megatron_kd.config.kd_config import ModelOptDistillConfig
 from megatron_kd.distillation.pairs import LayerPair
-from megatron_kd.losses.divergence import vocab_parallel_divergence
 from megatron_kd.losses.faults import Faults
+from megatron_kd.losses.kinds import Divergence
+from megatron_kd.losses.materialised import materialised_divergence
 from megatron_kd.losses.top_choice import vocab_parallel_choice_rank
-from megatron_kd.losses.topk import vocab_parallel_topk_divergence
-
-
-class LogitsOptions(TypedDict):
-    """The keyword arguments that say which divergence of two distributions is meant."""
-
-    kind: str
-    temperature: float
-    temperature_squared: bool
-    beta: float
-    alpha: float
-    vocab_size: int | None
-
-
-def logits_options(kd: ModelOptDistillConfig, vocab_size: int | None) -> LogitsOptions:
-    """The logit loss of `kd`, over the first `vocab_size` ids."""
-    return LogitsOptions(
-        kind=kd.logits_loss_kind,
-        temperature=kd.logit_kl_temperature,
-        temperature_squared=kd.temperature_squared,
-        beta=kd.logits_loss_beta,
-        alpha=kd.logits_loss_alpha,
-        vocab_size=vocab_size,
-    )
-
+from megatron_kd.losses.topk import topk_loss
 
 # What is reported of the logits beside their losses, in this order.
 OBSERVED = ("teacher_kl", "teacher_top1_agreement", "teacher_top5_agreement", "teacher_topk_mass")
@@ -78,10 +55,11 @@ class LogitsDivergence(_Loss):
     def __init__(
         self, kd: ModelOptDistillConfig, vocab_size: int | None, group: ProcessGroup, faults: Faults | None
     ) -> None:
-        """`vocab_size` counts the ids that both models have; `faults` as in `vocab_parallel_divergence`."""
+        """`vocab_size` counts the ids that both models have; `faults` as in `materialised_divergence`."""
         super().__init__()
-        self._options, self._group, self._faults = logits_options(kd, vocab_size), group, faults
-        self._topk, self._tail = kd.logit_kl_topk, kd.logit_kl_topk_tail
+        self._divergence, self._truncation = kd.divergence, kd.truncation
+        self._shards: dict[str, Any] = {"group": group, "vocab_size": vocab_size}
+        self._faults = faults
         self._observed: Observed | None = None
 
     def forward(self, student: tuple[Tensor, Tensor | None], teacher: tuple[Tensor, Tensor | None]) -> Tensor:
@@ -100,27 +78,14 @@ class LogitsDivergence(_Loss):
         return observed
 
     def _losses(self, student_SBV: Tensor, teacher_SBV: Tensor) -> tuple[Tensor, Tensor | None]:
-        if self._topk is None:
-            losses_SB = vocab_parallel_divergence(
-                student_SBV, teacher_SBV, group=self._group, faults=self._faults, **self._options
-            )
-            return losses_SB, None
-        return vocab_parallel_topk_divergence(
-            student_SBV,
-            teacher_SBV,
-            self._topk,
-            tail=self._tail,
-            temperature=self._options["temperature"],
-            temperature_squared=self._options["temperature_squared"],
-            group=self._group,
-            vocab_size=self._options["vocab_size"],
-            faults=self._faults,
-        )
+        logits, where = (student_SBV, teacher_SBV), {**self._shards, "faults": self._faults}
+        if self._truncation is None:
+            return materialised_divergence(*logits, self._divergence, **where), None
+        return topk_loss(*logits, self._truncation, self._divergence, **where)
 
     def _evaluated(self, student_SBV: Tensor, teacher_SBV: Tensor) -> Observed:
-        where: dict[str, Any] = {"group": self._group, "vocab_size": self._options["vocab_size"]}
-        kl_SB = vocab_parallel_divergence(student_SBV, teacher_SBV, faults=self._faults, **where)
-        return Observed(kl_SB, vocab_parallel_choice_rank(student_SBV, teacher_SBV, **where))
+        kl_SB = materialised_divergence(student_SBV, teacher_SBV, Divergence(), faults=self._faults, **self._shards)
+        return Observed(kl_SB, vocab_parallel_choice_rank(student_SBV, teacher_SBV, **self._shards))
 
 
 class HiddenLoss(_Loss):

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from megatron_kd.distillation.balance import Balancer, Losses
-from megatron_kd.distillation.criteria import LogitsDivergence, Observed, logits_options
-from megatron_kd.losses.fused_linear import fused_linear_divergence, fused_linear_evaluation
+from megatron_kd.distillation.criteria import LogitsDivergence, Observed
+from megatron_kd.losses.fused_inputs import Heads, ModelHead, Weighting
+from megatron_kd.losses.fused_linear import fused_evaluation, fused_loss
 from megatron_kd.losses.shard import compute_dtype
 from megatron_kd.models.gpt import Headed
 from megatron_kd.runtime.layout import Layout
@@ -60,11 +61,11 @@ class FusedLogits:
 
     def __init__(self, model: mtd.DistillationModel, balancer: Balancer, layout: Layout) -> None:
         self._balancer, self._layout = balancer, layout
-        self._sequence_parallel = model.config.sequence_parallel
-        self._options = logits_options(balancer.config, model.true_vocab_size)
-        # What the loss must know beyond the divergence's own options: the two sizes give the shared ids.
-        self._sides: dict[str, Any] = {
-            "teacher_vocab_size": model.teacher_model.true_vocab_size,
+        self._divergence = balancer.config.divergence
+        self._vocab_sizes = model.true_vocab_size, model.teacher_model.true_vocab_size
+        self._on_ranks: dict[str, Any] = {
+            "group": layout.tp.group,
+            "sequence_parallel": model.config.sequence_parallel,
             "faults": model.faults,
         }
         self._teacher: tuple[Headed, Tensor] | None = None
@@ -92,26 +93,25 @@ class FusedLogits:
     ) -> Tensor:
         assert self._teacher is not None and labels_BS is not None and loss_mask_BS is not None
         (teacher, hidden_SBG), self._teacher = self._teacher, None
-        heads = (hidden_SBH, model.head_weight(), hidden_SBG, teacher.head_weight())
+        vocab_size, teacher_vocab_size = self._vocab_sizes
+        heads = Heads(
+            student=ModelHead(hidden_SBH, model.head_weight(), vocab_size=vocab_size),
+            teacher=ModelHead(hidden_SBG, teacher.head_weight(), vocab_size=teacher_vocab_size),
+        )
         compute = self._train if torch.is_grad_enabled() else self._evaluate
         self._result = compute(heads, labels_BS.transpose(0, 1), loss_mask_BS.transpose(0, 1))
         return self._result.total
 
-    def _train(self, heads: tuple[Tensor, ...], labels_SB: Tensor, mask_SB: Tensor) -> LogitsResult:
+    def _train(self, heads: Heads, labels_SB: Tensor, mask_SB: Tensor) -> LogitsResult:
         weights = self._balancer.weights(UNKNOWN)
-        buffer = self._gradient_buffer(heads[1])
-        loss = fused_linear_divergence(
-            *heads,
+        weighting = Weighting(
             token_weights=mask_SB,
             labels=None if self._balancer.config.skip_lm_loss else labels_SB,
             kd_scale=weights.logits,
             lm_scale=weights.lm,
-            group=self._layout.tp.group,
-            sequence_parallel=self._sequence_parallel,
-            weight_grad_buffer=buffer,
-            **self._options,
-            **self._sides,
         )
+        buffer = self._gradient_buffer(heads.student.weight)
+        loss = fused_loss(heads, self._divergence, weighting, weight_grad_buffer=buffer, **self._on_ranks)
         if buffer is not None and loss.total.grad_fn is not None:
             loss.total.grad_fn.register_hook(lambda *_: self._spare_gradients.append(buffer))
         with torch.no_grad():
@@ -126,15 +126,8 @@ class FusedLogits:
             return self._spare_gradients.pop()
         return torch.empty_like(weight, dtype=compute_dtype(weight))
 
-    def _evaluate(self, heads: tuple[Tensor, ...], labels_SB: Tensor, mask_SB: Tensor) -> LogitsResult:
-        values = fused_linear_evaluation(
-            *heads,
-            labels=labels_SB,
-            group=self._layout.tp.group,
-            sequence_parallel=self._sequence_parallel,
-            **self._options,
-            **self._sides,
-        )
+    def _evaluate(self, heads: Heads, labels_SB: Tensor, mask_SB: Tensor) -> LogitsResult:
+        values = fused_evaluation(heads, self._divergence, labels=labels_SB, **self._on_ranks)
         assert values.lm is not None, "labels were given"
         logits, lm = (values.divergence * mask_SB).sum(), (values.lm * mask_SB).sum()
         weights, seen = self._balancer.weights(UNKNOWN), Observed(values.kl, values.rank).sums(mask_SB)

@@ -1,9 +1,9 @@
 """Matrix products of an output head with a chunk of tokens, and the accumulation of its gradients.
 
 On a GPU the products run in the head's own dtype, as the model's output layer would run them. CPUs without bfloat16
-units need 3 to 100 times longer for a bfloat16 product than for a float32 one (measured; the worst is the one with
-the hidden state's gradient), so there a low-precision head is read in blocks of rows that are cast to float32 on the
-way: a copy of the whole head would cost more memory than the logits this module exists to avoid.
+units need 3 to 100 times longer for a bfloat16 product than for a float32 one (measured; the worst is the product that
+gives the hidden states' gradient), so there a low-precision head is read in blocks of rows that are cast to float32 on
+the way: a float32 copy of the whole head would cost more memory than the logits that the fused loss avoids.
 
 Shapes: C tokens of a chunk, N tokens, V vocabulary (the logical size, also on a shard), H hidden size.
 """
@@ -20,8 +20,8 @@ from megatron_kd.losses.shard import compute_dtype
 from megatron_kd.losses.sizes import block_rows
 
 
-class Head:
-    """An output head's true rows on this rank: logits = hidden @ weight^T + bias.
+class HeadProducts:
+    """The products of an output head's true rows on this rank: logits = hidden @ weight^T + bias.
 
     Args:
         weight: [slots, H].
@@ -92,7 +92,7 @@ class HeadGradients:
         self.bias = weight.new_zeros(len(weight), dtype=dtype) if needs[2] else None
         self._fresh = True
 
-    def add_(self, head: Head, grad_CV: Tensor, hidden_CH: Tensor, rows: slice) -> None:
+    def add_(self, head: HeadProducts, grad_CV: Tensor, hidden_CH: Tensor, rows: slice) -> None:
         """Add a chunk's part. `grad_CV` is the logits' gradient, `hidden_CH` the chunk's states in `head.dtype`."""
         if self.hidden is not None:
             if self.hidden.dtype == head.dtype:
@@ -107,7 +107,7 @@ class HeadGradients:
             self._add_weight(head, grad_CV, hidden_CH)
         self._fresh = False
 
-    def _add_weight(self, head: Head, grad_CV: Tensor, hidden_CH: Tensor) -> None:
+    def _add_weight(self, head: HeadProducts, grad_CV: Tensor, hidden_CH: Tensor) -> None:
         assert self.weight is not None
         weight_VH = self.weight[: head.width]
         if self._fresh:

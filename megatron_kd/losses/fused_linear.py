@@ -5,7 +5,7 @@ gradients of hidden states, head and bias; the student's logits buffer is reused
 of the total are therefore inputs: the gradients are formed in the forward, and the backward only scales them.
 Memory beyond inputs and results grows with chunk x V, not with N x V; `fused_pass` holds the pass itself.
 
-Shapes: N tokens, V vocabulary (the logical size, also on a shard), H student hidden size, G teacher hidden size.
+Shapes: N tokens, V vocabulary (the logical size, also on a shard), H student hidden size.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from torch import Tensor
 from megatron_kd.errors import MegatronKDError
 from megatron_kd.losses.cross_entropy import IGNORE_INDEX
 from megatron_kd.losses.faults import Faults
-from megatron_kd.losses.fused_heads import Head, gather_sequence
-from megatron_kd.losses.fused_pass import FusedLinear, Plan, make_plan
+from megatron_kd.losses.fused_heads import HeadProducts
+from megatron_kd.losses.fused_inputs import Heads, Weighting
+from megatron_kd.losses.fused_pass import FusedLinear, FusedPass
+from megatron_kd.losses.kinds import Divergence
 from megatron_kd.losses.shard import compute_dtype
 
 
@@ -29,7 +31,7 @@ class DetachedLossUsed(MegatronKDError, RuntimeError):
 
 
 class FusedLoss(NamedTuple):
-    """Result of `fused_linear_divergence`.
+    """Result of `fused_loss`.
 
     Attributes:
         total: scalar, sum over tokens of token_weights * (kd_scale * divergence + lm_scale * lm); differentiable.
@@ -43,7 +45,7 @@ class FusedLoss(NamedTuple):
 
 
 class FusedEvaluation(NamedTuple):
-    """Result of `fused_linear_evaluation`, [...] per token.
+    """Result of `fused_evaluation`, [...] per token.
 
     Attributes:
         divergence: the loss.
@@ -58,61 +60,34 @@ class FusedEvaluation(NamedTuple):
     rank: Tensor
 
 
-def fused_linear_divergence(
-    student_hidden: Tensor,
-    student_weight: Tensor,
-    teacher_hidden: Tensor,
-    teacher_weight: Tensor,
+def fused_loss(
+    heads: Heads,
+    divergence: Divergence,
+    weighting: Weighting,
     *,
-    kind: str = "forward_kl",
-    temperature: float = 1.0,
-    token_weights: Tensor | None = None,
-    labels: Tensor | None = None,
-    kd_scale: float | Tensor = 1.0,
-    lm_scale: float | Tensor = 1.0,
     group: dist.ProcessGroup | None = None,
-    chunk_tokens: int | None = None,
-    student_bias: Tensor | None = None,
-    teacher_bias: Tensor | None = None,
-    vocab_size: int | None = None,
-    teacher_vocab_size: int | None = None,
     sequence_parallel: bool = False,
-    ignore_index: int = IGNORE_INDEX,
-    temperature_squared: bool = False,
-    beta: float = 0.5,
-    alpha: float = 0.1,
+    chunk_tokens: int | None = None,
     weight_grad_buffer: Tensor | None = None,
     faults: Faults | None = None,
 ) -> FusedLoss:
     """Distillation and LM loss of hidden states and heads, without logits.
 
-    Formulas as in `vocab_parallel_divergence` and `vocab_parallel_cross_entropy`, which it equals. Gradients go to
-    the student's hidden states, weight and bias where those require one; a frozen head's gradient is not formed.
+    It equals `materialised_divergence` and `vocab_parallel_cross_entropy` of the heads' logits. Gradients go to the
+    student's hidden states, weight and bias where those require one; a frozen head's gradient is not formed.
 
-    If `student_weight` has a `main_grad`, the backward adds to it instead of to `.grad`, as megatron-core's
+    If the student's weight has a `main_grad`, the backward adds to it instead of to `.grad`, as megatron-core's
     ColumnParallelLinear does: `grad_added_to_main_grad` is set, and a dummy gradient is returned so that hooks run
     (a zero one if the weight says `zero_out_wgrad`, which megatron-core sets on tied embeddings).
 
     Args:
-        student_hidden: [..., H], or [S/tp, ..., H] under sequence parallelism.
-        student_weight: [V/tp, H], this rank's rows of the head; tied embeddings need nothing special.
-        teacher_hidden: [..., G], the same tokens; a sequence shard like the student's, or whole.
-        teacher_weight: [V/tp, G]. At tp > 1 as many rows as the student's, so that both shards hold the same ids.
-        kind, temperature, temperature_squared, beta, alpha: the divergence, see `vocab_parallel_divergence`.
-        token_weights: [...] of whole sequences; 0 masks a token. None is 1 for each token.
-        labels: [...] of whole sequences, for the LM loss (at temperature 1, over all student ids); None for none.
-        kd_scale: scale of the divergence in the total.
-        lm_scale: scale of the LM loss in the total.
+        heads: both models' final hidden states and output heads.
+        divergence: which one, and its parameters.
+        weighting: weights of tokens and scales of both losses in the total, and the labels of the LM loss.
         group: the tensor-parallel group that shards both heads; None when this rank holds all ids.
+        sequence_parallel: whether the student's hidden states are this rank's shard of the sequence (dimension 0).
         chunk_tokens: tokens whose logits exist at a time. By default few enough for tens of MB on a CPU, and enough
             for efficient matrix products on a GPU.
-        student_bias: [V/tp] or None.
-        teacher_bias: [V/tp] or None.
-        vocab_size: the student's true vocabulary size over all ranks; rows at or above it are padding.
-        teacher_vocab_size: the teacher's. Where they differ the divergence is taken over the shared ids, the first
-            min(vocab_size, teacher_vocab_size), each model's distribution renormalised over them.
-        sequence_parallel: whether `student_hidden` is this rank's shard of the sequence (dimension 0).
-        ignore_index: label of tokens without an LM loss.
         weight_grad_buffer: float32 [V/tp, H] to form the weight's gradient in, to reuse one allocation; it must be
             left alone until the backward. None allocates.
         faults: where to note what is wrong with the numbers, for a step whose ranks must all raise together; None
@@ -125,73 +100,62 @@ def fused_linear_divergence(
         InputError: shapes that do not match, unequal shard widths, or a label that is no id.
         NumericalFault: logits that are not finite, on any rank; checked once, after the last chunk. Not with `faults`.
     """
-    plan = make_plan(
-        student_hidden,
-        student_weight,
-        teacher_hidden,
-        teacher_weight,
-        kind=kind,
-        temperature=temperature,
-        token_weights=token_weights,
-        labels=labels,
-        kd_scale=kd_scale,
-        lm_scale=lm_scale,
-        group=group,
-        chunk_tokens=chunk_tokens,
-        teacher_bias=teacher_bias,
-        vocab_size=vocab_size,
-        teacher_vocab_size=teacher_vocab_size,
-        sequence_parallel=sequence_parallel,
-        ignore_index=ignore_index,
-        temperature_squared=temperature_squared,
-        beta=beta,
-        alpha=alpha,
-        weight_grad_buffer=weight_grad_buffer,
+    fused = FusedPass.of(
+        heads, divergence, weighting, group=group, sequence_parallel=sequence_parallel, chunk_tokens=chunk_tokens,
         faults=faults,
-    )
-    total, divergence_N, lm_N = FusedLinear.apply(student_hidden, student_weight, student_bias, plan)
-    leading = _leading_shape(student_hidden, plan)
-    lm = None if labels is None else _reported(lm_N.view(leading))
+    )  # fmt: skip
+    hidden, weight, bias, _ = heads.student
+    with_gradient = torch.is_grad_enabled()  # inside an autograd function it is always off
+    total, divergence_N, lm_N = FusedLinear.apply(hidden, weight, bias, fused, with_gradient, weight_grad_buffer)
+    leading = _leading_shape(hidden, fused)
+    lm = None if weighting.labels is None else _reported(lm_N.view(leading))
     return FusedLoss(total, _reported(divergence_N.view(leading)), lm)
 
 
-def fused_linear_evaluation(
-    student_hidden: Tensor,
-    student_weight: Tensor,
-    teacher_hidden: Tensor,
-    teacher_weight: Tensor,
+def fused_evaluation(
+    heads: Heads,
+    divergence: Divergence,
     *,
-    student_bias: Tensor | None = None,
-    **options: Any,
+    labels: Tensor | None = None,
+    ignore_index: int = IGNORE_INDEX,
+    group: dist.ProcessGroup | None = None,
+    sequence_parallel: bool = False,
+    chunk_tokens: int | None = None,
+    faults: Faults | None = None,
 ) -> FusedEvaluation:
     """Per-token losses, and what evaluation asks beside them, from the same chunks, without gradients.
 
     Args:
-        student_hidden, student_weight, teacher_hidden, teacher_weight, student_bias: see `fused_linear_divergence`.
-        options: its other keyword arguments that do not concern the total or gradients: `labels`, `kind`, ...
+        heads, divergence, group, sequence_parallel, chunk_tokens, faults: as in `fused_loss`.
+        labels: [...] of whole sequences, for the LM loss; None for none.
+        ignore_index: label of tokens without an LM loss.
 
     Returns:
         `FusedEvaluation`. KL and rank are over the shared ids; equal logits rank by id, whatever the sharding.
 
     Raises:
-        InputError, NumericalFault: as `fused_linear_divergence`.
+        InputError, NumericalFault: as `fused_loss`.
     """
     with torch.no_grad():
-        plan = make_plan(student_hidden, student_weight, teacher_hidden, teacher_weight, **options)
-        whole = student_hidden if plan.gather is None else gather_sequence(student_hidden, plan.gather)
-        head = Head(student_weight, student_bias, plan.terms.student.width)
-        out = plan.run(whole.reshape(-1, whole.shape[-1]), head, None, with_metrics=True)
+        fused = FusedPass.of(
+            heads, divergence, Weighting(labels=labels, ignore_index=ignore_index), group=group,
+            sequence_parallel=sequence_parallel, chunk_tokens=chunk_tokens, faults=faults,
+        )  # fmt: skip
+        hidden, weight, bias, _ = heads.student
+        whole = fused.whole_sequence(hidden)
+        student = HeadProducts(weight, bias, fused.terms.student.width)
+        out = fused.run(whole.reshape(-1, whole.shape[-1]), student, None, with_metrics=True)
         leading, dtype = whole.shape[:-1], compute_dtype(whole)
-        lm = None if plan.inputs.labels is None else out.lm.to(dtype).view(leading)
-        divergence, kl = (values.to(dtype).view(leading) for values in (out.divergence, out.kl))
-        return FusedEvaluation(divergence, lm, kl, out.rank.long().view(leading))
+        lm = None if labels is None else out.lm.to(dtype).view(leading)
+        divergence_, kl = (values_N.to(dtype).view(leading) for values_N in (out.divergence, out.kl))
+        return FusedEvaluation(divergence_, lm, kl, out.rank.long().view(leading))
 
 
-def _leading_shape(hidden: Tensor, plan: Plan) -> torch.Size:
+def _leading_shape(hidden: Tensor, fused: FusedPass) -> torch.Size:
     """The shape of per-token results: that of the whole hidden states."""
-    if plan.gather is None:
+    if fused.gather is None:
         return hidden.shape[:-1]
-    return torch.Size((hidden.shape[0] * plan.terms.student.world, *hidden.shape[1:-1]))
+    return torch.Size((hidden.shape[0] * fused.terms.student.world, *hidden.shape[1:-1]))
 
 
 def _reported(values: Tensor) -> Tensor:
@@ -202,6 +166,8 @@ def _reported(values: Tensor) -> Tensor:
 
 
 class _Reported(torch.autograd.Function):
+    """The identity, on a graph of its own: `anchor` requires a gradient, so that a backward reaches this function."""
+
     @staticmethod
     def forward(ctx: Any, values: Tensor, anchor: Tensor) -> Tensor:
         return values.view_as(values)

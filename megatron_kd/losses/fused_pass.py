@@ -20,43 +20,88 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_kd.errors import InputError
 from megatron_kd.losses.faults import Faults, finite, finite_divergence, known_labels, require
-from megatron_kd.losses.fused_heads import Head, HeadGradients, gather_sequence, scatter_sequence
-from megatron_kd.losses.fused_tile import Labels, Terms, TileLosses, TokenInputs, TokenOutputs
-from megatron_kd.losses.kinds import make_kind
-from megatron_kd.losses.shard import VocabShard, compute_dtype
+from megatron_kd.losses.fused_heads import HeadGradients, HeadProducts, gather_sequence, scatter_sequence
+from megatron_kd.losses.fused_inputs import Heads, TokenInputs, Weighting
+from megatron_kd.losses.fused_tile import Terms, TileLosses, TokenOutputs
+from megatron_kd.losses.kinds import Divergence
+from megatron_kd.losses.shard import compute_dtype
 from megatron_kd.losses.sizes import chunk_rows, tile_rows
 from megatron_kd.losses.tiles import tiles
 
 
-@dataclass(frozen=True)
-class Plan:
-    """All inputs of the pass but the student's hidden states, head and bias, which autograd must see.
+@dataclass(frozen=True, kw_only=True)
+class FusedPass:
+    """All that the pass reads but the student's hidden states, weight and bias, which autograd must see.
 
     Attributes:
-        terms, inputs: what is computed, and its per-token inputs.
+        terms: the losses, and the ids they are over.
+        inputs: what is known of each token.
         teacher_hidden: [N, G], the teacher's hidden states of all tokens.
-        teacher: the teacher's head.
+        teacher: the products of the teacher's head.
         chunk: tokens of a chunk.
         gather: the group to gather the student's sequence shards over, None if the student's hidden states are whole.
-        with_gradient: whether gradients are recorded.
-        weight_grad_buffer: where to form the head's gradient, or None.
         faults: where to note what is wrong with the numbers; None raises.
     """
 
     terms: Terms
     inputs: TokenInputs
     teacher_hidden: Tensor
-    teacher: Head
+    teacher: HeadProducts
     chunk: int
     gather: dist.ProcessGroup | None
-    with_gradient: bool
-    weight_grad_buffer: Tensor | None = None
-    faults: Faults | None = None
+    faults: Faults | None
+
+    @classmethod
+    def of(
+        cls,
+        heads: Heads,
+        divergence: Divergence,
+        weighting: Weighting,
+        *,
+        group: dist.ProcessGroup | None,
+        sequence_parallel: bool,
+        chunk_tokens: int | None,
+        faults: Faults | None,
+    ) -> FusedPass:
+        """Check the arguments of `fused_loss`, and gather the teacher's sequence if it is sharded.
+
+        Raises:
+            InputError: shapes that do not match.
+        """
+        shared, student = heads.shared_shard(group), heads.student.shard(group)
+        device = heads.student.hidden.device
+        gather = group if sequence_parallel and student.world > 1 else None
+        tokens = heads.student.tokens * (student.world if gather is not None else 1)
+        return cls(
+            terms=Terms(divergence, shared, student),
+            inputs=weighting.per_token(tokens, device),
+            teacher_hidden=heads.whole_teacher(tokens, group),
+            teacher=HeadProducts(heads.teacher.weight, heads.teacher.bias, shared.width),
+            chunk=max(1, min(chunk_tokens or chunk_rows(student.widest, device.type), tokens)),
+            gather=gather,
+            faults=faults,
+        )
+
+    def whole_sequence(self, hidden: Tensor) -> Tensor:
+        """The student's hidden states [S, ..., H], given those on this rank; one collective if they are shards."""
+        return hidden if self.gather is None else gather_sequence(hidden, self.gather)
+
+    def sum_over_shards(self, gradient: Tensor) -> Tensor:
+        """The hidden states' gradient [S, ..., H] of all vocabulary shards, for what this rank holds of the sequence.
+
+        Each shard's logits read all hidden states, so each has a part of their gradient; one collective.
+        """
+        if self.gather is not None:
+            return scatter_sequence(gradient, self.gather)
+        return self.terms.shared.sum_(gradient)
 
     def run(
-        self, hidden_NH: Tensor, student: Head, gradients: HeadGradients | None, with_metrics: bool = False
+        self,
+        hidden_NH: Tensor,
+        student: HeadProducts,
+        gradients: HeadGradients | None,
+        with_metrics: bool = False,
     ) -> TokenOutputs:
         """Per-token losses of whole hidden states, checked; fills `gradients`, and computes `fused_metrics`, if wanted.
 
@@ -105,26 +150,36 @@ class Plan:
 
 
 class FusedLinear(torch.autograd.Function):
-    """(total, divergence [N], lm [N]) of hidden states, weight, bias and a `Plan`."""
+    """(total, divergence [N], lm [N]) of hidden states, weight, bias and a `FusedPass`.
+
+    The gradients are formed in the forward, where the logits are, and saved in their stead: they have the size of
+    hidden states and head.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, plan: Plan
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        fused: FusedPass,
+        with_gradient: bool,
+        weight_grad_buffer: Tensor | None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        whole = hidden if plan.gather is None else gather_sequence(hidden, plan.gather)
+        whole = fused.whole_sequence(hidden)
         hidden_NH = whole.reshape(-1, whole.shape[-1])
         needs = ctx.needs_input_grad[:3]
         gradients = None
-        if plan.with_gradient and any(needs):
-            gradients = HeadGradients(hidden_NH, weight, bias, needs, plan.weight_grad_buffer)
-        out = plan.run(hidden_NH, Head(weight, bias, plan.terms.student.width), gradients)
+        if with_gradient and any(needs):
+            gradients = HeadGradients(hidden_NH, weight, bias, needs, weight_grad_buffer)
+        out = fused.run(hidden_NH, HeadProducts(weight, bias, fused.terms.student.width), gradients)
         if gradients is not None:
             grad_hidden = gradients.hidden
             if grad_hidden is not None:
-                grad_hidden = _sum_over_shards(grad_hidden.view(whole.shape), plan)
+                grad_hidden = fused.sum_over_shards(grad_hidden.view(whole.shape))
             ctx.save_for_backward(grad_hidden, gradients.weight, gradients.bias)
             ctx.weight, ctx.bias_dtype = weight, None if bias is None else bias.dtype
-        inputs, dtype = plan.inputs, compute_dtype(hidden)
+        inputs, dtype = fused.inputs, compute_dtype(hidden)
         total = (inputs.kd_factor * out.divergence + inputs.lm_factor * out.lm).sum().to(dtype)
         divergence_N, lm_N = out.divergence.to(dtype), out.lm.to(dtype)
         ctx.mark_non_differentiable(divergence_N, lm_N)
@@ -139,14 +194,9 @@ class FusedLinear(torch.autograd.Function):
             None if weight_VH is None else _weight_gradient(ctx.weight, weight_VH, grad),
             None if bias_V is None else (bias_V * grad).to(ctx.bias_dtype),
             None,
+            None,
+            None,
         )
-
-
-def _sum_over_shards(gradient: Tensor, plan: Plan) -> Tensor:
-    """The hidden states' gradient of all vocabulary shards, for the part of the sequence that this rank holds."""
-    if plan.gather is not None:
-        return scatter_sequence(gradient, plan.gather)
-    return plan.terms.shared.sum_(gradient)
 
 
 def _weight_gradient(weight: Tensor, gradient_VH: Tensor, grad: Tensor) -> Tensor | None:
@@ -161,89 +211,3 @@ def _weight_gradient(weight: Tensor, gradient_VH: Tensor, grad: Tensor) -> Tenso
     # megatron-core's hooks need some gradient to run; on tied embeddings they add it to the embedding's.
     zero = getattr(weight, "zero_out_wgrad", False)
     return torch.zeros_like(weight) if zero else torch.empty_like(weight)
-
-
-def make_plan(
-    student_hidden: Tensor,
-    student_weight: Tensor,
-    teacher_hidden: Tensor,
-    teacher_weight: Tensor,
-    *,
-    kind: str = "forward_kl",
-    temperature: float = 1.0,
-    token_weights: Tensor | None = None,
-    labels: Tensor | None = None,
-    kd_scale: float | Tensor = 1.0,
-    lm_scale: float | Tensor = 1.0,
-    group: dist.ProcessGroup | None = None,
-    chunk_tokens: int | None = None,
-    teacher_bias: Tensor | None = None,
-    vocab_size: int | None = None,
-    teacher_vocab_size: int | None = None,
-    sequence_parallel: bool = False,
-    ignore_index: int = -100,
-    temperature_squared: bool = False,
-    beta: float = 0.5,
-    alpha: float = 0.1,
-    weight_grad_buffer: Tensor | None = None,
-    faults: Faults | None = None,
-) -> Plan:
-    """Check the arguments of `fused_linear_divergence`, and gather the teacher's sequence if it is sharded."""
-    if not temperature > 0:
-        raise InputError(f"temperature={temperature} must be positive")
-    shared, student = _shards(student_weight, teacher_weight, group, vocab_size, teacher_vocab_size)
-    gather = group if sequence_parallel and student.world > 1 else None
-    tokens = student_hidden.shape[:-1].numel() * (student.world if gather is not None else 1)
-    teacher_NG = _whole_teacher(teacher_hidden, tokens, student)
-    weights_N = _per_token(token_weights, tokens, "token_weights")
-    weights_N = student_hidden.new_ones(tokens, dtype=torch.float64) if weights_N is None else weights_N.double()
-    labels_N = _per_token(labels, tokens, "labels")
-    pairs = None if labels_N is None else Labels(labels_N, labels_N != ignore_index)
-    factor = temperature**2 if temperature_squared else 1.0
-    return Plan(
-        Terms(make_kind(kind, beta=beta, alpha=alpha), 1 / temperature, factor, shared, student),
-        TokenInputs(weights_N * kd_scale, weights_N * lm_scale, pairs),
-        teacher_NG,
-        Head(teacher_weight, teacher_bias, shared.width),
-        max(1, min(chunk_tokens or chunk_rows(student.widest, student_hidden.device.type), tokens)),
-        gather,
-        torch.is_grad_enabled(),
-        weight_grad_buffer,
-        faults,
-    )
-
-
-def _shards(
-    student_weight: Tensor,
-    teacher_weight: Tensor,
-    group: dist.ProcessGroup | None,
-    vocab_size: int | None,
-    teacher_vocab_size: int | None,
-) -> tuple[VocabShard, VocabShard]:
-    """The ids that both models share, and the student's."""
-    student = VocabShard.of(len(student_weight), group, vocab_size)
-    teacher = VocabShard.of(len(teacher_weight), group, teacher_vocab_size)
-    if student.world > 1 and len(student_weight) != len(teacher_weight):
-        raise InputError(
-            f"the student's head has {len(student_weight)} rows on this rank and the teacher's {len(teacher_weight)}: "
-            "their shards hold different ids. Pad both heads to one width, and give both true vocabulary sizes"
-        )
-    shared_ids = min(student.vocab_size, teacher.vocab_size)
-    return VocabShard.of(len(student_weight), group, shared_ids), student
-
-
-def _whole_teacher(hidden: Tensor, tokens: int, shard: VocabShard) -> Tensor:
-    """[N, G] of a whole or sequence-sharded teacher's hidden states."""
-    hidden = hidden.detach()
-    count = hidden.shape[:-1].numel()
-    if count != tokens and count * shard.world == tokens and shard.group is not None:
-        hidden = gather_sequence(hidden, shard.group)
-    elif count != tokens:
-        raise InputError(f"teacher_hidden {tuple(hidden.shape)} has {count} tokens, the student's {tokens}")
-    return hidden.reshape(tokens, -1)
-
-
-def _per_token(values: Tensor | None, tokens: int, name: str) -> Tensor | None:
-    if values is not None and values.numel() != tokens:
-        raise InputError(f"{name} {tuple(values.shape)} must have one entry for each of the {tokens} tokens")
-    return None if values is None else values.detach().reshape(-1)

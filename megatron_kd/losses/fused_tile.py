@@ -9,55 +9,37 @@ Shapes: N tokens, C tokens of a tile, V vocabulary (the logical size, also on a 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from megatron_kd.losses.cross_entropy import exponentials_, picked_statistics, subtract_at_labels_
+from megatron_kd.losses.closed_forms import Probabilities
+from megatron_kd.losses.cross_entropy import exponentials_, subtract_at_labels_
+from megatron_kd.losses.fused_inputs import Labels, TokenInputs
 from megatron_kd.losses.fused_metrics import TileMetrics
-from megatron_kd.losses.kinds import Kind, Probabilities
+from megatron_kd.losses.kinds import Divergence
 from megatron_kd.losses.shard import VocabShard
 from megatron_kd.losses.tiles import Normalisers, Tile, combine
 
 
 @dataclass(frozen=True)
 class Terms:
-    """What is computed for a token, and over which ids.
+    """The losses of a token, and the ids they are over.
 
     Attributes:
-        kind: the divergence.
-        inv_temperature: 1 / T, of the divergence only.
-        temperature_factor: T^2 or 1, of the divergence.
+        divergence: the divergence; its temperature is not the LM loss's, which is 1.
         shared: the ids that teacher and student share, over which the divergence is taken.
-        student: the student's own ids, over which the language-model loss is taken; they include `shared`.
+        student: the student's own ids, over which the LM loss is taken; they include `shared`.
     """
 
-    kind: Kind
-    inv_temperature: float
-    temperature_factor: float
+    divergence: Divergence
     shared: VocabShard
     student: VocabShard
 
     @property
     def one_softmax(self) -> bool:
-        """Whether both losses read the same softmax of the student."""
-        return self.inv_temperature == 1 and self.shared == self.student
-
-
-class Labels(NamedTuple):
-    """Label ids, and which tokens have one that counts; [N] each."""
-
-    ids: Tensor
-    keep: Tensor
-
-
-class TokenInputs(NamedTuple):
-    """Factors of both losses in the total, [N]; labels, None without an LM loss."""
-
-    kd_factor: Tensor
-    lm_factor: Tensor
-    labels: Labels | None
+        """Whether both losses read the same softmax of the student, so that its exponentials are computed once."""
+        return self.divergence.temperature == 1 and self.shared == self.student
 
 
 class TokenOutputs:
@@ -90,7 +72,7 @@ class TileLosses:
     ):
         self.terms, self.inputs, self.outputs = terms, inputs, outputs
         self._metrics = TileMetrics(terms.shared, tokens, dtype) if with_metrics else None
-        self._tile = Tile(tokens, terms.shared.width, dtype, overwrite=True)
+        self._tile = Tile(terms.divergence, tokens, terms.shared.width, dtype, overwrite=True)
         self._lm = torch.empty(
             tokens, terms.student.width if inputs.labels is not None else 0, dtype=dtype, device=inputs.kd_factor.device
         )
@@ -111,10 +93,10 @@ class TileLosses:
         stats, labels = [], self.inputs.labels
         if labels is not None:
             stats.append(self._label_statistics(student_CV, labels.ids[rows]))
-        stats.insert(0, self._tile.load(shared_CV, teacher_CV, terms.inv_temperature, terms.kind))  # overwrites
+        stats.insert(0, self._tile.load(shared_CV, teacher_CV))  # overwrites
         stats_RKC = terms.shared.gather(torch.cat(stats) if len(stats) > 1 else stats[0])
-        norms, probs = self._finish_divergence(combine(stats_RKC[:, :3], terms.kind), with_gradient)
-        out.divergence[rows] = norms.value * terms.temperature_factor
+        norms, probs = self._finish_divergence(combine(stats_RKC[:, :3], self._tile.form), with_gradient)
+        out.divergence[rows] = norms.value * terms.divergence.scale
         out.student_lse[rows], out.teacher_lse[rows] = norms.student_lse, norms.teacher_lse
         if labels is not None:
             self._finish_lm(stats_RKC[:, 3:6], norms, labels.keep[rows], rows)
@@ -122,17 +104,17 @@ class TileLosses:
             self._write_gradient(student_CV, probs, norms, rows)
 
     def _finish_divergence(self, norms: Normalisers, with_gradient: bool) -> tuple[Normalisers, Probabilities | None]:
-        kind = self.terms.kind
-        if kind.expectation_under is not None:
-            return norms, self._tile.renormalise(norms, kind) if with_gradient else None
-        probs = self._tile.renormalise(norms, kind)
-        value_C, slope_C = self.terms.shared.sum_(torch.stack(kind.sums(probs)).double())
+        form = self._tile.form
+        if form.expectation_under is not None:
+            return norms, self._tile.renormalise(norms) if with_gradient else None
+        probs = self._tile.renormalise(norms)
+        value_C, slope_C = self.terms.shared.sum_(torch.stack(form.sums(probs)).double())
         return norms._replace(value=value_C, slope=slope_C), probs if with_gradient else None
 
     def _label_statistics(self, student_CV: Tensor, label_C: Tensor) -> Tensor:
         """[3, C]: log-sum-exp at temperature 1 (zero where the divergence's serves), logit at the label, holder."""
         stats_3C = torch.zeros(3, len(student_CV), dtype=torch.float64, device=student_CV.device)
-        stats_3C[1:] = picked_statistics(student_CV, label_C, self.terms.student)
+        stats_3C[1:] = self.terms.student.pick(student_CV, label_C)
         if not self.terms.one_softmax:
             max_C, sum_C = exponentials_(self._lm[: len(student_CV)].copy_(student_CV))
             self._lm_max_C = max_C.double()
@@ -147,11 +129,11 @@ class TileLosses:
         out.lm[rows] = torch.where(keep_C, lse_C - picked_C, 0.0)
 
     def _write_gradient(self, student_CV: Tensor, probs: Probabilities, norms: Normalisers, rows: slice) -> None:
-        terms, inputs, width = self.terms, self.inputs, self.terms.shared.width
+        inputs, width, divergence = self.inputs, self.terms.shared.width, self.terms.divergence
         dtype = probs.q.dtype
-        kd_factor_C1 = inputs.kd_factor[rows, None] * (terms.inv_temperature * terms.temperature_factor)
+        kd_factor_C1 = inputs.kd_factor[rows, None] * (divergence.inv_temperature * divergence.scale)
         lm_CV = None if inputs.labels is None else self._lm_gradient(probs, inputs.labels, rows)
-        kd_CV = terms.kind.gradient_(probs, norms.slope.to(dtype)[:, None])
+        kd_CV = self._tile.form.gradient_(probs, norms.slope.to(dtype)[:, None])
         if lm_CV is None:
             torch.mul(kd_CV, kd_factor_C1.to(dtype), out=student_CV[:, :width])
             student_CV[:, width:] = 0

@@ -1,195 +1,112 @@
-"""The closed forms: value and gradient of each divergence, as functions of probabilities.
+"""The divergences by name: which there are, what each reads, and which values are legal.
 
-P is the teacher's distribution, Q the student's, both softmaxes at temperature T over the whole vocabulary. A kind is
-a sum D = sum_v phi(q_v, p_v), so with respect to the student's logits s = T * log q + const
-
-    dD/ds_v = (a_v - q_v * A) / T        a_v = q_v * dphi/dq_v        A = sum_v a_v
-
-and A, the slope, is one number a token. Everything is written in q, p and the log ratio r = log p - log q, which
-stays finite where q or p underflows. Mixtures use L = log(w * p/q + 1 - w) = log(mixture / q), computed as a softplus.
-
-Shapes: C tokens of a tile, V vocabulary (the logical size, also on a shard).
+Torch-free, because configurations and estimates read it too. To add a divergence: its name and facts here, its value
+and gradient in `closed_forms`. If it has a parameter of its own: a field of `Divergence` and an entry of `PARAMETERS`
+here, and the field `logits_loss_<name>` of `ModelOptDistillConfig`.
 """
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
+from typing import Literal, NamedTuple, get_args
 
 from megatron_kd.errors import InputError
 
 DivergenceKind = Literal["forward_kl", "reverse_kl", "jsd", "skewed_forward_kl", "skewed_reverse_kl", "total_variation"]
-KINDS: tuple[DivergenceKind, ...] = (
-    "forward_kl", "reverse_kl", "jsd", "skewed_forward_kl", "skewed_reverse_kl", "total_variation",
-)  # fmt: skip
+KINDS: tuple[DivergenceKind, ...] = get_args(DivergenceKind)
+
+TEMPORARIES: dict[DivergenceKind, int] = {
+    "forward_kl": 0,
+    "reverse_kl": 0,
+    "jsd": 3,
+    "skewed_forward_kl": 3,
+    "skewed_reverse_kl": 3,
+    "total_variation": 2,
+}
+"""Tensors of a tile's size that the closed form of a kind allocates for a moment, beside the buffers of the tile."""
 
 
-class Probabilities(NamedTuple):
-    """What a kind reads, [C, V] each: q of the student; `teacher` and `ratio`, None if not asked for."""
+class Parameter(NamedTuple):
+    """A number that only some kinds read: which ones, and its legal values, as a test and in words."""
 
-    q: Tensor
-    teacher: Tensor | None
-    ratio: Tensor | None
+    kinds: tuple[DivergenceKind, ...]
+    holds: Callable[[float], bool]
+    words: str
+
+
+PARAMETERS: dict[str, Parameter] = {
+    "beta": Parameter(("jsd",), lambda v: 0 <= v <= 1, "must be at least 0 and at most 1"),
+    # At alpha = 1 both sides of a skewed KL are one distribution, and the loss is always 0.
+    "alpha": Parameter(
+        ("skewed_forward_kl", "skewed_reverse_kl"), lambda v: 0 <= v < 1, "must be at least 0 and less than 1"
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Divergence:
+    """A divergence of the student's next-token distribution Q from the teacher's P, both softmaxes at temperature T.
+
+    Attributes:
+        kind: one of `KINDS`; the formulas and their papers are in `closed_forms`.
+        temperature: T; the logits of both models are divided by it.
+        temperature_squared: whether the divergence is multiplied by T^2, so that its gradient keeps its size as T
+            grows (Hinton et al. 2015).
+        beta: weight of the teacher in "jsd". 0 means the forward KL and 1 the reverse KL: the convention of GKD's
+            authors and of TRL (JSD(beta) itself goes to 0 there; JSD(beta) / beta goes to the forward KL).
+        alpha: skew of the skewed KLs; 0 means the KL.
+
+    Raises:
+        InputError: an unknown kind, a temperature that is not positive, or an illegal parameter that `kind` reads.
+    """
+
+    kind: DivergenceKind = "forward_kl"
+    temperature: float = 1.0
+    temperature_squared: bool = False
+    beta: float = 0.5
+    alpha: float = 0.1
+
+    def __post_init__(self) -> None:
+        if self.kind not in KINDS:
+            raise InputError(f"kind={self.kind!r} is not a divergence; the divergences are {', '.join(KINDS)}")
+        if not self.temperature > 0:
+            raise InputError(f"temperature={self.temperature} must be greater than 0")
+        for name, parameter in PARAMETERS.items():
+            value = getattr(self, name)
+            if self.kind in parameter.kinds and not parameter.holds(value):
+                raise InputError(f"{name}={value} of kind={self.kind!r} {parameter.words}")
 
     @property
-    def p(self) -> Tensor:
-        """The teacher's probabilities, for kinds that asked for them."""
-        assert self.teacher is not None, "a kind that reads the teacher's probabilities must set needs_teacher"
-        return self.teacher
+    def inv_temperature(self) -> float:
+        """1 / T."""
+        return 1 / self.temperature
 
     @property
-    def r(self) -> Tensor:
-        """The log ratio log p - log q, for kinds that asked for it."""
-        assert self.ratio is not None, "a kind that reads the log ratio must set needs_ratio"
-        return self.ratio
+    def scale(self) -> float:
+        """What the divergence is multiplied by: T^2 or 1."""
+        return self.temperature**2 if self.temperature_squared else 1.0
 
 
-class Kind:
-    """A divergence. Subclasses hold no state of a call; `gradient_` may overwrite the tensors it is given."""
-
-    expectation_under: Literal["teacher", "student", None] = None
-    """Set by the KLs: D is then an expectation of a logit difference plus a difference of normalisers, and shards
-    combine without knowing the normalisers first. That saves a collective and a pass. The expectation is formed over
-    what the gradient does not read: `needs_ratio` is False under the teacher, `needs_teacher` under the student."""
-
-    needs_teacher: bool = True
-    """Whether `gradient_` reads the teacher's probabilities."""
-
-    needs_ratio: bool = True
-    """Whether `gradient_` reads the log ratio."""
-
-    def sums(self, probs: Probabilities) -> tuple[Tensor, Tensor]:
-        """This shard's part of the value D and of the slope A, each [C]; not asked of the KLs."""
-        raise NotImplementedError
-
-    def gradient_(self, probs: Probabilities, slope_C1: Tensor) -> Tensor:
-        """T * dD/ds = a - q * A of this shard, [C, V]."""
-        raise NotImplementedError
-
-
-class ForwardKL(Kind):
-    """KL(P || Q) = sum p log(p / q), Hinton et al. 2015. Gradient q - p."""
-
-    expectation_under = "teacher"
-    needs_ratio = False
-
-    def gradient_(self, probs: Probabilities, slope_C1: Tensor) -> Tensor:
-        return probs.q.sub_(probs.p)  # A = -1 exactly
-
-
-class ReverseKL(Kind):
-    """KL(Q || P) = sum q log(q / p). The slope is stored as D itself (A = D + 1 and a = q (1 - r))."""
-
-    expectation_under = "student"
-    needs_teacher = False
-
-    def gradient_(self, probs: Probabilities, slope_C1: Tensor) -> Tensor:
-        return probs.q.mul_(probs.r.add_(slope_C1).neg_())
-
-
-class TotalVariation(Kind):
-    """1/2 sum |p - q|, as in Wen et al. 2023 (f-DISTILL)."""
-
-    needs_ratio = False
-
-    def sums(self, probs: Probabilities) -> tuple[Tensor, Tensor]:
-        difference_CV = probs.q - probs.p
-        value_C = difference_CV.abs().sum(-1).mul_(0.5)
-        return value_C, difference_CV.sign_().mul_(probs.q).sum(-1).mul_(0.5)
-
-    def gradient_(self, probs: Probabilities, slope_C1: Tensor) -> Tensor:
-        sign_CV = torch.sub(probs.q, probs.p, out=probs.p).sign_().mul_(0.5)
-        return probs.q.mul_(sign_CV.sub_(slope_C1))
+Tail = Literal["bucket", "renormalise", "ignore"]
+TAILS: tuple[Tail, ...] = get_args(Tail)
 
 
 @dataclass(frozen=True)
-class _Mixture(Kind):
-    """A kind that compares with M = weight * P + (1 - weight) * Q, 0 < weight < 1."""
+class Truncation:
+    """Which of the teacher's tokens a top-k loss compares.
 
-    weight: float
-
-    def log_mixture_over_q(self, ratio_CV: Tensor) -> Tensor:
-        """L = log(weight * p/q + 1 - weight), [C, V], a new tensor."""
-        log_odds = math.log(self.weight / (1 - self.weight))
-        # Beyond the threshold softplus(x) is x, wrong by exp(-threshold): below float64 resolution at 40.
-        return F.softplus(ratio_CV + log_odds, threshold=40).add_(math.log(1 - self.weight))
-
-
-class GeneralisedJSD(_Mixture):
-    """weight * KL(P || M) + (1 - weight) * KL(Q || M), Agarwal et al. 2023 (GKD), equation 1."""
-
-    def sums(self, probs: Probabilities) -> tuple[Tensor, Tensor]:
-        log_m_CV = self.log_mixture_over_q(probs.r)
-        from_p_C = (probs.p * (probs.r - log_m_CV)).sum(-1)
-        from_q_C = -log_m_CV.mul_(probs.q).sum(-1)
-        slope_C = from_q_C.mul_(1 - self.weight)
-        return from_p_C.mul_(self.weight).add_(slope_C), slope_C
-
-    def gradient_(self, probs: Probabilities, slope_C1: Tensor) -> Tensor:
-        log_m_CV = self.log_mixture_over_q(probs.r)
-        return probs.q.mul_(log_m_CV.mul_(self.weight - 1).sub_(slope_C1))
-
-
-class SkewedForwardKL(_Mixture):
-    """KL(P || M), M = alpha * P + (1 - alpha) * Q: Ko et al. 2024 (DistiLLM), equation 3."""
-
-    def sums(self, probs: Probabilities) -> tuple[Tensor, Tensor]:
-        log_m_CV = self.log_mixture_over_q(probs.r)
-        value_C = (probs.p * (probs.r - log_m_CV)).sum(-1)
-        slope_C = log_m_CV.neg_().exp_().mul_(probs.p).sum(-1).mul_(self.weight - 1)
-        return value_C, slope_C
-
-    def gradient_(self, probs: Probabilities, slope_C1: Tensor) -> Tensor:
-        # a = -(1 - w) p q / m, with q / m = exp(-L)
-        a_CV = self.log_mixture_over_q(probs.r).neg_().exp_().mul_(probs.p).mul_(self.weight - 1)
-        return a_CV.sub_(probs.q.mul_(slope_C1))
-
-
-class SkewedReverseKL(_Mixture):
-    """KL(Q || M), M = (1 - alpha) * P + alpha * Q: Ko et al. 2024 (DistiLLM); here weight = 1 - alpha."""
-
-    def _slope_over_q(self, log_m_CV: Tensor) -> Tensor:
-        # a / q = 1 - L - alpha q / m
-        return torch.exp(-log_m_CV).mul_(self.weight - 1).sub_(log_m_CV).add_(1)
-
-    def sums(self, probs: Probabilities) -> tuple[Tensor, Tensor]:
-        log_m_CV = self.log_mixture_over_q(probs.r)
-        slope_C = self._slope_over_q(log_m_CV).mul_(probs.q).sum(-1)
-        return -log_m_CV.mul_(probs.q).sum(-1), slope_C
-
-    def gradient_(self, probs: Probabilities, slope_C1: Tensor) -> Tensor:
-        log_m_CV = self.log_mixture_over_q(probs.r)
-        return probs.q.mul_(self._slope_over_q(log_m_CV).sub_(slope_C1))
-
-
-def make_kind(kind: str, *, beta: float = 0.5, alpha: float = 0.1) -> Kind:
-    """The divergence called `kind`; `beta` is read by "jsd" and `alpha` by the skewed KLs.
-
-    At beta = 0 "jsd" is the forward KL and at beta = 1 the reverse KL, the convention of GKD's authors and of TRL
-    (JSD(beta) itself goes to 0 there; JSD(beta) / beta goes to the forward KL). At alpha = 0 a skewed KL is the KL.
+    Attributes:
+        k: how many, the likeliest first.
+        tail: what becomes of the others, one of `TAILS`: see `topk.topk_divergence`.
 
     Raises:
-        InputError: for an unknown kind, beta outside [0, 1], or alpha outside [0, 1).
+        InputError: an unknown tail. Whether k fits the vocabulary shows when there are logits.
     """
-    if kind == "jsd" and not 0 <= beta <= 1:
-        raise InputError(f"beta={beta} of kind='jsd' must lie in [0, 1]")
-    if kind.startswith("skewed") and not 0 <= alpha < 1:
-        raise InputError(f"alpha={alpha} of kind={kind!r} must lie in [0, 1); at 1 the loss is always 0")
-    if kind == "forward_kl" or (kind == "jsd" and beta == 0) or (kind == "skewed_forward_kl" and alpha == 0):
-        return ForwardKL()
-    if kind == "reverse_kl" or (kind == "jsd" and beta == 1) or (kind == "skewed_reverse_kl" and alpha == 0):
-        return ReverseKL()
-    if kind == "jsd":
-        return GeneralisedJSD(beta)
-    if kind == "skewed_forward_kl":
-        return SkewedForwardKL(alpha)
-    if kind == "skewed_reverse_kl":
-        return SkewedReverseKL(1 - alpha)
-    if kind == "total_variation":
-        return TotalVariation()
-    raise InputError(f"kind={kind!r} is not a divergence; the divergences are {', '.join(KINDS)}")
+
+    k: int
+    tail: Tail = "bucket"
+
+    def __post_init__(self) -> None:
+        if self.tail not in TAILS:
+            raise InputError(f"tail={self.tail!r} is not one of {', '.join(TAILS)}")

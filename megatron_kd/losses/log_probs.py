@@ -15,8 +15,7 @@ from torch.autograd.function import once_differentiable
 from megatron_kd.errors import InputError
 from megatron_kd.losses.faults import Fault, Faults, finite, require
 from megatron_kd.losses.shard import VocabShard, compute_dtype
-from megatron_kd.losses.sizes import tile_rows
-from megatron_kd.losses.tiles import tiles
+from megatron_kd.losses.tiles import Tiling
 
 
 def log_probs_at(
@@ -47,31 +46,22 @@ def log_probs_at(
     """
     if ids.shape[:-1] != logits.shape[:-1]:
         raise InputError(f"ids {tuple(ids.shape)} must have the logits' leading shape {tuple(logits.shape[:-1])}")
-    slots, k = logits.shape[-1], ids.shape[-1]
-    shard = VocabShard.of(slots, group, vocab_size)
-    chunk = chunk_tokens or tile_rows(shard.widest, logits.device.type)
-    log_probs_NK, log_tail_N = _LogProbsAt.apply(
-        logits.reshape(-1, slots), ids.reshape(-1, k), 1 / temperature, shard, chunk, faults
-    )
+    tiling = Tiling.of(logits, group, vocab_size, chunk_tokens)
+    logits_NV, ids_NK = logits.reshape(-1, logits.shape[-1]), ids.reshape(-1, ids.shape[-1])
+    log_probs_NK, log_tail_N = _LogProbsAt.apply(logits_NV, ids_NK, 1 / temperature, tiling, faults)
     return log_probs_NK.view(ids.shape), log_tail_N.view(logits.shape[:-1])
 
 
 class _LogProbsAt(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any,
-        logits_NV: Tensor,
-        ids_NK: Tensor,
-        inv_temperature: float,
-        shard: VocabShard,
-        chunk: int,
-        faults: Faults | None,
+        ctx: Any, logits_NV: Tensor, ids_NK: Tensor, inv_temperature: float, tiling: Tiling, faults: Faults | None
     ) -> tuple[Tensor, Tensor]:
         log_probs_NK, log_tail_N, rest_N = gathered_log_probs(
-            logits_NV, ids_NK, inv_temperature, shard, chunk, side="student", faults=faults
+            logits_NV, ids_NK, inv_temperature, tiling, side="student", faults=faults
         )
         ctx.save_for_backward(logits_NV, ids_NK, log_probs_NK, log_tail_N, rest_N)
-        ctx.inv_temperature, ctx.shard, ctx.chunk = inv_temperature, shard, chunk
+        ctx.inv_temperature, ctx.tiling = inv_temperature, tiling
         return log_probs_NK, log_tail_N
 
     @staticmethod
@@ -80,39 +70,35 @@ class _LogProbsAt(torch.autograd.Function):
         # With G the sum of all K + 1 gradients, r = q / tail the student's distribution outside the K tokens:
         # T * gradient is grad_k - G * q at token k, and r * (grad_tail - G * tail) outside.
         logits_NV, ids_NK, log_probs_NK, log_tail_N, rest_N = ctx.saved_tensors
-        width, inv_temperature = ctx.shard.width, ctx.inv_temperature
-        no_tail_N = log_tail_N == -torch.inf
+        shard, inv_temperature = ctx.tiling.shard, ctx.inv_temperature
+        no_tail_N = log_tail_N == -torch.inf  # the ids are the whole vocabulary
         grad_tail_N = torch.where(no_tail_N, 0.0, grad_tail_N)
         sum_N1 = (grad_NK.sum(-1) + grad_tail_N)[:, None]
         at_ids_NK = (grad_NK - sum_N1 * log_probs_NK.exp()) * inv_temperature
         outside_N1 = (grad_tail_N[:, None] - sum_N1 * log_tail_N.exp()[:, None]) * inv_temperature
         rest_N1 = torch.where(no_tail_N, torch.inf, rest_N).to(grad_NK.dtype)[:, None]
         out_NV = torch.empty_like(logits_NV, memory_format=torch.contiguous_format)
-        for rows in tiles(len(logits_NV), ctx.chunk):
-            tile_CV = _padded(logits_NV[rows, :width], inv_temperature)
+        for rows in ctx.tiling:
+            tile_CV = _with_spare_column(logits_NV[rows, : shard.width], inv_temperature)
             tile_CV.sub_(rest_N1[rows]).exp_().mul_(outside_N1[rows])
-            tile_CV.scatter_(-1, _slots(ids_NK[rows], ctx.shard), at_ids_NK[rows])
-            out_NV[rows, :width] = tile_CV[:, :width]
-        out_NV[:, width:] = 0
-        return out_NV, None, None, None, None, None
+            tile_CV.scatter_(-1, _slots_or_spare(ids_NK[rows], shard), at_ids_NK[rows])
+            out_NV[rows, : shard.width] = tile_CV[:, :-1]
+        out_NV[:, shard.width :] = 0
+        return out_NV, None, None, None, None
 
 
 def gathered_log_probs(
-    logits_NV: Tensor,
-    ids_NK: Tensor,
-    inv_temperature: float,
-    shard: VocabShard,
-    chunk: int,
-    *,
-    side: Fault,
-    faults: Faults | None,
+    logits_NV: Tensor, ids_NK: Tensor, inv_temperature: float, tiling: Tiling, *, side: Fault, faults: Faults | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Log-probabilities at the ids [N, K], log mass of the others, and their log-sum-exp, [N]; one collective."""
-    k = ids_NK.shape[1]
+    """Log-probabilities at the ids [N, K], log mass of the others [N], and their log-sum-exp [N]; one collective.
+
+    Every id is on one shard, so that the sum over shards of its logit, 0 where it is not, is the logit.
+    """
+    k, shard = ids_NK.shape[1], tiling.shard
     stats = torch.empty(k + 1, len(ids_NK), dtype=torch.float64, device=logits_NV.device)
-    for rows in tiles(len(ids_NK), chunk):
-        tile_CV = _padded(logits_NV[rows, : shard.width], inv_temperature)
-        slots_CK = _slots(ids_NK[rows], shard)
+    for rows in tiling:
+        tile_CV = _with_spare_column(logits_NV[rows, : shard.width], inv_temperature)
+        slots_CK = _slots_or_spare(ids_NK[rows], shard)
         stats[:k, rows] = tile_CV.gather(-1, slots_CK).T.double()
         tile_CV[:, -1] = -torch.inf
         stats[k, rows] = torch.logsumexp(tile_CV.scatter_(-1, slots_CK, -torch.inf), -1).double()
@@ -124,14 +110,17 @@ def gathered_log_probs(
     return (at_ids_NK - lse_N[:, None]).to(dtype), (rest_N - lse_N).to(dtype), rest_N
 
 
-def _padded(logits_CV: Tensor, inv_temperature: float) -> Tensor:
-    """logits / T in a new tensor with one column more, zero, for ids that other shards hold."""
+def _with_spare_column(logits_CV: Tensor, inv_temperature: float) -> Tensor:
+    """logits / T in a new tensor [C, V + 1]; the last column, zero, is that of ids on other shards.
+
+    With it, gather and scatter take the ids as they are: without a mask, and without a case for a shard of padding.
+    """
     out_CV = logits_CV.new_zeros(len(logits_CV), logits_CV.shape[1] + 1, dtype=compute_dtype(logits_CV))
     out_CV[:, :-1] = logits_CV
     return out_CV.mul_(inv_temperature)
 
 
-def _slots(ids_NK: Tensor, shard: VocabShard) -> Tensor:
-    """This shard's slots of global ids; ids of other shards get the column behind the last."""
-    local_NK = ids_NK - shard.start
-    return torch.where((local_NK >= 0) & (local_NK < shard.width), local_NK, shard.width)
+def _slots_or_spare(ids_NK: Tensor, shard: VocabShard) -> Tensor:
+    """This shard's slots of global ids [N, K]; the spare column for ids of other shards."""
+    slots_NK, here_NK = shard.find(ids_NK)
+    return torch.where(here_NK, slots_NK, shard.width)

@@ -1,8 +1,9 @@
-"""Which vocabulary ids a rank holds, and the two collectives the losses need.
+"""Which vocabulary ids a rank holds, and the two collectives that the losses need.
 
 Rank r of a tensor-parallel group holds the global ids [r * slots, (r + 1) * slots) as the last dimension of its
-logits. Ids at or above the true vocabulary size are padding: they are sliced off, never read, so that a padded slot
-has probability zero and gradient zero whatever its logit is.
+logits. Ids at or above the true vocabulary size are padding: they are sliced off and never read, so that a padded slot
+has probability zero and gradient zero whatever its logit is. (Masking them with -inf would read them, and make NaN of
+a shard that has nothing else.)
 
 Shapes: N tokens, V vocabulary (the logical size, also on a shard), R ranks, K statistics.
 """
@@ -28,7 +29,8 @@ class VocabShard:
         world: number of ranks in the group.
         start: global id of this rank's first slot.
         width: number of slots that hold true ids; the remaining slots are padding. May be 0.
-        widest: the largest `width` of any rank. Sizes of chunks follow from it, since ranks meet after each chunk.
+        widest: the largest `width` of any rank. Sizes of chunks follow from it and not from `width`: ranks meet in a
+            collective after each chunk, so all must cut the tokens alike.
         vocab_size: number of true ids over all ranks.
     """
 
@@ -60,8 +62,28 @@ class VocabShard:
         width = min(max(vocab_size - start, 0), slots)
         return cls(group, rank, world, start, width, min(vocab_size, slots), vocab_size)
 
+    def find(self, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """This shard's slots of global ids, and whether it holds them; both have the shape of `ids`.
+
+        The slot of an id that another shard holds is some slot, so that it can be gathered and left out.
+        """
+        local = ids - self.start
+        return local.clamp(0, self.width - 1), (local >= 0) & (local < self.width)
+
+    def pick(self, logits_NV: Tensor, id_N: Tensor) -> Tensor:
+        """The logit at one id for each token (0 where another shard holds it), and whether it is here; float64 [2, N].
+
+        Over all shards both add up: to the logit, and to 1 if the id is in the vocabulary.
+        """
+        picked_2N = torch.zeros(2, len(logits_NV), dtype=torch.float64, device=logits_NV.device)
+        if self.width:  # a shard of padding only has no slot to gather from
+            slot_N, here_N = self.find(id_N)
+            picked_2N[0] = torch.where(here_N, logits_NV.gather(-1, slot_N[:, None]).squeeze(-1), 0.0)
+            picked_2N[1] = here_N
+        return picked_2N
+
     def gather(self, stats_KN: Tensor) -> Tensor:
-        """Every rank's statistics, [R, K, N]: one collective, none when the vocabulary is not sharded."""
+        """Every rank's statistics [K, N], as [R, K, N]: one collective, none when the vocabulary is not sharded."""
         if self.world == 1:
             return stats_KN[None]
         out_RKN = stats_KN.new_empty((self.world, *stats_KN.shape))
@@ -69,7 +91,7 @@ class VocabShard:
         return out_RKN
 
     def sum_(self, values: Tensor) -> Tensor:
-        """The sum over ranks, in place: one collective, none when the vocabulary is not sharded."""
+        """The sum over ranks, in place, of any shape: one collective, none when the vocabulary is not sharded."""
         if self.world > 1:
             dist.all_reduce(values, group=self.group)
         return values

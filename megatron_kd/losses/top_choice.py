@@ -112,14 +112,14 @@ def vocab_parallel_topk_agreement(
 
 
 def rank_of(logits_NV: Tensor, id_N: Tensor, shard: VocabShard) -> Tensor:
-    """How many ids come before `id_N` in the order of falling logits, then rising ids, [N]; two collectives."""
-    at_id_N = torch.zeros(len(logits_NV), dtype=torch.float64, device=logits_NV.device)
-    if shard.width:
-        local_N = id_N - shard.start
-        mine_N = (local_N >= 0) & (local_N < shard.width)
-        picked_N = logits_NV.gather(-1, local_N.clamp(0, shard.width - 1)[:, None]).squeeze(-1)
-        at_id_N = torch.where(mine_N, picked_N.double(), at_id_N)
-    at_id_N1 = shard.sum_(at_id_N)[:, None].to(logits_NV.dtype)
+    """How many ids come before `id_N` in the order of falling logits, then rising ids, [N]; two collectives.
+
+    Args:
+        logits_NV: this shard's true slots, [N, shard.width].
+        id_N: a global id for each token.
+        shard: this rank's.
+    """
+    at_id_N1 = shard.sum_(shard.pick(logits_NV, id_N)[0])[:, None].to(logits_NV.dtype)
     ids_V = torch.arange(shard.width, device=logits_NV.device) + shard.start
     before_N = torch.zeros_like(id_N)
     for rows in tiles(len(logits_NV), tile_rows(shard.widest, logits_NV.device.type)):

@@ -10,7 +10,7 @@ Shapes: N tokens, V vocabulary (the logical size, also on a shard), K top-k, R r
 
 from __future__ import annotations
 
-from typing import Any, Literal, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -18,12 +18,10 @@ from torch import Tensor
 
 from megatron_kd.errors import InputError
 from megatron_kd.losses.faults import Faults, one_shape
+from megatron_kd.losses.kinds import Divergence, Tail, Truncation
 from megatron_kd.losses.log_probs import gathered_log_probs, log_probs_at
 from megatron_kd.losses.shard import VocabShard
-from megatron_kd.losses.sizes import tile_rows
-
-Tail = Literal["bucket", "renormalise", "ignore"]
-TAILS: tuple[Tail, ...] = ("bucket", "renormalise", "ignore")
+from megatron_kd.losses.tiles import Tiling
 
 
 class TopK(NamedTuple):
@@ -81,22 +79,21 @@ def vocab_parallel_topk(
         InputError: if k is not in [1, vocab_size].
         NumericalFault: logits that are not finite, on any rank; not with `faults`.
     """
-    slots = logits.shape[-1]
-    shard = VocabShard.of(slots, group, vocab_size)
+    tiling = Tiling.of(logits, group, vocab_size, chunk_tokens)
+    shard = tiling.shard
     if not 1 <= k <= shard.vocab_size:
         raise InputError(f"k={k} must lie between 1 and the vocabulary size, {shard.vocab_size}")
     with torch.no_grad():
-        logits_NV = logits.detach().reshape(-1, slots)
+        logits_NV = logits.detach().reshape(-1, logits.shape[-1])
         ids_NK = _topk_ids(logits_NV[:, : shard.width], k, shard)
-        chunk = chunk_tokens or tile_rows(shard.widest, logits.device.type)
         log_probs_NK, log_tail_N, _ = gathered_log_probs(
-            logits_NV, ids_NK, 1 / temperature, shard, chunk, side="teacher", faults=faults
+            logits_NV, ids_NK, 1 / temperature, tiling, side="teacher", faults=faults
         )
     leading = logits.shape[:-1]
     return TopK(ids_NK.view(*leading, k), log_probs_NK.view(*leading, k), log_tail_N.view(leading))
 
 
-def topk_divergence(student_log_probs: Tensor, student_log_tail: Tensor, teacher: TopK, *, tail: str) -> Tensor:
+def topk_divergence(student_log_probs: Tensor, student_log_tail: Tensor, teacher: TopK, *, tail: Tail) -> Tensor:
     """Forward KL of distributions known at K tokens and by the mass of the rest, [...].
 
     - "bucket": KL over K + 1 outcomes, the last holding all other tokens. Never negative; with K = V the full KL.
@@ -112,8 +109,7 @@ def topk_divergence(student_log_probs: Tensor, student_log_tail: Tensor, teacher
     Raises:
         InputError: for an unknown `tail`.
     """
-    if tail not in TAILS:
-        raise InputError(f"tail={tail!r} is not one of {', '.join(TAILS)}")
+    Truncation(teacher.ids.shape[-1], tail)  # refuses an unknown tail
     log_p = teacher.log_probs
     if tail == "renormalise":
         log_p = log_p - torch.logsumexp(log_p, -1, keepdim=True)
@@ -125,14 +121,12 @@ def topk_divergence(student_log_probs: Tensor, student_log_tail: Tensor, teacher
     return divergence + teacher.log_tail.exp() * difference
 
 
-def vocab_parallel_topk_divergence(
+def topk_loss(
     student_logits: Tensor,
     teacher_logits: Tensor,
-    k: int,
+    truncation: Truncation,
+    divergence: Divergence,
     *,
-    tail: str = "bucket",
-    temperature: float = 1.0,
-    temperature_squared: bool = False,
     group: dist.ProcessGroup | None = None,
     vocab_size: int | None = None,
     chunk_tokens: int | None = None,
@@ -143,24 +137,32 @@ def vocab_parallel_topk_divergence(
     Args:
         student_logits: [..., V/tp], this rank's shard.
         teacher_logits: the same shape, never given a gradient.
-        k: how many of the teacher's tokens.
-        tail: what becomes of the other tokens, see `topk_divergence`.
-        temperature, temperature_squared, group, vocab_size, chunk_tokens, faults: as in `vocab_parallel_divergence`;
-            where the vocabularies differ, k is of the ids they share, and so are both distributions.
+        truncation: how many of the teacher's tokens, and what becomes of the others.
+        divergence: the forward KL with its temperature; there is no truncated form of another kind.
+        group, vocab_size, chunk_tokens, faults: as in `materialised_divergence`; where the vocabularies differ, k is
+            of the ids they share, and so are both distributions.
 
     Returns:
         `TopKLoss`, the same on every rank.
 
     Raises:
-        InputError: shapes that differ, an unknown tail, or k outside [1, vocab_size].
+        InputError: shapes that differ, another kind of divergence, or k outside [1, vocab_size].
         NumericalFault: logits that are not finite, on any rank; not with `faults`.
     """
+    if divergence.kind != "forward_kl":
+        raise InputError(f"kind={divergence.kind!r} has no top-k form: use kind='forward_kl', or compare all tokens")
     one_shape(student_logits, teacher_logits)
-    where: dict[str, Any] = {"group": group, "vocab_size": vocab_size, "chunk_tokens": chunk_tokens, "faults": faults}
-    teacher = vocab_parallel_topk(teacher_logits, k, temperature=temperature, **where)
-    student = log_probs_at(student_logits, teacher.ids, temperature=temperature, **where)
-    divergence = topk_divergence(*student, teacher, tail=tail)
-    return TopKLoss(divergence * (temperature**2 if temperature_squared else 1.0), teacher.mass)
+    options: dict[str, Any] = {
+        "temperature": divergence.temperature,
+        "group": group,
+        "vocab_size": vocab_size,
+        "chunk_tokens": chunk_tokens,
+        "faults": faults,
+    }
+    teacher = vocab_parallel_topk(teacher_logits, truncation.k, **options)
+    student = log_probs_at(student_logits, teacher.ids, **options)
+    value = topk_divergence(*student, teacher, tail=truncation.tail)
+    return TopKLoss(value * divergence.scale, teacher.mass)
 
 
 def _topk_ids(logits_NV: Tensor, k: int, shard: VocabShard) -> Tensor:

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_kd.config.kd_config import ModelOptDistillConfig, why_materialised
+from megatron_kd.config.kd_config import why_materialised
+from megatron_kd.losses.kinds import TEMPORARIES
 from megatron_kd.losses.sizes import BLOCK_BYTES, chunk_rows, tile_bytes, tile_rows
 from megatron_kd.planning.activations import Work
 from megatron_kd.planning.setup import Setup
 
-# Tensors of a tile that a divergence makes for a moment; three where it is not among these.
-_TEMPORARIES = {"forward_kl": 0, "reverse_kl": 0, "total_variation": 2}
 _TOKEN_STATISTICS = 120  # bytes a token of float64 sums, factors and labels
 
 
@@ -78,14 +77,10 @@ def _chunks(plan: Setup, work: Work, width: int) -> int:
     # Exponentials, the LM loss's logits, a copy of logits that are not float32 themselves, and temporaries.
     copies = 0 if on_cpu else (work.itemsize < 4) + (plan.teacher_itemsize < 4)
     kd = plan.model.kd_config
-    buffers = 4 * tile * width * ((1 if kd.skip_lm_loss else 2) + copies + _temporaries(kd))
+    buffers = 4 * tile * width * ((1 if kd.skip_lm_loss else 2) + copies + TEMPORARIES[kd.logits_loss_kind])
     # The student's hidden states of the chunk.
     cast = 4 * chunk * plan.model.hidden_size if on_cpu and work.itemsize < 4 else 0
     return logits + cast + max(buffers, _products(plan, work, width, chunk))
-
-
-def _temporaries(kd: ModelOptDistillConfig) -> int:
-    return _TEMPORARIES.get(kd.logits_loss_kind, 3)
 
 
 def _products(plan: Setup, work: Work, width: int, chunk: int) -> int:
@@ -104,7 +99,8 @@ def _materialised(plan: Setup, work: Work) -> LossMemory:
     """Both models' logits, and in the backward the gradient of the student's, or one for each loss in training."""
     width, kd = plan.padded_vocab_size // work.tp, plan.model.kd_config
     student, teacher = work.whole(width), work.tokens * width * plan.teacher_itemsize
-    working = (3 + _temporaries(kd)) * max(tile_bytes(work.device), 4 * width) + _TOKEN_STATISTICS * work.tokens
+    tile_buffers = 3 + TEMPORARIES[kd.logits_loss_kind]
+    working = tile_buffers * max(tile_bytes(work.device), 4 * width) + _TOKEN_STATISTICS * work.tokens
     held = student if kd.logit_kl_topk else student + teacher  # the teacher's top k have been picked by then
     gradients = student * (1 if kd.skip_lm_loss else 2)
     return LossMemory(student + teacher + working, held + gradients + working, kept=0)

@@ -7,7 +7,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_kd.errors import InputError, NumericalFault
-from megatron_kd.losses.divergence import vocab_parallel_divergence
+from megatron_kd.losses.keywords import vocab_parallel_divergence
 from megatron_kd.losses.kinds import KINDS
 from tests.losses import reference
 from tests.ranks import run_ranks

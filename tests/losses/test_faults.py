@@ -10,10 +10,12 @@ from torch import Tensor
 
 from megatron_kd.errors import InputError, NumericalFault
 from megatron_kd.losses.cross_entropy import vocab_parallel_cross_entropy
-from megatron_kd.losses.divergence import vocab_parallel_divergence
 from megatron_kd.losses.faults import FAULTS, Faults, raise_faults
-from megatron_kd.losses.fused_linear import fused_linear_divergence
-from megatron_kd.losses.topk import vocab_parallel_topk_divergence
+from megatron_kd.losses.keywords import (
+    fused_linear_divergence,
+    vocab_parallel_divergence,
+    vocab_parallel_topk_divergence,
+)
 
 N, V = 4, 8
 LABELS = torch.tensor([0, 3, -100, 7])

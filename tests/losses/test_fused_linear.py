@@ -13,8 +13,8 @@ from torch import Tensor
 
 from megatron_kd.errors import InputError, NumericalFault
 from megatron_kd.losses.cross_entropy import vocab_parallel_cross_entropy
-from megatron_kd.losses.divergence import vocab_parallel_divergence
-from megatron_kd.losses.fused_linear import DetachedLossUsed, fused_linear_divergence, fused_linear_evaluation
+from megatron_kd.losses.fused_linear import DetachedLossUsed
+from megatron_kd.losses.keywords import fused_linear_divergence, fused_linear_evaluation, vocab_parallel_divergence
 from megatron_kd.losses.kinds import KINDS
 from tests.losses import reference
 from tests.ranks import run_ranks

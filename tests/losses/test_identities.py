@@ -10,10 +10,12 @@ import torch.distributed as dist
 
 from megatron_kd.errors import InputError
 from megatron_kd.losses.cross_entropy import vocab_parallel_cross_entropy
-from megatron_kd.losses.divergence import vocab_parallel_divergence
-from megatron_kd.losses.fused_linear import fused_linear_divergence
-from megatron_kd.losses.kinds import KINDS
-from megatron_kd.losses.topk import TAILS, vocab_parallel_topk_divergence
+from megatron_kd.losses.keywords import (
+    fused_linear_divergence,
+    vocab_parallel_divergence,
+    vocab_parallel_topk_divergence,
+)
+from megatron_kd.losses.kinds import KINDS, TAILS
 from tests.losses import reference
 from tests.ranks import run_ranks
 

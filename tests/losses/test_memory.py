@@ -6,8 +6,7 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_kd.losses.divergence import vocab_parallel_divergence
-from megatron_kd.losses.fused_linear import fused_linear_divergence, fused_linear_evaluation
+from megatron_kd.losses.keywords import fused_linear_divergence, fused_linear_evaluation, vocab_parallel_divergence
 from megatron_kd.losses.kinds import KINDS
 from tests.ranks import run_ranks
 from tools.bench.allocations import AllocationCounter

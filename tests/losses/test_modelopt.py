@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_kd.losses.divergence import vocab_parallel_divergence
 from megatron_kd.losses.hidden import cosine_loss, mse_loss
+from megatron_kd.losses.keywords import vocab_parallel_divergence
 from tests.losses import reference
 from tests.ranks import run_ranks
 

@@ -7,15 +7,10 @@ import torch
 import torch.distributed as dist
 
 from megatron_kd.errors import InputError, NumericalFault
-from megatron_kd.losses.divergence import vocab_parallel_divergence
+from megatron_kd.losses.keywords import vocab_parallel_divergence, vocab_parallel_topk_divergence
+from megatron_kd.losses.kinds import TAILS
 from megatron_kd.losses.log_probs import log_probs_at
-from megatron_kd.losses.topk import (
-    TAILS,
-    TopK,
-    topk_divergence,
-    vocab_parallel_topk,
-    vocab_parallel_topk_divergence,
-)
+from megatron_kd.losses.topk import TopK, topk_divergence, vocab_parallel_topk
 from tests.losses import reference
 from tests.ranks import run_ranks
 

@@ -11,7 +11,7 @@ import torch
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.kd_config import why_materialised
 from megatron_kd.losses import sizes
-from megatron_kd.losses.fused_linear import fused_linear_divergence
+from megatron_kd.losses.keywords import fused_linear_divergence
 from megatron_kd.planning.loss_memory import logits_loss
 from megatron_kd.planning.setup import setup
 from tests.ranks import run_ranks

@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-from megatron_kd.losses.divergence import vocab_parallel_divergence
+from megatron_kd.losses.keywords import vocab_parallel_divergence
 from tools.bench import whole_step
 from tools.bench.whole_step import DEFAULTS, DISTILL, PEER, STUDENT, TEACHER, Measured, Memory, Sizes, report
 

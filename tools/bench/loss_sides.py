@@ -9,9 +9,8 @@ from types import SimpleNamespace
 import torch
 import torch.distributed as dist
 
-from megatron_kd.losses.divergence import vocab_parallel_divergence
 from megatron_kd.losses.faults import Faults
-from megatron_kd.losses.fused_linear import fused_linear_divergence
+from megatron_kd.losses.keywords import fused_linear_divergence, vocab_parallel_divergence
 
 
 class Step:
