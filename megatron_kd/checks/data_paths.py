@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Iterator
 
-from megatron_kd.config.blend import parse_blend
+from megatron_kd.config.blend import parse_blend, parse_split
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import true_vocab_size
 from megatron_kd.config.problem import line, value_of
@@ -15,6 +14,7 @@ from megatron_kd.config.values import show
 from megatron_kd.errors import ConfigError
 
 _BLENDS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
+_NO_VALIDATION = "or set validation.eval_iters=0 to do without validation"
 _NO_TOKENIZER = (
     "there is no such folder or file; download it first (`hf download NAME --local-dir DIR`; hub names are not "
     "looked up), or make the tiny recipes' with `make corpus`"
@@ -131,37 +131,27 @@ def _cut_by_split(cfg: ConfigContainer) -> bool:
     return cfg.dataset.data_path is not None or cfg.dataset.text_path is not None
 
 
-def _split_shares(text: str) -> list[float] | None:
-    """The train, validation and test shares, or None if `text` is not three such numbers."""
-    try:
-        shares = [float(part) for part in text.split(",")]
-    except ValueError:
-        return None
-    valid = len(shares) == 3 and all(math.isfinite(share) and share >= 0 for share in shares) and sum(shares) > 0
-    return shares if valid else None
-
-
 def _split(cfg: ConfigContainer, trains: bool) -> Iterator[str]:
-    shares = _split_shares(cfg.dataset.split)
-    if shares is None:
-        why = "must be three numbers, 0 or greater and not all 0, for train, validation and test, such as 949,50,1"
-        yield line(cfg, "dataset.split", why)
-    elif trains and _cut_by_split(cfg) and shares[0] == 0:
+    try:
+        split = parse_split(cfg.dataset.split)
+    except ConfigError as error:
+        yield line(cfg, "dataset.split", str(error))
+        return
+    if trains and _cut_by_split(cfg) and split.share("train") == 0:
         yield line(cfg, "dataset.split", "leaves nothing to train on; make the first number greater than 0")
+    if _validates(cfg) and _cut_by_split(cfg) and split.share("valid") == 0:
+        why = f"leaves no data to validate on; make the second number greater than 0, {_NO_VALIDATION}"
+        yield line(cfg, "dataset.split validation.eval_iters", why)
 
 
 def _validation_data(cfg: ConfigContainer) -> Iterator[str]:
-    data = cfg.dataset
-    if cfg.validation.eval_iters < 1 or data.mock:
-        return
-    cure = "or set validation.eval_iters=0 to do without validation"
-    shares = _split_shares(data.split)
-    if _cut_by_split(cfg) and shares is not None and shares[1] == 0:
-        why = f"leaves no data to validate on; make the second number greater than 0, {cure}"
-        yield line(cfg, "dataset.split validation.eval_iters", why)
-    if data.train_data_path is not None and data.valid_data_path is None:
-        why = f"there is no data to validate on; set dataset.valid_data_path, {cure}"
+    if _validates(cfg) and cfg.dataset.train_data_path is not None and cfg.dataset.valid_data_path is None:
+        why = f"there is no data to validate on; set dataset.valid_data_path, {_NO_VALIDATION}"
         yield line(cfg, "dataset.valid_data_path validation.eval_iters", why)
+
+
+def _validates(cfg: ConfigContainer) -> bool:
+    return cfg.validation.eval_iters > 0 and not cfg.dataset.mock
 
 
 def _tokenizer(cfg: ConfigContainer) -> Iterator[str]:

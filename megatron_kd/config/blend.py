@@ -1,39 +1,133 @@
-"""Blends: lists of data prefixes, with or without weights."""
+"""Blends and splits: which tokenised files a run reads, in what proportion, and which of their documents a split has.
+
+A blend is a list of path prefixes, `[data/a, data/b]`, or of weights and prefixes, `[0.7, data/a, 0.3, data/b]`. A
+split is one to three shares separated by commas, `949,50,1`, for training, validation and test.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from decimal import Decimal
+from typing import Any
 
+from megatron_kd.config.sections import DatasetConfig
+from megatron_kd.config.values import show
 from megatron_kd.errors import ConfigError
+
+SPLITS = ("train", "valid", "test")
+Part = tuple[float, float]  # where a split begins and ends, in fractions of a file's documents
+
+_SHARE = re.compile(r"\s*(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\s*", re.ASCII | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
 class Blend:
-    """Data prefixes and their weights; `weights` None means in proportion to their sizes."""
+    """Path prefixes of tokenised files and their weights; `weights` None means in proportion to their sizes."""
 
     prefixes: list[str]
-    weights: list[float] | None
+    weights: list[float] | None = None
+
+
+@dataclass(frozen=True)
+class Split:
+    """The shares of the documents that train, valid and test have, in the order of `SPLITS`. They need no sum."""
+
+    shares: tuple[float, float, float]
+
+    def share(self, name: str) -> float:
+        """The share of a split."""
+        return self.shares[SPLITS.index(name)]
+
+    def part(self, name: str) -> Part:
+        """The part of each file's documents that a split has. It ends where it begins if its share is 0."""
+        # Added up as megatron-core does, to the last bit: its samples are cut at these edges.
+        total = self.shares[0] + self.shares[1] + self.shares[2]
+        edges = [0.0]
+        for share in self.shares:
+            edges.append(edges[-1] + share / total)
+        index = SPLITS.index(name)
+        return edges[index], edges[index + 1]
+
+    def __str__(self) -> str:
+        # Without exponents, which megatron-core reads as further shares.
+        return ",".join(f"{Decimal(repr(share)):f}".removesuffix(".0") for share in self.shares)
+
+
+@dataclass(frozen=True)
+class SplitData:
+    """What the split `name` is read from: a part of each file of a blend, which is the value of `field`."""
+
+    name: str
+    field: str
+    blend: Blend
+    part: Part
 
 
 def parse_blend(items: Sequence[str | float]) -> Blend:
-    """Read `[prefix, ...]` or `[weight, prefix, weight, prefix, ...]`.
+    """Read a blend. Text that is a number is a weight.
 
     Raises:
-        ConfigError: what is wrong with the list, in one line.
+        ConfigError: what is wrong with the list and how to mend it, in one line without the field's name.
     """
     if not items:
         raise ConfigError(["is empty; list at least one data prefix"])
     numbers = [_number(item) for item in items]
     if all(number is None for number in numbers):
-        return Blend([str(item) for item in items], None)
+        return Blend([str(item) for item in items])
     weights, prefixes = [number for number in numbers[::2] if number is not None], items[1::2]
     if len(weights) * 2 != len(items) or any(number is not None for number in numbers[1::2]):
-        raise ConfigError(["must list prefixes, or a weight before every prefix: [0.7, data/a, 0.3, data/b]"])
-    if not all(math.isfinite(weight) and weight > 0 for weight in weights):
-        raise ConfigError(["has weights that are not greater than 0; leave such data out"])
+        why = "must list prefixes, or a weight before every prefix: [0.7, data/a, 0.3, data/b]"
+        raise ConfigError([f"{why}; a prefix that is a number is written ./7"])
+    if not all(weight > 0 for weight in weights) or not math.isfinite(sum(weights)):
+        raise ConfigError(["has weights that are not finite numbers greater than 0; leave out data of weight 0"])
     return Blend([str(prefix) for prefix in prefixes], weights)
+
+
+def parse_split(text: str) -> Split:
+    """Read the shares of the three splits; those that are not given are 0.
+
+    Raises:
+        ConfigError: as `parse_blend`.
+    """
+    parts = text.split(",")
+    shares = [float(part) for part in parts if _SHARE.fullmatch(part)]
+    if not len(shares) == len(parts) <= len(SPLITS) or not 0 < sum(shares) < math.inf:
+        why = "must be up to three finite numbers, 0 or greater and not all 0, for train, validation and test"
+        raise ConfigError([f"{why}; write such as 949,50,1"])
+    train, valid, test = [*shares, 0.0, 0.0][: len(SPLITS)]
+    return Split((train, valid, test))
+
+
+def split_data(data: DatasetConfig, name: str) -> SplitData | None:
+    """What a split is read from: its part of `data_path` or, where that is not set, all of its own list.
+
+    None where neither is set.
+
+    Raises:
+        ConfigError: a malformed blend or split, by field and value.
+    """
+    shared = data.data_path is not None
+    field = "data_path" if shared else f"{name}_data_path"
+    items = getattr(data, field)
+    if items is None:
+        return None
+    with _naming(f"dataset.{field}", items):
+        blend = parse_blend(items)
+    with _naming("dataset.split", data.split):
+        part = parse_split(data.split).part(name) if shared else (0.0, 1.0)
+    return SplitData(name, f"dataset.{field}", blend, part)
+
+
+@contextmanager
+def _naming(field: str, value: Any) -> Iterator[None]:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError([f"{field}={show(value)}: {error}"]) from None
 
 
 def _number(item: str | float) -> float | None:

@@ -13,9 +13,9 @@ from megatron_kd.config.derived import shared_vocab_size
 from megatron_kd.data.chat.chat_datasets import training_rows
 from megatron_kd.data.preprocessing.text import tokenised
 from megatron_kd.data.samples.datasets import training_tokens
+from megatron_kd.data.tokens.blend_files import check_data_files
 from megatron_kd.data.tokens.shared_ids import teacher_tokenizer_problems
 from megatron_kd.data.tokens.tokenizer import Tokenizer, load_tokenizer
-from megatron_kd.data.tokens.verify import check_data_files
 from megatron_kd.errors import ConfigError
 from megatron_kd.resolve.at_start import settled, with_tokens_at
 from megatron_kd.runtime.layout import Layout

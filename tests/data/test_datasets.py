@@ -176,10 +176,16 @@ def test_too_little_data_tells_what_there_is_and_what_is_needed(write_tokens: Wr
     ("cfg", "message"),
     [
         (DatasetConfig(), r"dataset\.train_data_path is not set.*dataset\.data_path.*dataset\.mock=true"),
-        (DatasetConfig(data_path=[]), r"dataset\.data_path is empty"),
+        (DatasetConfig(data_path=[]), r"dataset\.data_path=\[\]: is empty"),
         (DatasetConfig(data_path=["no/such"]), r"dataset\.data_path: 'no/such' has no such\.bin and no such\.idx"),
-        (DatasetConfig(data_path=[0.5, "a", "b"]), r"alternate weights and prefixes"),
-        (DatasetConfig(data_path=[0.0, "a", 1, "b"]), r"weight 0\.0 is not positive"),
+        (
+            DatasetConfig(data_path=[0.5, "a", "b"]),
+            r"dataset\.data_path=\[0\.5, a, b\]: must list prefixes, or a weight before every prefix",
+        ),
+        (
+            DatasetConfig(data_path=[0.0, "a", 1, "b"]),
+            r"dataset\.data_path=\[0\.0, a, 1, b\]: has weights that are not finite numbers greater than 0",
+        ),
     ],
 )
 def test_a_wrong_path_is_named(cfg: DatasetConfig, message: str) -> None:
@@ -189,7 +195,7 @@ def test_a_wrong_path_is_named(cfg: DatasetConfig, message: str) -> None:
 
 def test_a_wrong_split_is_named(write_tokens: WriteTokens) -> None:
     prefix = write_tokens("a", _documents(0, 10))
-    for split in ("", "0,0,0", "1,2,3,4", "-1,2", "a"):
+    for split in ("", "0,0,0", "1,2,3,4", "-1,2", "a", "1e999"):
         with pytest.raises(InputError, match=r"dataset\.split="):
             _build(DatasetConfig(data_path=[prefix], split=split))
 

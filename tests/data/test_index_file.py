@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kd.data.tokens.blend_files import foreign_id
 from megatron_kd.data.tokens.index_file import index_problem
+from megatron_kd.data.tokens.token_files import foreign_id
 from tests.faults.bad_data import INDEX
 
 WriteTokens = Callable[[str, Sequence[Sequence[int]]], str]

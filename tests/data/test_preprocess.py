@@ -14,7 +14,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from megatron_kd.data.preprocessing.preprocess import Counts, add_arguments, preprocess, run
 from megatron_kd.data.preprocessing.preprocess_progress import ByteProgress
-from megatron_kd.data.tokens.blend_files import read_lengths
+from megatron_kd.data.tokens.token_files import read_lengths
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer
 from megatron_kd.errors import ConfigError, InputError
 
@@ -44,7 +44,7 @@ def test_documents_come_out_as_they_went_in_and_are_counted(tmp_path: Path, toke
     assert _read(tmp_path / "out", tokenizer) == [f"{text}<|endoftext|>" for text in texts]
     tokens = sum(len(tokenizer.encode(text)) + 1 for text in texts)
     assert counts == Counts(3, tokens, sum(len(text.encode()) for text in texts), empty=2)
-    assert read_lengths(str(tmp_path / "out"))[0].sum() == tokens
+    assert read_lengths(str(tmp_path / "out")).sum() == tokens
 
 
 def test_any_number_of_workers_writes_the_same_files(tmp_path: Path, tokenizer: HuggingFaceTokenizer) -> None:

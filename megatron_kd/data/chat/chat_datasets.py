@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -12,55 +11,55 @@ import torch
 from megatron.core.datasets import helpers
 from torch.utils.data import Dataset
 
+from megatron_kd.config.blend import SplitData
 from megatron_kd.config.sections import DatasetConfig
 from megatron_kd.data.chat.chat_files import ChatFile, Part
 from megatron_kd.data.chat.chat_rows import ChatRows, Rows, RowSettings, cached_rows
-from megatron_kd.data.tokens.blend_files import SPLITS, Blend, no_data, parse_blend, split_matrix
-from megatron_kd.errors import ConfigError, InputError
+from megatron_kd.data.tokens.blend_files import checked_split
+from megatron_kd.errors import ConfigError
 
 
 def chat_datasets(
-    cfg: DatasetConfig,
-    *,
-    seq_length: int,
+    splits: Sequence[SplitData | None],
     samples: Sequence[int],
+    settings: RowSettings,
+    *,
     seed: int,
     pad_id: int,
-    path_to_cache: str | None = None,
+    path_to_cache: str | None,
 ) -> list[Dataset | None]:
-    """Train, valid and test rows of conversations, as many of each as `samples` says; see `build_datasets`.
+    """Rows of conversations, of each of the three splits as many as `samples` says; None where a split is None.
 
     A blend without weights is read as one file; with weights, in their proportion of rows, each file in an order and
-    in epochs of its own.
+    in epochs of its own. Every rank must call this.
 
     Raises:
-        InputError: no data named, files missing or damaged, or nothing to learn in them.
+        ConfigError: nothing to learn in the files of a split.
     """
-    settings = _settings(cfg, seq_length)
     built: list[Dataset | None] = []
-    for split, count in enumerate(samples):
-        if not count:
+    for number, (data, count) in enumerate(zip(splits, samples, strict=True)):
+        if data is None:
             built.append(None)
             continue
-        blend = _blend(cfg, split)
         datasets = [
-            ChatRows(part, rows, settings, num_samples=count, seed=seed, split=split, pad_id=pad_id)
-            for part, rows in _rows(cfg, blend, split, settings, path_to_cache)
+            ChatRows(part, rows, settings, num_samples=count, seed=seed, split=number, pad_id=pad_id)
+            for part, rows in _rows(data, settings, path_to_cache)
         ]
-        built.append(BlendedRows(datasets, blend.weights or [1.0], count) if len(datasets) > 1 else datasets[0])
+        weights = data.blend.weights or [1.0]
+        built.append(BlendedRows(datasets, weights, count) if len(datasets) > 1 else datasets[0])
     return built
 
 
-def training_rows(cfg: DatasetConfig, seq_length: int, path_to_cache: str | None = None) -> int:
+def training_rows(cfg: DatasetConfig, seq_length: int) -> int:
     """The rows of one epoch of the training split, of a blend all its files', whatever the weights.
 
     Every rank must call this.
 
     Raises:
-        InputError: see `chat_datasets`.
+        InputError: no data named, files missing or damaged, or nothing to learn in them.
     """
-    settings = _settings(cfg, seq_length)
-    return sum(len(rows.packs) for _, rows in _rows(cfg, _blend(cfg, 0), 0, settings, path_to_cache))
+    settings = RowSettings.of(cfg, seq_length)
+    return sum(len(rows.packs) for _, rows in _rows(checked_split(cfg, "train"), settings, cfg.path_to_cache))
 
 
 class BlendedRows(Dataset):
@@ -80,37 +79,20 @@ class BlendedRows(Dataset):
         return self.datasets[self._which[index]][int(self._index[index])]
 
 
-def _settings(cfg: DatasetConfig, seq_length: int) -> RowSettings:
-    return RowSettings(seq_length, packed=cfg.packed_sequence, drops_long=cfg.long_samples == "drop")
-
-
-def _blend(cfg: DatasetConfig, split: int) -> Blend:
-    if cfg.data_path is not None:
-        return parse_blend("dataset.data_path", cfg.data_path, chat=True)
-    path = (cfg.train_data_path, cfg.valid_data_path, cfg.test_data_path)[split]
-    if path is None:
-        raise InputError(no_data(SPLITS[split]))
-    return parse_blend(f"dataset.{SPLITS[split]}_data_path", path, chat=True)
-
-
-def _rows(
-    cfg: DatasetConfig, blend: Blend, split: int, settings: RowSettings, path_to_cache: str | None
-) -> list[tuple[Part, Rows]]:
+def _rows(data: SplitData, settings: RowSettings, path_to_cache: str | None) -> list[tuple[Part, Rows]]:
     """The rows of each file of a weighted blend, or of all files together."""
-    fractions = (split_matrix(cfg.split)[split] or (0.0, 0.0)) if cfg.data_path is not None else (0.0, 1.0)
-    folder = Path(cfg.path_to_cache or path_to_cache or f"{blend.prefixes[0]}.cache")
-    several = [replace(blend, prefixes=[prefix]) for prefix in blend.prefixes] if blend.weights else [blend]
+    prefixes, folder = data.blend.prefixes, Path(path_to_cache or f"{data.blend.prefixes[0]}.cache")
     found = []
-    for one in several:
-        files = [ChatFile(prefix) for prefix in one.prefixes]
-        spans = [tuple(round(edge * len(file.lengths)) for edge in fractions) for file in files]
+    for together in [[prefix] for prefix in prefixes] if data.blend.weights else [prefixes]:
+        files = [ChatFile(prefix) for prefix in together]
+        spans = [tuple(round(edge * len(file.lengths)) for edge in data.part) for file in files]
         part = Part(files, [(first, last) for first, last in spans])
-        names = ", ".join(one.prefixes)
-        rows = cached_rows(part, settings, folder, partial(_tell, f"{names}, {SPLITS[split]}"))
+        names = ", ".join(together)
+        rows = cached_rows(part, settings, folder, partial(_tell, f"{names}, {data.name}"))
         if not len(rows.packs):
-            why = f"has nothing to learn for the {SPLITS[split]} split, of {len(part)} conversations"
+            why = f"has nothing to learn for the {data.name} split, of {len(part)} conversations"
             cure = "give more data, a greater model.seq_length or another dataset.split"
-            raise ConfigError([f"{blend.field}: {names!r} {why}: {cure}"])
+            raise ConfigError([f"{data.field}: {names!r} {why}: {cure}"])
         found.append((part, rows))
     return found
 

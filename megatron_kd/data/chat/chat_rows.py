@@ -24,10 +24,11 @@ import torch.distributed as dist
 from numpy.lib import format as numpy_format
 from torch.utils.data import Dataset
 
+from megatron_kd.config.sections import DatasetConfig
 from megatron_kd.config.text_files import LOSS_MASK
 from megatron_kd.data.chat.chat_files import Part
 from megatron_kd.data.chat.packed_rows import Packs, best_fit, one_a_row
-from megatron_kd.data.tokens.blend_files import fingerprint
+from megatron_kd.data.tokens.token_files import fingerprint
 from megatron_kd.errors import InputError
 from megatron_kd.runtime.together import on_rank_0
 
@@ -47,6 +48,11 @@ class RowSettings:
     seq_length: int
     packed: bool
     drops_long: bool
+
+    @classmethod
+    def of(cls, cfg: DatasetConfig, seq_length: int) -> RowSettings:
+        """As configured."""
+        return cls(seq_length, packed=cfg.packed_sequence, drops_long=cfg.long_samples == "drop")
 
 
 @dataclass(frozen=True)

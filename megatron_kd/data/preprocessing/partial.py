@@ -29,6 +29,7 @@ from megatron_kd.config.text_files import LOSS_MASK
 from megatron_kd.data.raw.chunks import Cursor
 from megatron_kd.data.raw.documents import Encoded
 from megatron_kd.data.tokens.sidecar import ENDING, Sidecar
+from megatron_kd.data.tokens.token_files import read_lengths
 from megatron_kd.errors import InputError, MegatronKDError
 from megatron_kd.runtime.files import FileRecord, sha256_of, write_file
 
@@ -210,10 +211,8 @@ class PartialOutput:
         return {".lengths": progress.counts.documents * 4, **tokens}
 
     def _verify(self) -> None:
-        from megatron_kd.data.tokens.blend_files import read_lengths
-
         counts = self.progress.counts
-        lengths, _ = read_lengths(str(self._path("")))
+        lengths = read_lengths(str(self._path("")))
         if (len(lengths), int(lengths.sum(dtype=np.int64))) != (counts.documents, counts.tokens) or any(
             self._size(suffix) != size for suffix, size in self._sizes(self.progress).items()
         ):

@@ -17,23 +17,16 @@ import torch
 from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 from torch.utils.data import Dataset
 
+from megatron_kd.config.blend import SplitData, parse_split
 from megatron_kd.config.sections import DatasetConfig
 from megatron_kd.data.chat.chat_datasets import chat_datasets
+from megatron_kd.data.chat.chat_rows import RowSettings
 from megatron_kd.data.samples.gpt_dataset import CachedGPTDataset, DatasetBuilder, DatasetTokenizer
 from megatron_kd.data.samples.mock import MockDataset
-from megatron_kd.data.tokens.blend_files import (
-    SPLITS,
-    Blend,
-    check_tokens,
-    count_tokens,
-    foreign_id,
-    no_data,
-    parse_blend,
-    split_matrix,
-    weights_by_tokens,
-)
+from megatron_kd.data.tokens.blend_files import blend_weights, checked_split, checked_splits, token_problems
+from megatron_kd.data.tokens.token_files import count_tokens, foreign_id
 from megatron_kd.data.tokens.tokenizer import Tokenizer
-from megatron_kd.errors import InputError
+from megatron_kd.errors import ConfigError, InputError
 
 Datasets = tuple[Dataset | None, Dataset | None, Dataset | None]
 
@@ -62,46 +55,18 @@ def build_datasets(
     """
     samples = (train_samples, valid_samples, test_samples)
     seed = seed if cfg.random_seed is None else cfg.random_seed
+    cache = cfg.path_to_cache or path_to_cache
     if cfg.mock:
         return _three(_mock(split, count, seq_length, seed, tokenizer) for split, count in enumerate(samples))
+    splits = checked_splits(cfg, samples)
     if cfg.chat:
-        built = chat_datasets(
-            cfg, seq_length=seq_length, samples=samples, seed=seed, pad_id=tokenizer.eos_id, path_to_cache=path_to_cache
-        )
-        return _three(_checked(data, tokenizer, cfg) for data in built)
-    common: dict[str, Any] = {
-        "random_seed": seed,
-        "sequence_length": seq_length,
-        "reset_position_ids": False,
-        "reset_attention_mask": False,
-        "eod_mask_loss": cfg.eod_mask_loss,
-        "create_attention_mask": False,
-        "path_to_cache": cfg.path_to_cache or path_to_cache,
-    }
-    config = _one_source(cfg, samples, tokenizer, common) or _source_per_split(cfg, samples, tokenizer, common)
-    built = DatasetBuilder(CachedGPTDataset, list(samples), _on_every_rank, config).build()
-    return _three(_checked(data, tokenizer, cfg) for data in built)
-
-
-def training_tokens(cfg: DatasetConfig) -> int:
-    """The tokens of the training split, ends of documents included; of a blend all its files', whatever the weights.
-
-    Raises:
-        ConfigError: files that are missing or damaged.
-    """
-    if cfg.data_path is not None:
-        blend, part = parse_blend("dataset.data_path", cfg.data_path), split_matrix(cfg.split)[0]
+        settings = RowSettings.of(cfg, seq_length)
+        built = chat_datasets(splits, samples, settings, seed=seed, pad_id=tokenizer.eos_id, path_to_cache=cache)
     else:
-        blend, part = parse_blend("dataset.train_data_path", cfg.train_data_path or []), (0.0, 1.0)
-    return sum(count_tokens(prefix, part or (0.0, 0.0))[0] for prefix in blend.prefixes)
-
-
-def _checked(dataset: Dataset | None, tokenizer: Tokenizer, cfg: DatasetConfig) -> Dataset | None:
-    if dataset is None:
-        return None
-    lists = (cfg.data_path, cfg.train_data_path, cfg.valid_data_path, cfg.test_data_path)
-    prefixes = [prefix for entries in lists if entries for prefix in parse_blend("", entries, chat=cfg.chat).prefixes]
-    return TokenSamples(dataset, tokenizer.vocab_size, prefixes)
+        config = _text_config(cfg, splits, seq_length, seed, tokenizer, cache)
+        built = DatasetBuilder(CachedGPTDataset, list(samples), _on_every_rank, config).build()
+    prefixes = [prefix for data in splits if data for prefix in data.blend.prefixes]
+    return _three(None if data is None else TokenSamples(data, tokenizer.vocab_size, prefixes) for data in built)
 
 
 class TokenSamples(Dataset):
@@ -136,6 +101,16 @@ class TokenSamples(Dataset):
         return {key: sample[key] for key in _KEYS}
 
 
+def training_tokens(cfg: DatasetConfig) -> int:
+    """The tokens of the training split, ends of documents included; of a blend all its files', whatever the weights.
+
+    Raises:
+        InputError: no data named, or files that are missing or damaged.
+    """
+    data = checked_split(cfg, "train")
+    return sum(count_tokens(prefix, data.part)[0] for prefix in data.blend.prefixes)
+
+
 def _mock(split: int, count: int, seq_length: int, seed: int, tokenizer: Tokenizer) -> Dataset | None:
     if not count:
         return None
@@ -144,48 +119,47 @@ def _mock(split: int, count: int, seq_length: int, seed: int, tokenizer: Tokeniz
     )
 
 
-def _one_source(
-    cfg: DatasetConfig, samples: Sequence[int], tokenizer: Tokenizer, common: dict[str, Any]
-) -> GPTDatasetConfig | None:
-    """All splits cut from `dataset.data_path`; None where that is not set."""
-    if cfg.data_path is None:
-        return None
-    blend = parse_blend("dataset.data_path", cfg.data_path)
-    parts = split_matrix(cfg.split)
-    check_tokens(blend, parts, samples, common["sequence_length"])
+def _text_config(
+    cfg: DatasetConfig,
+    splits: Sequence[SplitData | None],
+    seq_length: int,
+    seed: int,
+    tokenizer: Tokenizer,
+    path_to_cache: str | None,
+) -> GPTDatasetConfig:
+    """What megatron-core is to build: all splits cut from one blend, or each from its own.
+
+    Raises:
+        ConfigError: files with too few tokens for one sample.
+    """
+    if problems := [problem for data in splits if data for problem in token_problems(data, seq_length)]:
+        raise ConfigError(problems)
+    source, prefixes = _one_blend(cfg, splits) if cfg.data_path is not None else _blend_per_split(splits)
     config = GPTDatasetConfig(
-        blend=(blend.prefixes, weights_by_tokens(blend)),
-        split=cfg.split,
-        tokenizer=DatasetTokenizer.of(tokenizer, blend.prefixes),
-        **common,
+        **source,
+        tokenizer=DatasetTokenizer.of(tokenizer, prefixes),
+        random_seed=seed,
+        sequence_length=seq_length,
+        reset_position_ids=False,
+        reset_attention_mask=False,
+        eod_mask_loss=cfg.eod_mask_loss,
+        create_attention_mask=False,
+        path_to_cache=path_to_cache,
     )
-    # A split of which nothing is asked is not built: it may well have no document at all.
-    config.split_matrix = [part if count else None for part, count in zip(parts, samples, strict=True)]
+    if cfg.data_path is not None:
+        # A split of which nothing is asked is not built: it may well have no document at all.
+        config.split_matrix = [data and data.part for data in splits]
     return config
 
 
-def _source_per_split(
-    cfg: DatasetConfig, samples: Sequence[int], tokenizer: Tokenizer, common: dict[str, Any]
-) -> GPTDatasetConfig:
-    """Each split from its own `dataset.*_data_path`."""
-    blends: list[Blend | None] = []
-    paths = (cfg.train_data_path, cfg.valid_data_path, cfg.test_data_path)
-    for split, (name, path, count) in enumerate(zip(SPLITS, paths, samples, strict=True)):
-        if not count:
-            blends.append(None)
-            continue
-        if path is None:
-            raise InputError(no_data(name))
-        blend = parse_blend(f"dataset.{name}_data_path", path)
-        only_this = [count if other == split else 0 for other in range(len(SPLITS))]
-        check_tokens(blend, [(0.0, 1.0)] * len(SPLITS), only_this, common["sequence_length"])
-        blends.append(blend)
-    prefixes = [prefix for blend in blends if blend for prefix in blend.prefixes]
-    return GPTDatasetConfig(
-        blend_per_split=[blend and (blend.prefixes, weights_by_tokens(blend)) for blend in blends],
-        tokenizer=DatasetTokenizer.of(tokenizer, prefixes),
-        **common,
-    )
+def _one_blend(cfg: DatasetConfig, splits: Sequence[SplitData | None]) -> tuple[dict[str, Any], list[str]]:
+    blend = next(data.blend for data in splits if data)
+    return {"blend": (blend.prefixes, blend_weights(blend)), "split": str(parse_split(cfg.split))}, blend.prefixes
+
+
+def _blend_per_split(splits: Sequence[SplitData | None]) -> tuple[dict[str, Any], list[str]]:
+    blends = [data and (data.blend.prefixes, blend_weights(data.blend)) for data in splits]
+    return {"blend_per_split": blends}, [prefix for blend in blends if blend for prefix in blend[0]]
 
 
 def _on_every_rank() -> bool:

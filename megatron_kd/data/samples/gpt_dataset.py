@@ -18,7 +18,7 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from numpy.lib import format as numpy_format
 
-from megatron_kd.data.tokens.blend_files import fingerprint
+from megatron_kd.data.tokens.token_files import fingerprint
 from megatron_kd.data.tokens.tokenizer import Tokenizer
 from megatron_kd.errors import InputError
 from megatron_kd.runtime.together import on_rank_0

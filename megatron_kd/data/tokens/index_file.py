@@ -1,4 +1,4 @@
-"""What is wrong with an `.idx` file, from its bytes alone: nothing in it is believed before it has been checked.
+"""The index of a `.bin`, its `.idx`, read from its bytes alone. Nothing in it is believed before it has been checked.
 
 The format is megatron-core's: the magic, version 1 (uint64), a code for the type of a token id (uint8), the number n of
 sequences and m of document bounds (uint64 each); then n lengths in tokens (int32), n places in the `.bin` in bytes
@@ -8,14 +8,46 @@ sequences and m of document bounds (uint64 each); then n lengths in tokens (int3
 from __future__ import annotations
 
 import struct
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
-_TOKEN_BYTES = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 8: 2}  # by code; 6 and 7 are floating-point numbers
+# Of a token id, by code; 6 and 7 are floating-point numbers.
+_TYPES = {code: np.dtype(name) for code, name in {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}.items()}
 _BLOCK = 1 << 22  # entries looked at in one go: the file may be larger than the memory
+
+
+@dataclass(frozen=True)
+class Index:
+    """What an index says; the arrays are mapped, not read.
+
+    Attributes:
+        token_type: of an id in the `.bin`.
+        lengths: the tokens of each sequence, int32.
+        pointers: the byte of the `.bin` at which each begins, int64.
+        documents: the first sequence of each document and, last, the number of sequences, int64.
+    """
+
+    token_type: np.dtype
+    lengths: np.ndarray
+    pointers: np.ndarray
+    documents: np.ndarray
+
+
+def read_index(path: Path) -> Index:
+    """Map an index that `index_problem` has found nothing wrong with."""
+    with path.open("rb") as file:
+        _, _, code, count, bounds = _HEADER.unpack(file.read(_HEADER.size))
+    start = _HEADER.size
+    return Index(
+        token_type=_TYPES[code],
+        lengths=np.memmap(path, np.dtype("<i4"), "r", start, (count,)),
+        pointers=np.memmap(path, np.dtype("<i8"), "r", start + 4 * count, (count,)),
+        documents=np.memmap(path, np.dtype("<i8"), "r", start + 12 * count, (bounds,)),
+    )
 
 
 def index_problem(path: Path, bin_bytes: int) -> str | None:
@@ -30,35 +62,37 @@ def index_problem(path: Path, bin_bytes: int) -> str | None:
     _, version, code, count, bounds = _HEADER.unpack(header)
     if version != 1:
         return f"has the version {version}, of which only 1 is known"
-    if code not in _TOKEN_BYTES:
-        return f"has the code {code} for the type of a token id, which is none of {', '.join(map(str, _TOKEN_BYTES))}"
+    if code not in _TYPES:
+        return f"has the code {code} for the type of a token id, which is none of {', '.join(map(str, _TYPES))}"
     if size != (expected := _HEADER.size + 12 * count + 8 * bounds):
         return f"has {size} bytes, and {expected} by its own header"
     if count < 1 or bounds < 2:
         return f"has {count} sequences and {bounds} bounds of documents, so no document"
-    return _content_problem(path, count, bounds, _TOKEN_BYTES[code], bin_bytes)
+    index = read_index(path)
+    return _sequence_problem(index, path.with_suffix(".bin"), bin_bytes) or _document_problem(index)
 
 
-def _content_problem(path: Path, count: int, bounds: int, token_bytes: int, bin_bytes: int) -> str | None:
-    start = _HEADER.size
-    lengths = np.memmap(path, np.dtype("<i4"), "r", start, (count,))
-    pointers = np.memmap(path, np.dtype("<i8"), "r", start + 4 * count, (count,))
-    documents = np.memmap(path, np.dtype("<i8"), "r", start + 12 * count, (bounds,))
-    reached = 0
-    for first in range(0, count, _BLOCK):
-        part = lengths[first : first + _BLOCK]
+def _sequence_problem(index: Index, bin_path: Path, bin_bytes: int) -> str | None:
+    """Sequences must follow on each other in the `.bin` from its first byte to its last."""
+    token_bytes, reached = index.token_type.itemsize, 0
+    for first in range(0, len(index.lengths), _BLOCK):
+        part = index.lengths[first : first + _BLOCK]
         if len(wrong := np.flatnonzero(part <= 0)):
             return f"gives sequence {first + wrong[0]} a length of {part[wrong[0]]} tokens"
         ends = reached + np.cumsum(part, dtype=np.int64) * token_bytes
-        wrong = np.flatnonzero(pointers[first : first + _BLOCK] != ends - part * np.int64(token_bytes))
+        begins = index.pointers[first : first + _BLOCK]
+        wrong = np.flatnonzero(begins != ends - part * np.int64(token_bytes))
         if len(wrong):
-            return f"has sequence {first + wrong[0]} begin at byte {pointers[first + wrong[0]]}, where no other ends"
+            return f"has sequence {first + wrong[0]} begin at byte {begins[wrong[0]]}, where no other ends"
         reached = int(ends[-1])
-    if reached != bin_bytes:
-        return f"tells of {reached} bytes in {str(path.with_suffix('.bin'))!r}, which has {bin_bytes}"
+    return None if reached == bin_bytes else f"tells of {reached} bytes in {str(bin_path)!r}, which has {bin_bytes}"
+
+
+def _document_problem(index: Index) -> str | None:
+    documents, count = index.documents, len(index.lengths)
     if documents[0] != 0 or documents[-1] != count:
         return f"has documents from sequence {documents[0]} to {documents[-1]}, not from 0 to {count}"
-    for first in range(0, bounds - 1, _BLOCK):
+    for first in range(0, len(documents) - 1, _BLOCK):
         edges = documents[first : first + _BLOCK + 1]
         if len(wrong := np.flatnonzero(edges[1:] < edges[:-1])):
             return f"has document {first + wrong[0]} end before it begins"

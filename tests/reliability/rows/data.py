@@ -17,9 +17,9 @@ from megatron_kd.commands.cli import main
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.sections import DatasetConfig, TokenizerConfig
 from megatron_kd.data.samples.datasets import build_datasets
+from megatron_kd.data.tokens.blend_files import check_data_files
 from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from megatron_kd.data.tokens.tokenizer import NullTokenizer
-from megatron_kd.data.tokens.verify import check_data_files
 from megatron_kd.errors import InputError
 from tests.data.chats import MARKED, chats
 from tests.faults.bad_data import CHATS, FILE, INDEX, SAME_SIZE, TEXT, copy_of, foreign_id, other_json
@@ -232,7 +232,7 @@ ROWS = (
                 "where sequences begin in a .bin is not looked at",
                 "megatron_kd/data/tokens/index_file.py",
                 "        if len(wrong):\n",
-                "        if len(wrong) > count:\n",
+                "        if len(wrong) > len(index.lengths):\n",
                 told=r"\.idx, pointer: (was not refused|.*not named in: the dataset holds)",
             ),
             Mutant(

@@ -1,0 +1,99 @@
+"""A pair of files of token ids, PREFIX.bin and PREFIX.idx: whether it can be read, and what it holds. No torch."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+
+from megatron_kd.config.text_files import LOSS_MASK
+from megatron_kd.data.tokens.index_file import index_problem, read_index
+from megatron_kd.data.tokens.sidecar import size_problems
+
+_FINGERPRINT_BYTES = 1 << 20
+_SCANNED = 1 << 22  # token ids looked at in one go
+
+
+def pair_problems(prefix: str, *, chat: bool) -> list[str]:
+    """What is wrong with the files at `prefix`, but for the ids themselves; with `chat`, with their loss mask too."""
+    bin_path, idx_path = Path(f"{prefix}.bin"), _index(prefix)
+    if missing := [path.name for path in (bin_path, idx_path) if not path.is_file()]:
+        return [
+            f"{prefix!r} has no {' and no '.join(missing)}: run `megatron-kd preprocess` "
+            "(or `make corpus` for the demo's data), and give the path without .bin or .idx"
+        ]
+    if wrong := size_problems(prefix):
+        return wrong
+    if bin_path.stat().st_size == 0:
+        return [f"{str(bin_path)!r} is empty: run `megatron-kd preprocess` again"]
+    if problem := _index_problem(prefix, _identity(bin_path), _identity(idx_path)):
+        return [f"{str(idx_path)!r} {problem}: copy both files or run `megatron-kd preprocess` again"]
+    return _mask_problems(prefix, bin_path.stat().st_size // read_index(idx_path).token_type.itemsize) if chat else []
+
+
+def read_lengths(prefix: str) -> np.ndarray:
+    """The tokens of each document, int32. As in megatron-core's own splits, a sequence of the index is a document."""
+    return read_index(_index(prefix)).lengths
+
+
+def count_tokens(prefix: str, part: tuple[float, float] = (0.0, 1.0)) -> tuple[int, int]:
+    """The tokens, and the documents, between two fractions of the documents."""
+    lengths = read_lengths(prefix)
+    first, last = (round(edge * len(lengths)) for edge in part)
+    return int(lengths[first:last].sum(dtype=np.int64)), last - first
+
+
+def fingerprint(prefixes: Sequence[str]) -> str:
+    """A digest that changes when the files behind `prefixes` do: of their sizes and of both ends of each index."""
+    digest = hashlib.sha256()
+    for prefix in prefixes:
+        size = _index(prefix).stat().st_size
+        digest.update(f"{size} {Path(f'{prefix}.bin').stat().st_size}\n".encode())
+        with _index(prefix).open("rb") as index:
+            digest.update(index.read(_FINGERPRINT_BYTES))
+            index.seek(max(size - _FINGERPRINT_BYTES, 0))
+            digest.update(index.read())
+    return digest.hexdigest()
+
+
+def foreign_id(prefix: str, vocab_size: int) -> str | None:
+    """The first document at `prefix` with an id that a vocabulary does not have, by file and number from 0."""
+    index = read_index(_index(prefix))
+    tokens = np.memmap(f"{prefix}.bin", index.token_type, "r")
+    for first in range(0, len(tokens), _SCANNED):
+        part = tokens[first : first + _SCANNED]
+        if len(wrong := np.flatnonzero((part < 0) | (part >= vocab_size))):
+            place = int(first + wrong[0]) * tokens.itemsize
+            document = int(np.searchsorted(index.pointers, place, side="right")) - 1
+            return f"{prefix}.bin, document {document},"
+    return None
+
+
+def _index(prefix: str) -> Path:
+    return Path(f"{prefix}.idx")
+
+
+@lru_cache(maxsize=256)
+def _index_problem(prefix: str, bin_identity: tuple[int, ...], idx_identity: tuple[int, ...]) -> str | None:
+    """`index_problem`, once for files that have not changed: a run asks several times."""
+    return index_problem(_index(prefix), bin_identity[0])
+
+
+def _identity(path: Path) -> tuple[int, ...]:
+    about = path.stat()
+    return about.st_size, about.st_mtime_ns, about.st_ino
+
+
+def _mask_problems(prefix: str, tokens: int) -> list[str]:
+    mask = Path(f"{prefix}{LOSS_MASK}")
+    if not mask.is_file():
+        return [f"{prefix!r} has no {mask.name}: run `megatron-kd preprocess --chat` on conversations"]
+    if mask.stat().st_size != tokens:
+        return [
+            f"{str(mask)!r} has {mask.stat().st_size} bytes for {tokens} tokens: "
+            "copy it or run `megatron-kd preprocess --chat` again"
+        ]
+    return []
