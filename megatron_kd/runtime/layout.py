@@ -33,13 +33,15 @@ class Axis:
 class Layout:
     """Process groups by dimension (tensor, pipeline, data) and the device of this rank.
 
-    `chunks` is the number of parts that each pipeline stage's layers are cut into: more than 1 with a virtual pipeline,
-    in which chunk c of every stage comes before chunk c + 1 of the first.
+    `world` is all ranks that run together, whatever they hold. `chunks` is the number of parts that each pipeline
+    stage's layers are cut into: more than 1 with a virtual pipeline, in which chunk c of every stage comes before
+    chunk c + 1 of the first.
     """
 
     tp: Axis
     pp: Axis
     dp: Axis
+    world: Axis
     groups: ProcessGroupCollection
     device: torch.device
     chunks: int = 1
@@ -57,12 +59,12 @@ class Layout:
     @property
     def rank(self) -> int:
         """The rank in the world."""
-        return torch.distributed.get_rank()
+        return self.world.rank
 
     @property
     def world_size(self) -> int:
         """The number of ranks in the world."""
-        return torch.distributed.get_world_size()
+        return self.world.size
 
 
 def create_layout(
@@ -92,6 +94,7 @@ def create_layout(
         tp=Axis.of(groups.tp),
         pp=Axis.of(groups.pp),
         dp=Axis.of(groups.dp_cp),
+        world=Axis.of(torch.distributed.group.WORLD),
         groups=groups,
         device=device,
         chunks=virtual_pipeline_model_parallel_size or 1,

@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch.distributed as dist
+from torch.distributed import ProcessGroup
 
 from megatron_kd.errors import (
     CheckpointCorrupt,
@@ -29,12 +30,12 @@ def rank_of_ranks() -> tuple[int, int]:
     return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
 
-def from_all(value: Value) -> list[Value]:
-    """What each rank gave, on every rank. Every rank must call this."""
+def from_all(value: Value, group: ProcessGroup | None = None) -> list[Value]:
+    """What each rank of `group` gave, on each of them; by default of all ranks. All of them must call this."""
     if not dist.is_initialized():
         return [value]
-    values: list[Value | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(values, value)
+    values: list[Value | None] = [None] * dist.get_world_size(group)
+    dist.all_gather_object(values, value, group=group)
     return values  # type: ignore[return-value]
 
 

@@ -5,8 +5,6 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, replace
 
-import torch.distributed as dist
-
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
@@ -15,6 +13,7 @@ from megatron_kd.planning.estimate import Choice, Estimate, choose
 from megatron_kd.planning.placement_table import memory_table
 from megatron_kd.runtime.device_memory import measured_device_memory
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.runtime.together import from_all
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ def choose_strategy(
     Raises:
         InputError: both models alone need more than a rank has, wherever the teacher is, or where it is asked to be.
     """
-    memory = _device_memory(cfg)
+    memory = _device_memory(cfg, layout)
     plan = choose(
         _with_vocabulary(cfg, model, derived),
         layout.world_size,
@@ -52,12 +51,10 @@ def choose_strategy(
     return ChosenStrategy(asked)
 
 
-def _device_memory(cfg: ConfigContainer) -> float:
+def _device_memory(cfg: ConfigContainer, layout: Layout) -> float:
     if cfg.dist.device_memory_gb is not None:
         return cfg.dist.device_memory_gb * 1e9
-    measured: list[int] = [0] * dist.get_world_size()
-    dist.all_gather_object(measured, measured_device_memory())
-    return float(min(measured))
+    return float(min(from_all(measured_device_memory(), layout.world.group)))
 
 
 def _with_vocabulary(cfg: ConfigContainer, model: GPTDistillationProvider, derived: Derived) -> ConfigContainer:

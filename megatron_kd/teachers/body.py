@@ -18,7 +18,7 @@ from torch import Tensor
 from megatron_kd.models.gpt import DistillableGPTModel, Headed, find_layer
 from megatron_kd.models.packing import packed_segments
 from megatron_kd.runtime.layout import Layout
-from megatron_kd.teachers.handover import HiddenStates
+from megatron_kd.teachers.handover import Produced
 
 Inputs = dict[str, Tensor]  # "tokens" and "position_ids", [B, S] each
 
@@ -50,7 +50,7 @@ class TeacherBody:
     ) -> None:
         self.model, self._layout, self._packed = model, layout, packed
         self._shape = {"seq_length": seq_length, "micro_batch_size": micro_batch_size}
-        self._produced: HiddenStates = defaultdict(list)
+        self._produced: Produced = defaultdict(list)
         model.head_function = _no_head
         for name, local_name in layers.items():
             find_layer(model, local_name, name, "model.teacher").register_forward_hook(self._keep(name))
@@ -63,7 +63,7 @@ class TeacherBody:
             self._channel = {"pg_collection": layout.groups}
 
     @torch.no_grad()
-    def __call__(self, inputs: list[Inputs]) -> HiddenStates:
+    def __call__(self, inputs: list[Inputs]) -> Produced:
         """Run all of `inputs`; every rank of this copy of the teacher must call this with the same ones.
 
         Returns:

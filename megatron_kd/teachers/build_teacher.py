@@ -18,7 +18,7 @@ from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.placement.rounds import micro_batches_a_round
 from megatron_kd.placement.strategies import placed_grid
 from megatron_kd.runtime.layout import Layout
-from megatron_kd.runtime.together import raised_together
+from megatron_kd.runtime.together import from_all, raised_together
 from megatron_kd.teachers.body import TeacherBody
 from megatron_kd.teachers.colocated import ColocatedTeacher
 from megatron_kd.teachers.fill import fill, writer
@@ -31,6 +31,7 @@ from megatron_kd.teachers.shared_memory import is_first_of_machine, shared_tenso
 from megatron_kd.teachers.streaming import must_stream, stream_layers
 from megatron_kd.teachers.teacher_layout import create_teacher_layout
 from megatron_kd.teachers.transfers import Exchange, StudentRank
+from megatron_kd.teachers.transport import GroupTransport
 from megatron_kd.teachers.wanted import local_names, readers, wanted_layers
 
 
@@ -85,15 +86,15 @@ def _placed(
         student_shards=layout.tp.size if model.sequence_parallel else 1,
         teacher_shards=grid.tp if provider.sequence_parallel and grid.tp > 1 else 1,
     )
-    teacher_layout = create_teacher_layout(grid, layout.device)
+    teacher_layout = create_teacher_layout(grid, layout)
     body_model = None
     if teacher_layout is not None:
         memory = torch.device("cpu") if in_host_memory else layout.device
         body_model = _body(model, derived, teacher_layout, memory, shared=shared)
     head = _empty_head(model, derived, layout) if layout.is_last_stage else None
-    mine = body_model if not shared or is_first_of_machine() else None
+    mine = body_model if not shared or is_first_of_machine(layout.world) else None
     _fill(cfg, model, derived, layout, mine, head, stages=grid.pp)
-    dist.barrier()  # nobody reads shared memory before it is filled
+    dist.barrier(layout.world.group)  # nobody reads shared memory before it is filled
     body = None
     with raised_together():
         if body_model is not None and in_host_memory and must_stream(layout.device):
@@ -108,7 +109,8 @@ def _placed(
                 packed=cfg.dataset.packed_sequence,
             )
     full, rest = divmod(derived.num_microbatches, a_round)
-    rounds = [Handover(exchange, provider.hidden_size, dtype, layout.device)] * full
+    transport = GroupTransport(layout.world.group)
+    rounds = [Handover(exchange, transport, provider.hidden_size, dtype, layout.device)] * full
     if rest:
         rounds.append(replace(rounds[0], exchange=replace(exchange, num_microbatches=rest)))
     teacher_head = None
@@ -125,9 +127,7 @@ def _vocab_size(derived: Derived) -> int:
 
 def _students(layout: Layout) -> tuple[StudentRank, ...]:
     mine = StudentRank(layout.rank, layout.dp.rank, layout.pp.rank, layout.tp.rank)
-    everyone: list[StudentRank | None] = [None] * layout.world_size
-    dist.all_gather_object(everyone, mine)
-    return tuple(student for student in everyone if student is not None)
+    return tuple(from_all(mine, layout.world.group))
 
 
 def _body(
@@ -137,7 +137,7 @@ def _body(
 
     def allocate(like: list[Tensor]) -> list[Tensor]:
         if shared:
-            return shared_tensors(like, derived.run_dir)
+            return shared_tensors(like, derived.run_dir, layout.world)
         return [torch.empty_like(tensor, device=memory) for tensor in like]
 
     return build_body(

@@ -1,127 +1,119 @@
-"""Hidden states from the ranks that ran the teacher to the ranks whose losses read them.
+"""Hidden states from the peers that ran the teacher to the peers whose losses read them.
 
-One message a pair of ranks and step. S sequence, B micro-batch, G teacher hidden.
+One message a pair of peers and round. S sequence, B micro-batch, G teacher hidden.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
-from megatron_kd.errors import LostRank
-from megatron_kd.runtime.timeouts import wait_for
-from megatron_kd.teachers.transfers import Exchange, Piece, StudentRank
+from megatron_kd.teachers.transfers import Exchange, Piece
+from megatron_kd.teachers.transport import Transport
 
-PHASE = "teacher hand-over"
+# What a teacher's forwards put out, by layer: one [S, B, G] a forward.
+Produced = dict[str, list[Tensor]]
 
-# By layer: one tensor a forward of the teacher, or one a micro-batch of the student; [S, B, G].
-HiddenStates = dict[str, list[Tensor]]
+_Parts = list[tuple[Piece, Tensor]]
 
 
-@dataclass
+@dataclass(frozen=True)
 class Handover:
-    """Carries out an `Exchange` on this rank.
+    """Carries out an `Exchange` on this peer, which may hold a part of the teacher, of the student or of both.
 
     Attributes:
-        exchange: what goes where, equal on every rank.
+        exchange: what goes where, equal on every peer.
+        transport: between the peers that `exchange` numbers.
         hidden_size: G.
         dtype, device: of the hidden states.
-        bytes_sent: by this rank to others so far.
     """
 
     exchange: Exchange
+    transport: Transport
     hidden_size: int
     dtype: torch.dtype
     device: torch.device
-    bytes_sent: int = 0
-    _me: StudentRank = field(init=False)
-    _outgoing: dict[int, list[Piece]] = field(init=False)
-    _incoming: dict[int, list[Piece]] = field(init=False)
 
-    def __post_init__(self) -> None:
-        exchange, rank = self.exchange, dist.get_rank()
-        sources = range(exchange.grid.first_rank, exchange.grid.first_rank + exchange.grid.size)
-        self._me = next(student for student in exchange.students if student.rank == rank)
-        outgoing = {student.rank: list(exchange.pieces(rank, student)) for student in exchange.students}
-        incoming = {source: list(exchange.pieces(source, self._me)) for source in sources}
-        self._outgoing = {peer: pieces for peer, pieces in outgoing.items() if pieces}
-        self._incoming = {peer: pieces for peer, pieces in incoming.items() if pieces}
-
-    def __call__(self, produced: HiddenStates) -> HiddenStates:
-        """Exchange one step's hidden states; every rank must call this.
+    def __call__(self, produced: Produced) -> list[dict[str, Tensor]]:
+        """Exchange one round's hidden states; every peer must call this.
 
         Args:
-            produced: what the teacher's forwards put out on this rank; emptied on the way.
+            produced: what the teacher's forwards put out on this peer; emptied on the way, to make room.
 
         Returns:
-            What this rank's losses read, by micro-batch.
+            For each of this peer's micro-batches, what its losses read: [S, B, G] by layer.
 
         Raises:
-            LostRank: a rank does not answer.
+            LostRank: a peer does not answer.
         """
-        rank = self._me.rank
-        received = self._assemble(self._incoming.get(rank, []), produced)
-        sent = {peer: self._packed(pieces, produced) for peer, pieces in sorted(self._outgoing.items()) if peer != rank}
+        me = self.transport.rank
+        own = self._incoming.get(me, [])
+        received = [(piece, _cut(produced, piece)) for piece in own]
+        outgoing = {peer: _packed(produced, pieces) for peer, pieces in self._outgoing.items() if peer != me}
         produced.clear()
-        arriving = {
+        incoming = {
             peer: torch.empty(sum(map(self._elements, pieces)), dtype=self.dtype, device=self.device)
-            for peer, pieces in sorted(self._incoming.items())
-            if peer != rank
+            for peer, pieces in self._incoming.items()
+            if peer != me
         }
-        _exchange_buffers(sent, arriving)
-        self.bytes_sent += sum(buffer.nbytes for buffer in sent.values())
-        for peer, buffer in arriving.items():
+        self.transport.exchange(outgoing, incoming)
+        for peer, buffer in incoming.items():
             pieces = self._incoming[peer]
-            for piece, part in zip(pieces, buffer.split(list(map(self._elements, pieces))), strict=True):
-                received[piece.layer, piece.micro_batch].append((piece, part.view(*self._shape(piece))))
+            parts = buffer.split([self._elements(piece) for piece in pieces])
+            received += [(piece, part.view(self._shape(piece))) for piece, part in zip(pieces, parts, strict=True)]
         return self._joined(received)
 
-    def _assemble(self, own: list[Piece], produced: HiddenStates) -> dict[tuple[str, int], list[tuple[Piece, Tensor]]]:
-        found = defaultdict(list)
-        for piece in own:
-            found[piece.layer, piece.micro_batch].append((piece, produced[piece.layer][piece.forward][piece.source]))
-        return found
+    @cached_property
+    def _outgoing(self) -> dict[int, list[Piece]]:
+        exchange, me = self.exchange, self.transport.rank
+        found = {student.rank: list(exchange.pieces(me, student)) for student in exchange.students}
+        return {peer: pieces for peer, pieces in sorted(found.items()) if pieces}
 
-    def _packed(self, pieces: list[Piece], produced: HiddenStates) -> Tensor:
-        return torch.cat([produced[piece.layer][piece.forward][piece.source].reshape(-1) for piece in pieces])
+    @cached_property
+    def _incoming(self) -> dict[int, list[Piece]]:
+        exchange, grid = self.exchange, self.exchange.grid
+        # None for a peer that holds a part of the teacher alone.
+        me = next((student for student in exchange.students if student.rank == self.transport.rank), None)
+        if me is None:
+            return {}
+        sources = range(grid.first_rank, grid.first_rank + grid.size)
+        found = {source: list(exchange.pieces(source, me)) for source in sources}
+        return {peer: pieces for peer, pieces in found.items() if pieces}
 
-    def _joined(self, received: dict[tuple[str, int], list[tuple[Piece, Tensor]]]) -> HiddenStates:
-        exchange = self.exchange
-        positions, rows = exchange.seq_length // exchange.student_shards, exchange.micro_batch_size
-        states: HiddenStates = {layer: [] for layer, _ in sorted(received)}
-        for (layer, _), parts in sorted(received.items()):
-            if len(parts) == 1:
-                states[layer].append(parts[0][1].contiguous())
-                continue
-            whole = torch.empty(positions, rows, self.hidden_size, dtype=self.dtype, device=self.device)
-            for piece, part in parts:
-                whole[piece.target] = part
-            states[layer].append(whole)
+    def _joined(self, received: _Parts) -> list[dict[str, Tensor]]:
+        parts: dict[tuple[int, str], _Parts] = defaultdict(list)
+        for piece, part in received:
+            parts[piece.micro_batch, piece.layer].append((piece, part))
+        states: list[dict[str, Tensor]] = [{} for _ in range(self.exchange.num_microbatches)]
+        for (micro_batch, layer), found in parts.items():
+            states[micro_batch][layer] = self._whole(found)
         return states
+
+    def _whole(self, parts: _Parts) -> Tensor:
+        if len(parts) == 1:
+            return parts[0][1].contiguous()
+        positions = self.exchange.seq_length // self.exchange.student_shards
+        shape = (positions, self.exchange.micro_batch_size, self.hidden_size)
+        whole_SBG = torch.empty(shape, dtype=self.dtype, device=self.device)
+        for piece, part in parts:
+            whole_SBG[piece.target] = part
+        return whole_SBG
 
     def _shape(self, piece: Piece) -> tuple[int, int, int]:
         return (*piece.positions_and_rows, self.hidden_size)
 
     def _elements(self, piece: Piece) -> int:
-        positions, rows = piece.positions_and_rows
-        return positions * rows * self.hidden_size
+        positions, rows, hidden = self._shape(piece)
+        return positions * rows * hidden
 
 
-def _exchange_buffers(sent: dict[int, Tensor], arriving: dict[int, Tensor]) -> None:
-    operations = [dist.P2POp(dist.isend, buffer, peer) for peer, buffer in sent.items()]
-    operations += [dist.P2POp(dist.irecv, buffer, peer) for peer, buffer in arriving.items()]
-    if not operations:
-        return
-    waiting_for: int | None = None
-    try:
-        works = dist.batch_isend_irecv(operations)
-        peers = [*sent, *arriving] if len(works) == len(operations) else [None] * len(works)
-        for peer, work in zip(peers, works, strict=True):  # nccl gives one handle for all of them
-            waiting_for = peer
-            wait_for(work, dist.get_backend())
-    except RuntimeError as error:
-        raise LostRank(waiting_for, PHASE, str(error)) from error
+def _cut(produced: Produced, piece: Piece) -> Tensor:
+    return produced[piece.layer][piece.forward][piece.source]
+
+
+def _packed(produced: Produced, pieces: list[Piece]) -> Tensor:
+    return torch.cat([_cut(produced, piece).reshape(-1) for piece in pieces])

@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.teachers.body import Inputs, TeacherBody
-from megatron_kd.teachers.handover import Handover, HiddenStates
+from megatron_kd.teachers.handover import Handover
 from megatron_kd.teachers.proxy import TeacherProxy
-from megatron_kd.teachers.transfers import Exchange
 
 _INPUTS = ("tokens", "position_ids")
 
@@ -63,14 +62,15 @@ class PlacedTeacher:
         Raises:
             LostRank: a rank does not answer.
         """
-        states: HiddenStates = {}
+        states: dict[str, list[Tensor]] = {}
         ahead = iter(micro_batches)
         for handover in self.rounds:
             some = list(islice(ahead, handover.exchange.num_microbatches))
             sequences = {name: self._gathered([getattr(batch, name) for batch in some]) for name in _INPUTS}
-            produced = self.body(_share(handover.exchange, sequences)) if self.body is not None else {}
-            for layer, received in handover(produced).items():
-                states.setdefault(layer, []).extend(received)
+            produced = self.body(_share(handover, sequences)) if self.body is not None else {}
+            for received in handover(produced):
+                for layer, hidden_SBG in received.items():
+                    states.setdefault(layer, []).append(hidden_SBG)
         for proxy in self._proxies.values():
             proxy.deliver(states)
 
@@ -82,7 +82,7 @@ class PlacedTeacher:
     @property
     def bytes_sent(self) -> int:
         """By this rank to others in hand-overs so far."""
-        return sum({id(handover): handover.bytes_sent for handover in self.rounds}.values())
+        return self.rounds[0].transport.bytes_sent
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """See `Teacher`."""
@@ -100,9 +100,10 @@ class PlacedTeacher:
         return torch.cat(everyones)
 
 
-def _share(exchange: Exchange, sequences: Inputs) -> list[Inputs]:
+def _share(handover: Handover, sequences: Inputs) -> list[Inputs]:
     """The micro-batches of this rank's copy of the teacher; the last one repeats its last sequence if short."""
-    place = exchange.grid.coordinate(dist.get_rank())
+    exchange = handover.exchange
+    place = exchange.grid.coordinate(handover.transport.rank)
     assert place is not None
     share, size = exchange.share(place.replica), exchange.teacher_micro_batch_size
     rows = torch.arange(share.start, share.start + exchange.forwards(place.replica) * size)

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 
 from megatron_kd.config.stages import FINAL_NORM
 from megatron_kd.models.gpt import HeadFunction
-from megatron_kd.teachers.handover import HiddenStates
 from megatron_kd.teachers.head import TeacherHead
 
 
@@ -33,7 +32,7 @@ class TeacherProxy(nn.Module):
         self.hidden_size, self.head = hidden_size, head
         self.head_function: HeadFunction | None = None
         self._layers = list(layers)
-        self._delivered: HiddenStates = {}
+        self._delivered: dict[str, list[Tensor]] = {}
         self._index = 0
         for name in self._layers:
             _add_port(self, name, _Port())
@@ -45,7 +44,7 @@ class TeacherProxy(nn.Module):
         """The teacher's number of token ids; None for a chunk without its head."""
         return None if self.head is None else self.head.true_vocab_size
 
-    def deliver(self, states: HiddenStates) -> None:
+    def deliver(self, states: dict[str, list[Tensor]]) -> None:
         """Take one step's hidden states, by layer and micro-batch."""
         self._delivered = {name: list(states[name]) for name in self._layers}
 

@@ -16,38 +16,36 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_kd.errors import InputError
-from megatron_kd.runtime.together import raised_together
+from megatron_kd.runtime.layout import Axis
+from megatron_kd.runtime.together import from_all, raised_together
 
 _ALIGNMENT = 64  # bytes
 _MEMORY = Path("/dev/shm")
 
 
-def is_first_of_machine() -> bool:
-    """Whether no lower rank runs on this machine. Every rank must call this."""
-    hosts = _hosts()
-    return hosts.index(hosts[dist.get_rank()]) == dist.get_rank()
+def is_first_of_machine(world: Axis) -> bool:
+    """Whether no lower rank of `world` runs on this machine. Each of them must call this."""
+    return _first_of_machine(world) == world.rank
 
 
-def shared_tensors(like: list[Tensor], run_dir: Path) -> list[Tensor]:
-    """Room for tensors of the shapes and dtypes of `like`, the same memory on every rank of a machine.
+def shared_tensors(like: list[Tensor], run_dir: Path, world: Axis) -> list[Tensor]:
+    """Room for tensors of the shapes and dtypes of `like`, the same memory on every rank of `world` on a machine.
 
     It lies in /dev/shm if there is room for it, else in a file in `run_dir`, from where the system pages it in.
-    Every rank must call this, with tensors of the same shapes.
+    Each of them must call this, with tensors of the same shapes.
 
     Raises:
         InputError: neither place has the room.
     """
     offsets, total = _offsets(like)
-    hosts, rank = _hosts(), dist.get_rank()
-    owner = hosts.index(hosts[rank])
+    owner = _first_of_machine(world)
     path: Path | None = None
     with raised_together():
-        if owner == rank:
+        if owner == world.rank:
             path = _create(total, run_dir)
-    paths: list[Path | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(paths, path)
+    paths = from_all(path, world.group)
     memory = torch.from_file(str(paths[owner]), shared=True, size=total, dtype=torch.uint8)
-    dist.barrier()
+    dist.barrier(world.group)  # all have mapped the file, so it can lose its name
     if path is not None:
         path.unlink()
     return [
@@ -88,7 +86,6 @@ def _create(size: int, run_dir: Path) -> Path:
     )
 
 
-def _hosts() -> list[str]:
-    hosts = [""] * dist.get_world_size()
-    dist.all_gather_object(hosts, socket.gethostname())
-    return hosts
+def _first_of_machine(world: Axis) -> int:
+    hosts = from_all(socket.gethostname(), world.group)
+    return hosts.index(hosts[world.rank])

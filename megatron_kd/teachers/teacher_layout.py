@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import torch.distributed as dist
 from megatron.core.hyper_comm_grid import HyperCommGrid
 from megatron.core.process_groups_config import ProcessGroupCollection
@@ -11,8 +10,8 @@ from megatron_kd.placement.grid import TeacherGrid
 from megatron_kd.runtime.layout import Axis, Layout
 
 
-def create_teacher_layout(grid: TeacherGrid, device: torch.device) -> Layout | None:
-    """Make the teacher's process groups; every rank of the world must call this.
+def create_teacher_layout(grid: TeacherGrid, student: Layout) -> Layout | None:
+    """Make the process groups of a teacher in the student's world, each rank of which must call this.
 
     Returns:
         This rank's place in the teacher's layout; None on a rank that holds no part of it.
@@ -24,10 +23,17 @@ def create_teacher_layout(grid: TeacherGrid, device: torch.device) -> Layout | N
     found.mp = groups.create_pg(["tp", "pp"])
     found.dp_cp = groups.create_pg(["cp", "dp"])
     found.tp_cp = groups.create_pg(["tp", "cp"])
-    alone = dist.new_group([dist.get_rank()], use_local_synchronization=True)
-    if grid.coordinate(dist.get_rank()) is None:
+    alone = dist.new_group([student.rank], use_local_synchronization=True)
+    if grid.coordinate(student.rank) is None:
         return None
     # The teacher's two embeddings are never tied by communication: its head is elsewhere. There are no experts.
     found.embd = found.pos_embd = found.pp
     found.ep, found.expt_tp, found.expt_dp = alone, found.tp, found.dp
-    return Layout(tp=Axis.of(found.tp), pp=Axis.of(found.pp), dp=Axis.of(found.dp), groups=found, device=device)
+    return Layout(
+        tp=Axis.of(found.tp),
+        pp=Axis.of(found.pp),
+        dp=Axis.of(found.dp),
+        world=student.world,
+        groups=found,
+        device=student.device,
+    )

@@ -76,8 +76,8 @@ class Exchange:
     """One global batch: its shape, the two layouts, and what travels.
 
     Attributes:
-        grid: the teacher's ranks.
-        students: every rank of the student.
+        grid: the teacher's ranks, as numbers of the peers that take part; so are those of `students`.
+        students: every rank of the student; a rank of the teacher need not be one.
         layers: what travels.
         num_microbatches: of each data-parallel rank of the student.
         micro_batch_size, teacher_micro_batch_size: in sequences.

@@ -18,6 +18,7 @@ from megatron_kd.errors import NumericalFault
 from megatron_kd.losses.faults import FAULTS, raise_faults
 from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.runtime.modelopt import mtd_megatron
+from megatron_kd.teachers.transport import HAND_OVER
 from megatron_kd.training.run_state import ForwardRun, Run
 from megatron_kd.training.update import update
 
@@ -79,7 +80,7 @@ def forward_backward(run: ForwardRun, micro_batches: Iterator[MicroBatch], *, fo
     shape = {"seq_length": run.cfg.model.seq_length, "micro_batch_size": run.cfg.train.micro_batch_size}
     batches = [batch.to(run.layout.device) for batch in islice(micro_batches, run.derived.num_microbatches)]
     if run.teacher is not None:
-        run.doing.enter("teacher hand-over")
+        run.doing.enter(HAND_OVER)
         run.teacher.deliver(batches)
     interleaved = run.layout.chunks > 1
     # Each chunk reads the step's micro-batches from the first.
