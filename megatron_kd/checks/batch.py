@@ -32,7 +32,7 @@ def _global_batch(cfg: ConfigContainer, data_parallel: int, known: bool) -> Iter
     unit, parts = micro * data_parallel, f"train.micro_batch_size={micro}"
     if known:
         parts += f" x {data_parallel} data-parallel ranks"
-    if any((model.virtual_pipeline_model_parallel_size or 1) > 1 for _, model in cfg.models.by_field()):
+    if any(model.chunks > 1 for _, model in cfg.models.by_field()):
         # megatron-core's interleaved schedule takes micro-batches in groups of one for each stage
         unit *= cfg.model.pipeline_model_parallel_size
         parts += f" x {cfg.model.pipeline_model_parallel_size} stages of the interleaved pipeline"

@@ -56,7 +56,7 @@ def _layer_places(model: GPTDistillationProvider) -> Iterator[str]:
 
 def _is_on_last_part(model: GPTModelProvider, layer: str) -> bool:
     """Whether `layer` is where the output layer is; true also of one that does not exist, which is said elsewhere."""
-    stages, chunks = max(model.pipeline_model_parallel_size, 1), model.virtual_pipeline_model_parallel_size or 1
+    stages, chunks = max(model.pipeline_model_parallel_size, 1), model.chunks
     place = place_of(layer, num_layers=model.num_layers, stages=stages, chunks=chunks)
     return place is None or (place.stage, place.chunk) == (stages - 1, chunks - 1)
 

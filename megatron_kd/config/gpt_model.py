@@ -43,12 +43,17 @@ class GPTModelProvider(WeightOrigin, FakeQuantization, Recompute, ParallelLayout
         Returns:
             The megatron-core GPT model on this rank's device.
         """
-        from megatron_kd.models.build_gpt import build_gpt
+        from megatron_kd.models.build_gpt import ModelShard, build_gpt
 
-        true_size = vocab_size or self.vocab_size or padded_vocab_size
-        return build_gpt(
-            self, layout, padded_vocab_size=padded_vocab_size, vocab_size=true_size, dtype=dtype, seed=seed, chunk=chunk
+        shard = ModelShard(
+            provider=self,
+            layout=layout,
+            padded_vocab_size=padded_vocab_size,
+            vocab_size=vocab_size or self.vocab_size or padded_vocab_size,
+            dtype=dtype,
+            chunk=chunk,
         )
+        return build_gpt(shard, seed=seed)
 
 
 def explicit(model: GPTModelProvider) -> GPTModelProvider:

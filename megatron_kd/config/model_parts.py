@@ -86,6 +86,11 @@ class ParallelLayout:
     context_parallel_size: int = 1
     sequence_parallel: bool = False
 
+    @property
+    def chunks(self) -> int:
+        """Parts that each pipeline stage's layers are cut into."""
+        return self.virtual_pipeline_model_parallel_size or 1
+
 
 @dataclass(kw_only=True)
 class Recompute:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.gpt_model import GPTModelProvider, explicit
 from megatron_kd.config.values import FieldPath, show
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.architecture import CONFIG_FILE, FolderArchitecture, read_architecture
@@ -88,15 +88,9 @@ def _filled(model: Any, path: FieldPath, edited: set[FieldPath]) -> tuple[Any, l
 
 def _meaning(model: GPTModelProvider, field: str) -> Any:
     """A field's value, with None replaced by what it stands for."""
-    if field == "kv_channels":
-        return model.head_size if model.num_attention_heads > 0 else None
-    if field == "num_query_groups":
-        return model.query_groups
-    if field == "ffn_hidden_size":
-        return model.ffn_size
     if field == "rope_scaling_factor" and not model.rope_scaling:
         return None  # of no consequence
-    return getattr(model, field)
+    return getattr(explicit(model), field)
 
 
 def _contradiction(model: GPTModelProvider, found: FolderArchitecture, name: str, field: str) -> str:

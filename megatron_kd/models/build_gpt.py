@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -20,6 +21,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor, nn
 
 from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.model_parts import Architecture, Recompute, names
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.int8 import quantise_linears
 from megatron_kd.models.spec import block_spec, has_transformer_engine
@@ -39,28 +41,105 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-def transformer_config(
-    provider: GPTModelProvider, layout: Layout, dtype: torch.dtype, *, on_host: bool = False
-) -> TransformerConfig:
-    """megatron-core's configuration of `provider` at parameters of `dtype`; `on_host`: made in host memory first."""
+# Megatron-core's fields that a provider has under the same name, and whose values are passed as they are.
+_NAMED_ALIKE = [name for name in (*names(Architecture), *names(Recompute)) if name in names(TransformerConfig)]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelShard:
+    """One rank's part of a model, yet to be built.
+
+    Attributes:
+        provider: the whole model.
+        layout: the process groups and this rank's place in them.
+        padded_vocab_size: width of embedding and head.
+        vocab_size: the true number of tokens.
+        dtype: of the parameters: "float32", "bfloat16" or "float16".
+        chunk: which of this stage's parts, with a virtual pipeline.
+    """
+
+    provider: GPTModelProvider
+    layout: Layout
+    padded_vocab_size: int
+    vocab_size: int
+    dtype: str
+    chunk: int = 0
+
+
+def build_gpt(shard: ModelShard, *, seed: int | None, layers: BlockSpec = block_spec) -> DistillableGPTModel:
+    """Build a shard on its rank's device.
+
+    Args:
+        shard: what is built.
+        seed: of the random weights; None leaves them unset, to be loaded.
+        layers: which modules the layers are made of.
+    """
+    provider = shard.provider
+    model = _construct(shard, tied=provider.share_embeddings_and_output_weights, layers=layers)
+    _mark_tensor_parallel(model)
+    model.to(shard.layout.device)
+    if seed is not None:
+        randomise(model, seed=seed, std=provider.init_method_std, num_layers=provider.num_layers)
+    return model
+
+
+def build_body(
+    shard: ModelShard, *, int8: bool, allocate: Callable[[list[Tensor]], list[Tensor]]
+) -> DistillableGPTModel:
+    """A frozen model whose parameters are yet to be filled, and whose output layer has none: its weight is on "meta".
+
+    Nothing is allocated but what `allocate` returns for the parameters, which it is given without storage. With
+    `int8`, the weights of the linear layers are `Int8Linear`'s.
+    """
+    with torch.device("meta"):
+        model = _construct(shard, tied=False, on_host=True)
+    if int8:
+        quantise_linears(model, shard.layout.tp.group)
+    # megatron-core's sharded_state_dict wants an output layer to be there.
+    named = [(name, value) for name, value in model.named_parameters() if not name.startswith("output_layer.")]
+    tensors = allocate([parameter for _, parameter in named])
+    for (name, _), tensor in zip(named, tensors, strict=True):
+        module, _, last = name.rpartition(".")
+        model.get_submodule(module)._parameters[last] = nn.Parameter(tensor, requires_grad=False)
+    return model.requires_grad_(False).eval()
+
+
+def _construct(
+    shard: ModelShard, *, tied: bool, on_host: bool = False, layers: BlockSpec = block_spec
+) -> DistillableGPTModel:
+    """Megatron-core's model without weights; `on_host`: made in host memory first."""
+    provider, layout, chunk = shard.provider, shard.layout, shard.chunk
+    config = _transformer_config(shard, on_host=on_host)
+    vp_stage = chunk if layout.chunks > 1 else None
+    layers_here = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=layout.pp.rank)
+    model = DistillableGPTModel(
+        config,
+        layers(config, layers_here),
+        vocab_size=shard.padded_vocab_size,
+        max_sequence_length=provider.seq_length,
+        pre_process=layout.is_first_stage and chunk == 0,
+        post_process=layout.is_last_stage and chunk == layout.chunks - 1,
+        parallel_output=True,
+        share_embeddings_and_output_weights=tied,
+        position_embedding_type=provider.position_embedding_type,
+        rotary_base=provider.rotary_base,
+        rotary_percent=provider.rotary_percent,
+        rope_scaling=provider.rope_scaling,
+        rope_scaling_factor=provider.rope_scaling_factor,
+        pg_collection=layout.groups,
+        vp_stage=vp_stage,
+    )
+    model.true_vocab_size = shard.vocab_size
+    return model
+
+
+def _transformer_config(shard: ModelShard, *, on_host: bool) -> TransformerConfig:
+    provider, layout, dtype = shard.provider, shard.layout, DTYPES[shard.dtype]
+    values = {name: getattr(provider, name) for name in _NAMED_ALIKE}
+    values["activation_func"] = _ACTIVATIONS[provider.activation_func]
     has_te = has_transformer_engine()
     return TransformerConfig(
-        num_layers=provider.num_layers,
-        hidden_size=provider.hidden_size,
-        ffn_hidden_size=provider.ffn_hidden_size,
-        num_attention_heads=provider.num_attention_heads,
-        num_query_groups=provider.num_query_groups,
-        kv_channels=provider.kv_channels,
-        normalization=provider.normalization,
-        layernorm_epsilon=provider.layernorm_epsilon,
-        gated_linear_unit=provider.gated_linear_unit,
-        activation_func=_ACTIVATIONS[provider.activation_func],
-        add_bias_linear=provider.add_bias_linear,
-        add_qkv_bias=provider.add_qkv_bias,
-        qk_layernorm=provider.qk_layernorm,
-        attention_dropout=provider.attention_dropout,
-        hidden_dropout=provider.hidden_dropout,
-        init_method_std=provider.init_method_std,
+        **values,
         tensor_model_parallel_size=layout.tp.size,
         pipeline_model_parallel_size=layout.pp.size,
         virtual_pipeline_model_parallel_size=layout.chunks if layout.chunks > 1 else None,
@@ -69,9 +148,6 @@ def transformer_config(
         overlap_p2p_comm=layout.chunks > 1,
         batch_p2p_comm=layout.chunks == 1,
         sequence_parallel=provider.sequence_parallel,
-        recompute_granularity=provider.recompute_granularity,
-        recompute_method=provider.recompute_method,
-        recompute_num_layers=provider.recompute_num_layers,
         params_dtype=dtype,
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
@@ -91,99 +167,8 @@ def transformer_config(
     )
 
 
-def build_gpt(
-    provider: GPTModelProvider,
-    layout: Layout,
-    *,
-    padded_vocab_size: int,
-    vocab_size: int,
-    dtype: str,
-    seed: int | None,
-    chunk: int = 0,
-    layers: BlockSpec = block_spec,
-) -> DistillableGPTModel:
-    """See `GPTModelProvider.provide`; `layers` says which modules the layers are made of."""
-    config = transformer_config(provider, layout, DTYPES[dtype])
-    model = _construct(
-        provider,
-        config,
-        layout,
-        padded_vocab_size,
-        tied=provider.share_embeddings_and_output_weights,
-        chunk=chunk,
-        layers=layers,
-    )
-    model.true_vocab_size = vocab_size
-    _mark_tensor_parallel(model)
-    model.to(layout.device)
-    if seed is not None:
-        randomise(model, seed=seed, std=provider.init_method_std, num_layers=provider.num_layers)
-    return model
-
-
-def build_body(
-    provider: GPTModelProvider,
-    layout: Layout,
-    *,
-    padded_vocab_size: int,
-    vocab_size: int,
-    dtype: str,
-    int8: bool,
-    allocate: Callable[[list[Tensor]], list[Tensor]],
-) -> DistillableGPTModel:
-    """A frozen model whose parameters are yet to be filled, and whose output layer has none: its weight is on "meta".
-
-    Nothing is allocated but what `allocate` returns for the parameters, which it is given without storage. With
-    `int8`, the weights of the linear layers are `Int8Linear`'s.
-    """
-    config = transformer_config(provider, layout, DTYPES[dtype], on_host=True)
-    with torch.device("meta"):
-        model = _construct(provider, config, layout, padded_vocab_size, tied=False, chunk=0)
-    model.true_vocab_size = vocab_size
-    if int8:
-        quantise_linears(model, layout.tp.group)
-    # megatron-core's sharded_state_dict wants an output layer to be there.
-    named = [(name, value) for name, value in model.named_parameters() if not name.startswith("output_layer.")]
-    tensors = allocate([parameter for _, parameter in named])
-    for (name, _), tensor in zip(named, tensors, strict=True):
-        module, _, last = name.rpartition(".")
-        model.get_submodule(module)._parameters[last] = nn.Parameter(tensor, requires_grad=False)
-    return model.requires_grad_(False).eval()
-
-
-def _construct(
-    provider: GPTModelProvider,
-    config: TransformerConfig,
-    layout: Layout,
-    padded_vocab_size: int,
-    *,
-    tied: bool,
-    chunk: int,
-    layers: BlockSpec = block_spec,
-) -> DistillableGPTModel:
-    vp_stage = chunk if layout.chunks > 1 else None
-    layers_here = get_num_layers_to_build(config, vp_stage=vp_stage, pp_rank=layout.pp.rank)
-    return DistillableGPTModel(
-        config,
-        layers(config, layers_here),
-        vocab_size=padded_vocab_size,
-        max_sequence_length=provider.seq_length,
-        pre_process=layout.is_first_stage and chunk == 0,
-        post_process=layout.is_last_stage and chunk == layout.chunks - 1,
-        parallel_output=True,
-        share_embeddings_and_output_weights=tied,
-        position_embedding_type=provider.position_embedding_type,
-        rotary_base=provider.rotary_base,
-        rotary_percent=provider.rotary_percent,
-        rope_scaling=provider.rope_scaling,
-        rope_scaling_factor=provider.rope_scaling_factor,
-        pg_collection=layout.groups,
-        vp_stage=vp_stage,
-    )
-
-
 def _mark_tensor_parallel(model: DistillableGPTModel) -> None:
-    """Mark the sharded weights. megatron-core does so while it initialises them, which it is told not to do.
+    """Mark the sharded weights, as megatron-core does where it initialises them itself.
 
     Unmarked, a shard counts as a copy of tensor-parallel rank 0's, and drops out of the gradient norm.
     """

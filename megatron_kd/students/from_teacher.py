@@ -16,7 +16,6 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.weights import local_shards
-from megatron_kd.students.spaced import spaced_layers
 from megatron_kd.teachers.fill import writer
 
 
@@ -35,6 +34,20 @@ def load_from_teacher(chunks: list[DistillableGPTModel], cfg: ConfigContainer, d
     kept = spaced_layers(cfg.model.num_layers, layers)
     write = writer(cfg, teacher, derived.teacher_vocab_size)
     write([_of_teacher(shard, kept, layers) for chunk in chunks for shard in local_shards(chunk)])
+
+
+def spaced_layers(count: int, of: int) -> list[int]:
+    """`count` of the layers 0 to `of` - 1, ascending: the first, the last, and those between at even distances.
+
+    Layer i of the student is layer round(i (of - 1) / (count - 1)) of the teacher, halves rounded up. For 6 of 12 these
+    are 0, 2, 4, 7, 9 and 11, which DistilBERT starts from. A single layer is the first.
+
+    Args:
+        count: from 1 to `of`.
+        of: the teacher's number of layers.
+    """
+    steps = count - 1
+    return [(2 * layer * (of - 1) + steps) // (2 * steps) for layer in range(count)] if steps else [0]
 
 
 def _of_teacher(shard: ShardedTensor, kept: Sequence[int], layers: int) -> ShardedTensor:

@@ -17,18 +17,17 @@ import contextlib
 import io
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from megatron_kd.config.gpt_model import GPTModelProvider, explicit
+from megatron_kd.config.gpt_model import explicit
 from megatron_kd.errors import InputError
-from megatron_kd.models.build_gpt import build_gpt
+from megatron_kd.models.build_gpt import ModelShard, build_gpt
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.micro_batch import MicroBatch
-from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.modelopt import get_mcore_minitron_config, mtp
 from megatron_kd.students.dynamic import prunable_layers, register_layers
 from megatron_kd.students.pruned_sizes import Sizes
@@ -45,19 +44,9 @@ class Depth:
     scores: list[float]
 
 
-def prunable_model(
-    provider: GPTModelProvider, layout: Layout, *, padded_vocab_size: int, vocab_size: int, dtype: str
-) -> DistillableGPTModel:
-    """A model that `prune_model` can prune, its weights not set. See `GPTModelProvider.provide`."""
-    return build_gpt(
-        explicit(provider),
-        layout,
-        padded_vocab_size=padded_vocab_size,
-        vocab_size=vocab_size,
-        dtype=dtype,
-        seed=None,
-        layers=prunable_layers,
-    )
+def prunable_model(shard: ModelShard) -> DistillableGPTModel:
+    """A model that `measure_and_cut` can prune, its weights not set."""
+    return build_gpt(replace(shard, provider=explicit(shard.provider)), seed=None, layers=prunable_layers)
 
 
 def measure_and_cut(

@@ -24,7 +24,7 @@ from megatron_kd.data.tokens.tokenizer import Tokenizer, load_tokenizer
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.huggingface.architecture import is_huggingface_folder, provider_from_hf
 from megatron_kd.huggingface.read import load_huggingface
-from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.models.build_gpt import ModelShard
 from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.models.weights import local_shards
 from megatron_kd.runtime.layout import Layout
@@ -107,19 +107,21 @@ def _prune(
 ) -> Pruned:
     assert teacher.vocab_size is not None
     vocab_size = teacher.vocab_size
-    width = padded_vocab_size(vocab_size, teacher.make_vocab_size_divisible_by)
-
-    def build(architecture: GPTModelProvider) -> DistillableGPTModel:
-        return prunable_model(architecture, layout, padded_vocab_size=width, vocab_size=vocab_size, dtype=dtype)
-
-    model = build(teacher)
+    whole = ModelShard(
+        provider=teacher,
+        layout=layout,
+        padded_vocab_size=padded_vocab_size(vocab_size, teacher.make_vocab_size_divisible_by),
+        vocab_size=vocab_size,
+        dtype=dtype,
+    )
+    model = prunable_model(whole)
     if teacher.hf_path is not None:
         load_huggingface([model], teacher, "TEACHER")
     else:
         load_weights([model], str(teacher.checkpoint), "TEACHER")
     state, depth = measure_and_cut(model, sizes, batches)
     architecture = pruned_architecture(teacher, sizes)
-    student = build(architecture)
+    student = prunable_model(replace(whole, provider=architecture))
     student.load_state_dict(state)
     folder = save_weights(local_shards(student), output, model=architecture, vocab_size=vocab_size, tokenizer=tokenizer)
     return Pruned(folder=folder, teacher=teacher, student=architecture, depth=depth)

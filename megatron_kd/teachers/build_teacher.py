@@ -13,7 +13,7 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.stages import LayerPlace
-from megatron_kd.models.build_gpt import DTYPES, build_body
+from megatron_kd.models.build_gpt import DTYPES, ModelShard, build_body
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.placement.rounds import micro_batches_a_round
 from megatron_kd.placement.strategies import placed_grid
@@ -140,15 +140,14 @@ def _body(
             return shared_tensors(like, derived.run_dir, layout.world)
         return [torch.empty_like(tensor, device=memory) for tensor in like]
 
-    return build_body(
-        model.teacher,
-        layout,
+    shard = ModelShard(
+        provider=model.teacher,
+        layout=layout,
         padded_vocab_size=derived.padded_vocab_size,
         vocab_size=_vocab_size(derived),
         dtype=derived.teacher_dtype or derived.student_dtype,
-        int8=model.teacher_quantization == "int8",
-        allocate=allocate,
     )
+    return build_body(shard, int8=model.teacher_quantization == "int8", allocate=allocate)
 
 
 def _empty_head(model: GPTDistillationProvider, derived: Derived, layout: Layout) -> Tensor:

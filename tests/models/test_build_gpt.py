@@ -97,6 +97,47 @@ def test_parameters_are_of_the_given_precision() -> None:
     assert model["logits"].dtype == torch.bfloat16
 
 
+# What megatron-core calls by the same name as a provider does, each with a value that is not its default.
+UNUSUAL: dict[str, Any] = {
+    "num_layers": 3,
+    "hidden_size": 48,
+    "ffn_hidden_size": 80,
+    "num_attention_heads": 6,
+    "num_query_groups": 3,
+    "kv_channels": 24,
+    "normalization": "LayerNorm",
+    "layernorm_epsilon": 1e-3,
+    "gated_linear_unit": False,
+    "add_bias_linear": True,
+    "add_qkv_bias": True,
+    "qk_layernorm": True,
+    "attention_dropout": 0.25,
+    "hidden_dropout": 0.125,
+    "init_method_std": 0.5,
+    "recompute_granularity": "full",
+    "recompute_method": "block",
+    "recompute_num_layers": 2,
+}
+
+
+def core_values(provider: GPTModelProvider) -> dict[str, Any]:
+    """On a rank: fields of megatron-core's configuration of a model that was built."""
+    from megatron_kd.runtime.start import running_ranks
+
+    with running_ranks(tensor_model_parallel_size=1, pipeline_model_parallel_size=1, seed=1) as layout:
+        config = provider.provide(layout, padded_vocab_size=256).config
+        return {name: getattr(config, name) for name in (*UNUSUAL, "activation_func")}
+
+
+def test_values_reach_megatron_core() -> None:
+    from megatron_kd.models.build_gpt import _NAMED_ALIKE
+
+    (found,) = run_ranks(1, core_values, GPTModelProvider(**UNUSUAL, activation_func="relu"))
+    assert found == UNUSUAL | {"activation_func": torch.nn.functional.relu}
+    # A name that a new megatron-core shares with a provider may mean another thing there.
+    assert set(_NAMED_ALIKE) == {*UNUSUAL, "activation_func"}
+
+
 def losses() -> tuple[float, float]:
     """On a rank: the model's mean loss on random labels, and float64 cross entropy over the true vocabulary."""
     from megatron_kd.runtime.start import running_ranks

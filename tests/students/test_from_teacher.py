@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from megatron_kd.checkpoints.tensor_parts import CheckpointReader
 from megatron_kd.checks import problems
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.students.from_teacher import spaced_layers
 from tests.config.base import distillation, plain
 from tests.ranks import run_ranks
 from tests.tiny import STUDENT, VOCAB, tiny_config
@@ -101,6 +103,19 @@ def student_is_made_of_the_teacher(student: Path, teacher: Path, kept: list[int]
         whole = theirs.read(key, (0,) * len(shape), theirs.shapes[key])
         assert torch.equal(mine, whole[kept] if ".layers." in key else whole), key
         assert mine.abs().sum() > 0 or key.endswith("bias"), key
+
+
+def test_the_layers_are_evenly_spaced_from_the_first_to_the_last() -> None:
+    assert spaced_layers(6, 12) == [0, 2, 4, 7, 9, 11]  # DistilBERT's
+    assert spaced_layers(2, 4) == [0, 3]
+    assert spaced_layers(1, 7) == [0]
+    for of in range(2, 40):
+        assert spaced_layers(of, of) == list(range(of))
+        for count in range(2, of):
+            layers = spaced_layers(count, of)
+            steps = {b - a for a, b in pairwise(layers)}
+            assert (layers[0], layers[-1], len(set(layers))) == (0, of - 1, count)
+            assert max(steps) - min(steps) <= 1
 
 
 def test_contradictions_are_told_at_once() -> None:

@@ -25,14 +25,15 @@ def batches(count: int = 3) -> list[Tensor]:
 
 def pruned(model: GPTModelProvider, sizes: Sizes, broken: bool = False) -> dict[str, Any]:
     """On a rank: prune random weights; parameters before and after, logits [B, S, V] after, layers kept and scores."""
+    from megatron_kd.models.build_gpt import ModelShard
     from megatron_kd.models.micro_batch import MicroBatch
     from megatron_kd.models.weights import randomise
     from megatron_kd.runtime.start import running_ranks
     from megatron_kd.students.minitron import measure_and_cut, prunable_model
 
-    sized = {"padded_vocab_size": 256, "vocab_size": VOCAB, "dtype": "float32"}
     with running_ranks(tensor_model_parallel_size=1, pipeline_model_parallel_size=1, seed=1) as layout, torch.no_grad():
-        teacher = prunable_model(model, layout, **sized)
+        whole = ModelShard(provider=model, layout=layout, padded_vocab_size=256, vocab_size=VOCAB, dtype="float32")
+        teacher = prunable_model(whole)
         randomise(teacher, seed=7, std=0.3, num_layers=model.num_layers)
         generator = torch.Generator().manual_seed(3)
         for name, value in teacher.named_parameters():
@@ -45,7 +46,7 @@ def pruned(model: GPTModelProvider, sizes: Sizes, broken: bool = False) -> dict[
         state, depth = measure_and_cut(
             teacher, sizes, [MicroBatch(tokens, tokens, position_ids, torch.ones(4, 16), ()) for tokens in batches()]
         )
-        student = prunable_model(pruned_architecture(model, sizes), layout, **sized)
+        student = prunable_model(replace(whole, provider=pruned_architecture(model, sizes)))
         student.load_state_dict(state)
         logits = student.eval()(batches()[0], position_ids, None)
         after = {name: value.clone() for name, value in student.named_parameters()}
