@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 from megatron_kd.config.rules import NOT_NEGATIVE, POSITIVE, Rule
 from megatron_kd.config.stages import FINAL_NORM, LAYER_NAME
 from megatron_kd.config.values import show
-from megatron_kd.losses.kinds import PARAMETERS
+from megatron_kd.losses.kinds import HIDDEN_KINDS, PARAMETERS
 
 if TYPE_CHECKING:
     from megatron_kd.config.kd_config import ModelOptDistillConfig
 
 PAIRS = "model.kd_config.intermediate_layer_pairs"
-_LOSSES = ("cosine", "mse", "smooth_l1")
 
 KD_RULES: dict[str, Rule] = {
     "kd_loss_scale": POSITIVE,
@@ -72,9 +71,9 @@ def _layer_names(kd: ModelOptDistillConfig) -> Iterator[str]:
         else:
             yield from (_bad_name(name) for name in pair[:2] if name != FINAL_NORM and not LAYER_NAME.fullmatch(name))
             yield from (
-                f"{PAIRS}={show(pair)}: no loss is called {show(name)}; write one of {', '.join(_LOSSES)}"
+                f"{PAIRS}={show(pair)}: no loss is called {show(name)}; write one of {', '.join(HIDDEN_KINDS)}"
                 for name in pair[2:]
-                if name not in _LOSSES
+                if name not in HIDDEN_KINDS
             )
 
 

@@ -7,7 +7,7 @@ H student and G teacher hidden.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from megatron_kd.distillation.pairs import LayerPair
 from megatron_kd.losses.faults import Faults
 from megatron_kd.losses.kinds import Divergence
 from megatron_kd.losses.materialised import materialised_divergence
+from megatron_kd.losses.shard import Sharding
 from megatron_kd.losses.top_choice import vocab_parallel_choice_rank
 from megatron_kd.losses.topk import topk_loss
 
@@ -58,7 +59,7 @@ class LogitsDivergence(_Loss):
         """`vocab_size` counts the ids that both models have; `faults` as in `materialised_divergence`."""
         super().__init__()
         self._divergence, self._truncation = kd.divergence, kd.truncation
-        self._shards: dict[str, Any] = {"group": group, "vocab_size": vocab_size}
+        self._sharding: Sharding = {"group": group, "vocab_size": vocab_size}
         self._faults = faults
         self._observed: Observed | None = None
 
@@ -78,14 +79,15 @@ class LogitsDivergence(_Loss):
         return observed
 
     def _losses(self, student_SBV: Tensor, teacher_SBV: Tensor) -> tuple[Tensor, Tensor | None]:
-        logits, where = (student_SBV, teacher_SBV), {**self._shards, "faults": self._faults}
+        divergence, faults, sharding = self._divergence, self._faults, self._sharding
         if self._truncation is None:
-            return materialised_divergence(*logits, self._divergence, **where), None
-        return topk_loss(*logits, self._truncation, self._divergence, **where)
+            losses_SB = materialised_divergence(student_SBV, teacher_SBV, divergence, faults=faults, **sharding)
+            return losses_SB, None
+        return topk_loss(student_SBV, teacher_SBV, self._truncation, divergence, faults=faults, **sharding)
 
     def _evaluated(self, student_SBV: Tensor, teacher_SBV: Tensor) -> Observed:
-        kl_SB = materialised_divergence(student_SBV, teacher_SBV, Divergence(), faults=self._faults, **self._shards)
-        return Observed(kl_SB, vocab_parallel_choice_rank(student_SBV, teacher_SBV, **self._shards))
+        kl_SB = materialised_divergence(student_SBV, teacher_SBV, Divergence(), faults=self._faults, **self._sharding)
+        return Observed(kl_SB, vocab_parallel_choice_rank(student_SBV, teacher_SBV, **self._sharding))
 
 
 class HiddenLoss(_Loss):

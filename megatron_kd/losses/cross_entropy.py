@@ -5,16 +5,15 @@ Shapes: N tokens, V vocabulary (the logical size, also on a shard), C tokens of 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_kd.errors import InputError
 from megatron_kd.losses.faults import Faults, finite, known_labels, require
-from megatron_kd.losses.shard import VocabShard, compute_dtype
+from megatron_kd.losses.shard import Sharding, VocabShard, compute_dtype
 from megatron_kd.losses.tiles import Tiling
 
 IGNORE_INDEX = -100  # PyTorch's default, and what megatron-core's and Hugging Face's data sets write
@@ -24,23 +23,18 @@ def vocab_parallel_cross_entropy(
     logits: Tensor,
     labels: Tensor,
     *,
-    group: dist.ProcessGroup | None = None,
-    vocab_size: int | None = None,
-    chunk_tokens: int | None = None,
     ignore_index: int = IGNORE_INDEX,
     faults: Faults | None = None,
+    **sharding: Unpack[Sharding],
 ) -> Tensor:
     """-log softmax(logits)[label], for each token.
 
     Args:
         logits: [..., V/tp], this rank's shard of the vocabulary.
         labels: [...] of integer global ids, the same on every rank.
-        group: the tensor-parallel group that shards the vocabulary; None when this rank holds all of it.
-        vocab_size: the true vocabulary size over all ranks; padded slots have probability and gradient zero.
-        chunk_tokens: tokens worked on at a time; by default what fits the cache (CPU) or fills the device (GPU).
         ignore_index: the label of tokens whose loss and gradient are zero.
-        faults: where to note what is wrong with the numbers, for a step whose ranks must all raise together; None
-            raises here.
+        faults: where to count faults in the numbers, for a step whose ranks must all raise together; None raises here.
+        sharding: see `Sharding`.
 
     Returns:
         [...] of float32 (float64 for float64 logits), the same on every rank, differentiable.
@@ -51,7 +45,7 @@ def vocab_parallel_cross_entropy(
     """
     if logits.shape[:-1] != labels.shape:
         raise InputError(f"labels {tuple(labels.shape)} must have the logits' leading shape {tuple(logits.shape[:-1])}")
-    tiling = Tiling.of(logits, group, vocab_size, chunk_tokens)
+    tiling = Tiling.of(logits, **sharding)
     label_N = labels.reshape(-1)
     logits_NV = logits.reshape(-1, logits.shape[-1])
     loss_N = _CrossEntropy.apply(logits_NV, label_N, label_N != ignore_index, tiling, faults)

@@ -1,8 +1,10 @@
-"""What the numbers of a loss must be, and what happens where they are not.
+"""Faults in the numbers of a loss: non-finite values and labels that are no id, found, counted and raised.
 
 A loss called on its own raises at once, which waits for the device. In a step a rank that raises alone leaves the
-others waiting for it until a timeout, so there the losses note what they find in `Faults` and go on; whoever runs the
-step adds up the counts of all ranks and lets all of them raise at the same step (`raise_faults`).
+others waiting for it until a timeout, so there the losses count what they find in `Faults` and carry on; whoever runs
+the step adds up the counts of all ranks, and all ranks raise at the same step (`raise_faults`).
+
+Shapes: N tokens.
 """
 
 from __future__ import annotations
@@ -18,7 +20,7 @@ from megatron_kd.errors import InputError, NumericalFault
 Fault = Literal["student", "teacher", "divergence", "label"]
 FAULTS: tuple[Fault, ...] = ("student", "teacher", "divergence", "label")
 
-Condition = tuple[Tensor, Fault]  # a bool scalar on the device, and what is wrong where it is false
+Condition = tuple[Tensor, Fault]  # a bool scalar on the device, and the fault if it is false
 
 _INPUTS = "look at the step's inputs, learning rate and loss scale"
 _ERRORS: dict[Fault, tuple[type[Exception], str]] = {
@@ -39,7 +41,7 @@ _ERRORS: dict[Fault, tuple[type[Exception], str]] = {
 
 
 class Faults:
-    """How often each of `FAULTS` was met since the last `take`, counted on the device, and in which micro-batches."""
+    """How often each of `FAULTS` occurred since the last `take`, counted on the device, and in which micro-batches."""
 
     def __init__(self, device: torch.device):
         self._counts = torch.zeros(len(FAULTS), dtype=torch.float64, device=device)
@@ -48,31 +50,31 @@ class Faults:
         self._taken: list[tuple[int, Tensor]] = []  # before it
 
     def begin(self, micro_batch: int) -> None:
-        """What is noted from now on is of this micro-batch."""
+        """Count from now on for this micro-batch."""
         self._micro_batch = micro_batch
 
     def note(self, conditions: Sequence[Condition]) -> None:
-        """Count the conditions that are false; the device is not waited for."""
+        """Count the conditions that are false, without waiting for the device."""
         for true, fault in conditions:
             self._counts[FAULTS.index(fault)] += ~true
             self._noted.append((self._micro_batch, true))
 
     def take(self) -> Tensor:
-        """The counts, [len(FAULTS)] of float64, which start again from 0."""
+        """The counts, [len(FAULTS)], and start again from 0. They are float64 to be summed with a step's losses."""
         counts, self._counts = self._counts, torch.zeros_like(self._counts)
         self._taken, self._noted = self._noted, []
         return counts
 
     def culprits(self) -> list[int]:
-        """The micro-batches, ascending, in which what was last taken was met on this rank. Waits for the device."""
+        """The micro-batches, ascending, of the faults that were last taken on this rank. Waits for the device."""
         return sorted({micro_batch for micro_batch, true in self._taken if not true})
 
 
 def require(conditions: Sequence[Condition], faults: Faults | None = None) -> None:
-    """Note the conditions that are false in `faults`; without it raise now, after one wait for the device.
+    """Count the conditions that are false in `faults`; without it raise now, after one wait for the device.
 
     Raises:
-        NumericalFault: logits or a divergence that are not finite; the message says whose.
+        NumericalFault: non-finite logits or divergence; the message says whose.
         InputError: a label that is no id.
     """
     if faults is not None:
@@ -83,9 +85,9 @@ def require(conditions: Sequence[Condition], faults: Faults | None = None) -> No
 
 
 def raise_faults(met: Sequence[Fault], where: str = "") -> None:
-    """Raise what `met` says is wrong; nothing where it is empty.
+    """Raise the error of the faults in `met`, if there are any.
 
-    Logits come first, since all that is computed from them is wrong too.
+    Logits come first: everything computed from them is wrong too.
 
     Args:
         met: the faults, in any order.
@@ -98,29 +100,24 @@ def raise_faults(met: Sequence[Fault], where: str = "") -> None:
 
 
 def finite(values: Tensor, fault: Fault) -> Condition:
-    """The condition that all of `values` are finite."""
+    """The condition that all of `values`, of any shape, are finite."""
     return torch.isfinite(values).all(), fault
 
 
 def finite_divergence(student_lse: Tensor, teacher_lse: Tensor, value: Tensor) -> list[Condition]:
-    """The conditions that both models' logits, seen through their log-sum-exps, and the divergence are finite."""
+    """The conditions that both models' logits and the divergence are finite; all arguments are [N].
+
+    The logits are seen through their log-sum-exps, N numbers in place of N x V, and the same on every rank: a NaN or an
+    infinity of any logit makes its log-sum-exp non-finite. But for a single -inf, which the divergence shows.
+    """
     return [finite(student_lse, "student"), finite(teacher_lse, "teacher"), finite(value, "divergence")]
 
 
 def known_labels(holders: Tensor, keep: Tensor) -> Condition:
-    """The condition that each label that counts is held by exactly one shard."""
-    return ((holders == 1) | ~keep).all(), "label"
+    """The condition that each label that counts is an id; both arguments are [N].
 
-
-def one_shape(student_logits: Tensor, teacher_logits: Tensor) -> None:
-    """Refuse logits of both models whose shards cannot be compared slot by slot.
-
-    Raises:
-        InputError: the shapes differ.
+    Args:
+        holders: how many shards hold the label: exactly one holds an id.
+        keep: whether the label counts, that is, is not the ignored label.
     """
-    if student_logits.shape != teacher_logits.shape:
-        raise InputError(
-            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} must have "
-            "one shape, or a rank's shards hold different ids: pad both heads to one width, and give the number of "
-            "shared ids as vocab_size"
-        )
+    return ((holders == 1) | ~keep).all(), "label"

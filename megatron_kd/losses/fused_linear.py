@@ -90,8 +90,7 @@ def fused_loss(
             for efficient matrix products on a GPU.
         weight_grad_buffer: float32 [V/tp, H] to form the weight's gradient in, to reuse one allocation; it must be
             left alone until the backward. None allocates.
-        faults: where to note what is wrong with the numbers, for a step whose ranks must all raise together; None
-            raises here.
+        faults: where to count faults in the numbers, for a step whose ranks must all raise together; None raises here.
 
     Returns:
         `FusedLoss`; its fields are float32 (float64 for float64 inputs) and the same on every rank.

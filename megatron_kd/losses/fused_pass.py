@@ -41,7 +41,7 @@ class FusedPass:
         teacher: the products of the teacher's head.
         chunk: tokens of a chunk.
         gather: the group to gather the student's sequence shards over, None if the student's hidden states are whole.
-        faults: where to note what is wrong with the numbers; None raises.
+        faults: where to count faults in the numbers; None raises.
     """
 
     terms: Terms

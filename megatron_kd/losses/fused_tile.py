@@ -1,7 +1,7 @@
 """Losses of one tile of logits that exists only for a moment, and their gradient written over the student's logits.
 
-Divergence and language-model loss read the same logits; their row statistics travel in one collective a tile (two for
-kinds that are not a KL). `fused_metrics` reads them too, in evaluation.
+Divergence and LM loss read the same logits; their row statistics travel in one collective a tile (two for kinds that
+are not a KL). `fused_metrics` reads them too, in evaluation.
 
 Shapes: N tokens, C tokens of a tile, V vocabulary (the logical size, also on a shard), R ranks, K statistics.
 """
@@ -45,7 +45,12 @@ class Terms:
 class TokenOutputs:
     """Per-token results, float64 [N]; what is not asked for stays zero.
 
-    `holders` counts shards that hold the label; `kl` and `rank` are those of `fused_metrics`.
+    Attributes:
+        divergence, lm: the losses.
+        student_lse, teacher_lse: log-sum-exps of logits / T over the shared ids, by which non-finite logits are found.
+        lm_lse: the student's log-sum-exp at temperature 1 over its own ids.
+        holders: the number of shards that hold the label.
+        kl, rank: those of `fused_metrics`.
     """
 
     def __init__(self, tokens: int, device: torch.device):
@@ -90,11 +95,10 @@ class TileLosses:
         shared_CV = student_CV[:, : terms.shared.width]
         if self._metrics is not None:  # before the logits are overwritten
             out.kl[rows], out.rank[rows] = self._metrics.of(shared_CV, teacher_CV)
-        stats, labels = [], self.inputs.labels
-        if labels is not None:
-            stats.append(self._label_statistics(student_CV, labels.ids[rows]))
-        stats.insert(0, self._tile.load(shared_CV, teacher_CV))  # overwrites
-        stats_RKC = terms.shared.gather(torch.cat(stats) if len(stats) > 1 else stats[0])
+        labels = self.inputs.labels
+        # Likewise: the tile works on the logits in place.
+        lm_stats = [] if labels is None else [self._label_statistics(student_CV, labels.ids[rows])]
+        stats_RKC = terms.shared.gather(torch.cat((self._tile.load(shared_CV, teacher_CV), *lm_stats)))
         norms, probs = self._finish_divergence(combine(stats_RKC[:, :3], self._tile.form), with_gradient)
         out.divergence[rows] = norms.value * terms.divergence.scale
         out.student_lse[rows], out.teacher_lse[rows] = norms.student_lse, norms.teacher_lse
@@ -104,6 +108,10 @@ class TileLosses:
             self._write_gradient(student_CV, probs, norms, rows)
 
     def _finish_divergence(self, norms: Normalisers, with_gradient: bool) -> tuple[Normalisers, Probabilities | None]:
+        """Normalisers with value and slope, [C] each, and the probabilities where a gradient is to be formed of them.
+
+        A KL's value is known from the statistics alone; only its gradient needs probabilities.
+        """
         form = self._tile.form
         if form.expectation_under is not None:
             return norms, self._tile.renormalise(norms) if with_gradient else None
@@ -112,7 +120,11 @@ class TileLosses:
         return norms._replace(value=value_C, slope=slope_C), probs if with_gradient else None
 
     def _label_statistics(self, student_CV: Tensor, label_C: Tensor) -> Tensor:
-        """[3, C]: log-sum-exp at temperature 1 (zero where the divergence's serves), logit at the label, holder."""
+        """This shard's log-sum-exp at temperature 1, logit at the label, and whether it holds the label: [3, C].
+
+        The log-sum-exp is left 0 where the divergence's is the same. Else the exponentials stay in the LM buffer for
+        the gradient.
+        """
         stats_3C = torch.zeros(3, len(student_CV), dtype=torch.float64, device=student_CV.device)
         stats_3C[1:] = self.terms.student.pick(student_CV, label_C)
         if not self.terms.one_softmax:
@@ -122,6 +134,7 @@ class TileLosses:
         return stats_3C
 
     def _finish_lm(self, stats_R3C: Tensor, norms: Normalisers, keep_C: Tensor, rows: slice) -> None:
+        """Write the LM loss of `rows` from the label statistics of all shards."""
         out = self.outputs
         lse_C = norms.student_lse if self.terms.one_softmax else torch.logsumexp(stats_R3C[:, 0], dim=0)
         picked_C, out.holders[rows] = stats_R3C[:, 1:].sum(0)
@@ -129,10 +142,15 @@ class TileLosses:
         out.lm[rows] = torch.where(keep_C, lse_C - picked_C, 0.0)
 
     def _write_gradient(self, student_CV: Tensor, probs: Probabilities, norms: Normalisers, rows: slice) -> None:
+        """Write kd_factor * dD/ds + lm_factor * dLM/ds over the student's logits [C, V], which nothing reads any more.
+
+        On ids that the teacher does not have, and which the divergence is not over, there is only the LM loss's.
+        """
         inputs, width, divergence = self.inputs, self.terms.shared.width, self.terms.divergence
         dtype = probs.q.dtype
         kd_factor_C1 = inputs.kd_factor[rows, None] * (divergence.inv_temperature * divergence.scale)
         lm_CV = None if inputs.labels is None else self._lm_gradient(probs, inputs.labels, rows)
+        # The LM gradient first: it may read the probabilities that the closed form overwrites.
         kd_CV = self._tile.form.gradient_(probs, norms.slope.to(dtype)[:, None])
         if lm_CV is None:
             torch.mul(kd_CV, kd_factor_C1.to(dtype), out=student_CV[:, :width])

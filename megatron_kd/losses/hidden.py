@@ -19,6 +19,7 @@ from megatron_kd.losses.shard import compute_dtype
 
 
 def _pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
+    """Both hidden states [..., H] in the dtype of the arithmetic, the teacher's without a gradient."""
     if student.shape != teacher.shape:
         raise InputError(
             f"student hidden states {tuple(student.shape)} and teacher hidden states {tuple(teacher.shape)} must have "
@@ -29,7 +30,7 @@ def _pair(student: Tensor, teacher: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def cosine_loss(student: Tensor, teacher: Tensor, *, eps: float = 1e-8) -> Tensor:
-    """1 - cos(student, teacher).
+    """1 - cos(student, teacher), the loss of ModelOpt's `HiddenStateCosineLoss`, for each token.
 
     Args:
         student: [..., H].

@@ -6,6 +6,7 @@ shapes, results and errors; defaults are those of the values. A keyword is a fie
 - `Divergence`: `kind`, `temperature`, `temperature_squared`, `beta`, `alpha`;
 - `Truncation`, of the top-k loss: `tail`;
 - `Weighting`, of the fused loss: `token_weights`, `labels`, `kd_scale`, `lm_scale`, `ignore_index`;
+- `Sharding`, of losses of logits: `group`, `vocab_size`, `chunk_tokens`;
 
 or a keyword argument of the function that is called.
 
@@ -33,7 +34,7 @@ def vocab_parallel_divergence(student_logits: Tensor, teacher_logits: Tensor, **
 
     Args:
         student_logits, teacher_logits: this rank's shards.
-        keywords: fields of `Divergence`; `group`, `vocab_size`, `chunk_tokens`, `faults`.
+        keywords: fields of `Divergence` and of `Sharding`; `faults`.
     """
     divergence = _taken(Divergence, keywords)
     return materialised_divergence(student_logits, teacher_logits, divergence, **keywords)
@@ -45,7 +46,7 @@ def vocab_parallel_topk_divergence(student_logits: Tensor, teacher_logits: Tenso
     Args:
         student_logits, teacher_logits: this rank's shards.
         k: how many tokens.
-        keywords: `tail`, `temperature`, `temperature_squared`; `group`, `vocab_size`, `chunk_tokens`, `faults`.
+        keywords: `tail`, `temperature`, `temperature_squared`; fields of `Sharding`; `faults`.
     """
     keywords = {"k": k, **keywords}
     truncation, divergence = _taken(Truncation, keywords), _taken(Divergence, keywords)

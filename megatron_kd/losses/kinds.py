@@ -1,8 +1,8 @@
-"""The divergences by name: which there are, what each reads, and which values are legal.
+"""The losses by name: which there are, what each divergence reads, and which values are legal.
 
-Torch-free, because configurations and estimates read it too. To add a divergence: its name and facts here, its value
-and gradient in `closed_forms`. If it has a parameter of its own: a field of `Divergence` and an entry of `PARAMETERS`
-here, and the field `logits_loss_<name>` of `ModelOptDistillConfig`.
+Torch-free, because configurations and estimates read it too. To add a divergence: its name and its temporaries here,
+its value and gradient in `closed_forms`. If it has a parameter of its own: a field of `Divergence` and an entry of
+`PARAMETERS` here, and the field `logits_loss_<name>` of `ModelOptDistillConfig`.
 """
 
 from __future__ import annotations
@@ -90,6 +90,9 @@ class Divergence:
 
 Tail = Literal["bucket", "renormalise", "ignore"]
 TAILS: tuple[Tail, ...] = get_args(Tail)
+
+HIDDEN_KINDS = ("cosine", "mse", "smooth_l1")
+"""The losses between hidden states, which `hidden.HIDDEN_LOSSES` holds."""
 
 
 @dataclass(frozen=True)

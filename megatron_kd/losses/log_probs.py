@@ -5,16 +5,15 @@ Shapes: N tokens, V vocabulary (the logical size, also on a shard), C tokens of 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from megatron_kd.errors import InputError
 from megatron_kd.losses.faults import Fault, Faults, finite, require
-from megatron_kd.losses.shard import VocabShard, compute_dtype
+from megatron_kd.losses.shard import Sharding, VocabShard, compute_dtype
 from megatron_kd.losses.tiles import Tiling
 
 
@@ -23,10 +22,8 @@ def log_probs_at(
     ids: Tensor,
     *,
     temperature: float = 1.0,
-    group: dist.ProcessGroup | None = None,
-    vocab_size: int | None = None,
-    chunk_tokens: int | None = None,
     faults: Faults | None = None,
+    **sharding: Unpack[Sharding],
 ) -> tuple[Tensor, Tensor]:
     """The student's log-probabilities at given ids, and the log of its mass elsewhere; differentiable, one collective.
 
@@ -35,7 +32,9 @@ def log_probs_at(
     Args:
         logits: [..., V/tp], this rank's shard.
         ids: [..., K] of distinct global ids, the same on every rank.
-        temperature, group, vocab_size, chunk_tokens, faults: as in `vocab_parallel_topk`.
+        temperature: T; the logits are divided by it.
+        faults: where to count faults in the numbers, for a step whose ranks must all raise together; None raises here.
+        sharding: see `Sharding`.
 
     Returns:
         [..., K] and [...]; the tail is -inf, with gradient zero, where the ids are the whole vocabulary.
@@ -46,7 +45,7 @@ def log_probs_at(
     """
     if ids.shape[:-1] != logits.shape[:-1]:
         raise InputError(f"ids {tuple(ids.shape)} must have the logits' leading shape {tuple(logits.shape[:-1])}")
-    tiling = Tiling.of(logits, group, vocab_size, chunk_tokens)
+    tiling = Tiling.of(logits, **sharding)
     logits_NV, ids_NK = logits.reshape(-1, logits.shape[-1]), ids.reshape(-1, ids.shape[-1])
     log_probs_NK, log_tail_N = _LogProbsAt.apply(logits_NV, ids_NK, 1 / temperature, tiling, faults)
     return log_probs_NK.view(ids.shape), log_tail_N.view(logits.shape[:-1])

@@ -11,16 +11,15 @@ Shapes: N tokens, C tokens of a tile, V vocabulary (the logical size, also on a 
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Unpack
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from megatron_kd.losses.faults import Faults, finite_divergence, one_shape, require
+from megatron_kd.losses.faults import Faults, finite_divergence, require
 from megatron_kd.losses.kinds import Divergence
-from megatron_kd.losses.shard import compute_dtype
+from megatron_kd.losses.shard import Sharding, compute_dtype, require_one_shape
 from megatron_kd.losses.tiles import Normalisers, Tile, Tiling, combine
 
 
@@ -29,10 +28,8 @@ def materialised_divergence(
     teacher_logits: Tensor,
     divergence: Divergence,
     *,
-    group: dist.ProcessGroup | None = None,
-    vocab_size: int | None = None,
-    chunk_tokens: int | None = None,
     faults: Faults | None = None,
+    **sharding: Unpack[Sharding],
 ) -> Tensor:
     """Divergence of the student's from the teacher's next-token distribution, for each token.
 
@@ -43,12 +40,8 @@ def materialised_divergence(
         student_logits: [..., V/tp], this rank's shard of the vocabulary; any leading shape.
         teacher_logits: the same shape, any floating dtype, never given a gradient.
         divergence: which one, and its parameters.
-        group: the tensor-parallel group that shards the vocabulary; None when this rank holds all of it.
-        vocab_size: the true vocabulary size over all ranks. Slots at or above it are padding: probability zero,
-            gradient zero. Where teacher and student vocabularies differ, the number of ids they share.
-        chunk_tokens: tokens worked on at a time; by default what fits the cache (CPU) or fills the device (GPU).
-        faults: where to note what is wrong with the numbers, for a step whose ranks must all raise together; None
-            raises here.
+        faults: where to count faults in the numbers, for a step whose ranks must all raise together; None raises here.
+        sharding: see `Sharding`.
 
     Returns:
         The divergence, [...] of float32 (float64 for float64 logits), the same on every rank, differentiable.
@@ -57,8 +50,8 @@ def materialised_divergence(
         InputError: shapes that differ.
         NumericalFault: logits that are not finite, on any rank; not with `faults`.
     """
-    one_shape(student_logits, teacher_logits)
-    tiling = Tiling.of(student_logits, group, vocab_size, chunk_tokens)
+    require_one_shape(student_logits, teacher_logits)
+    tiling = Tiling.of(student_logits, **sharding)
     slots = student_logits.shape[-1]
     value_N = _Divergence.apply(
         student_logits.reshape(-1, slots), teacher_logits.detach().reshape(-1, slots), divergence, tiling, faults

@@ -11,12 +11,29 @@ Shapes: N tokens, V vocabulary (the logical size, also on a shard), R ranks, K s
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TypedDict
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from megatron_kd.errors import InputError
+
+
+class Sharding(TypedDict, total=False):
+    """The keyword arguments of all losses of materialised logits, [..., V/tp], that say how these lie on the ranks.
+
+    Attributes:
+        group: the tensor-parallel group that shards the vocabulary; None when this rank holds all of it.
+        vocab_size: the true vocabulary size over all ranks. Slots at or above it are padding: probability zero,
+            gradient zero, never picked. Where the vocabularies of teacher and student differ, the number of ids they
+            share. None: there is no padding.
+        chunk_tokens: tokens worked on at a time; None: what fits the cache (CPU) or fills the device (GPU).
+    """
+
+    group: dist.ProcessGroup | None
+    vocab_size: int | None
+    chunk_tokens: int | None
 
 
 @dataclass(frozen=True)
@@ -100,3 +117,17 @@ class VocabShard:
 def compute_dtype(tensor: Tensor) -> torch.dtype:
     """float32 arithmetic for every training dtype; float64 stays float64, so that `gradcheck` works."""
     return torch.float64 if tensor.dtype == torch.float64 else torch.float32
+
+
+def require_one_shape(student_logits: Tensor, teacher_logits: Tensor) -> None:
+    """Check that the shards of both models' logits can be compared slot by slot.
+
+    Raises:
+        InputError: the shapes differ.
+    """
+    if student_logits.shape != teacher_logits.shape:
+        raise InputError(
+            f"student logits {tuple(student_logits.shape)} and teacher logits {tuple(teacher_logits.shape)} must have "
+            "one shape, or a rank's shards hold different ids: pad both heads to one width, and give the number of "
+            "shared ids as vocab_size"
+        )

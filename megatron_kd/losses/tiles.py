@@ -51,9 +51,13 @@ class Tiling:
 
     @classmethod
     def of(
-        cls, logits: Tensor, group: dist.ProcessGroup | None, vocab_size: int | None, chunk_tokens: int | None
+        cls,
+        logits: Tensor,
+        group: dist.ProcessGroup | None = None,
+        vocab_size: int | None = None,
+        chunk_tokens: int | None = None,
     ) -> Tiling:
-        """That of `logits` [..., V/tp], by default in tiles that fit the cache (CPU) or fill the device (GPU).
+        """That of `logits` [..., V/tp]; see `Sharding`.
 
         Raises:
             InputError: if `vocab_size` does not fit the shards.

@@ -9,15 +9,15 @@ Shapes: N tokens, V vocabulary (the logical size, also on a shard), R ranks.
 
 from __future__ import annotations
 
+from typing import Unpack
+
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from megatron_kd.errors import InputError
-from megatron_kd.losses.faults import one_shape
-from megatron_kd.losses.shard import VocabShard
+from megatron_kd.losses.shard import Sharding, VocabShard, require_one_shape
 from megatron_kd.losses.sizes import tile_rows
-from megatron_kd.losses.tiles import tiles
+from megatron_kd.losses.tiles import Tiling, tiles
 
 
 def local_argmax(logits_NV: Tensor, shard: VocabShard) -> Tensor:
@@ -41,15 +41,12 @@ def combine_argmax(best_R2N: Tensor) -> Tensor:
     return torch.where(value_RN == value_RN.amax(0), id_RN, torch.inf).amin(0).long()
 
 
-def vocab_parallel_argmax(
-    logits: Tensor, *, group: dist.ProcessGroup | None = None, vocab_size: int | None = None
-) -> Tensor:
+def vocab_parallel_argmax(logits: Tensor, **sharding: Unpack[Sharding]) -> Tensor:
     """The global id of each token's largest logit; one collective.
 
     Args:
         logits: [..., V/tp], this rank's shard.
-        group: the tensor-parallel group that shards the vocabulary; None when this rank holds all of it.
-        vocab_size: the true vocabulary size; padded slots are never picked.
+        sharding: see `Sharding`.
 
     Returns:
         [...] of int64, the same on every rank and at every TP size: ties go to the smallest id.
@@ -57,25 +54,18 @@ def vocab_parallel_argmax(
     Raises:
         InputError: if `vocab_size` does not fit the shards.
     """
-    shard = VocabShard.of(logits.shape[-1], group, vocab_size)
+    shard = Tiling.of(logits, **sharding).shard
     logits_NV = logits.detach().reshape(-1, logits.shape[-1])[:, : shard.width]
     return combine_argmax(shard.gather(local_argmax(logits_NV, shard))).view(logits.shape[:-1])
 
 
-def vocab_parallel_choice_rank(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    *,
-    group: dist.ProcessGroup | None = None,
-    vocab_size: int | None = None,
-) -> Tensor:
+def vocab_parallel_choice_rank(student_logits: Tensor, teacher_logits: Tensor, **sharding: Unpack[Sharding]) -> Tensor:
     """How many ids the student puts before the teacher's first choice, for each token; three collectives.
 
     Args:
         student_logits: [..., V/tp], this rank's shard.
         teacher_logits: the same shape.
-        group: the tensor-parallel group that shards the vocabulary; None when this rank holds all of it.
-        vocab_size: the true vocabulary size; padded slots are never picked.
+        sharding: see `Sharding`.
 
     Returns:
         [...] of int64, the same on every rank; below k where the models agree at k. Ties go to the smaller id.
@@ -83,21 +73,15 @@ def vocab_parallel_choice_rank(
     Raises:
         InputError: if the shapes differ.
     """
-    one_shape(student_logits, teacher_logits)
-    slots = student_logits.shape[-1]
-    shard = VocabShard.of(slots, group, vocab_size)
-    student_NV = student_logits.detach().reshape(-1, slots)[:, : shard.width]
-    target_N = vocab_parallel_argmax(teacher_logits, group=group, vocab_size=vocab_size).view(-1)
+    require_one_shape(student_logits, teacher_logits)
+    shard = Tiling.of(student_logits, **sharding).shard
+    student_NV = student_logits.detach().reshape(-1, student_logits.shape[-1])[:, : shard.width]
+    target_N = vocab_parallel_argmax(teacher_logits, **sharding).view(-1)
     return rank_of(student_NV, target_N, shard).view(student_logits.shape[:-1])
 
 
 def vocab_parallel_topk_agreement(
-    student_logits: Tensor,
-    teacher_logits: Tensor,
-    *,
-    k: int = 1,
-    group: dist.ProcessGroup | None = None,
-    vocab_size: int | None = None,
+    student_logits: Tensor, teacher_logits: Tensor, *, k: int = 1, **sharding: Unpack[Sharding]
 ) -> Tensor:
     """Whether the teacher's first choice is among the student's k first choices, [...] of bool.
 
@@ -108,7 +92,7 @@ def vocab_parallel_topk_agreement(
     """
     if k < 1:
         raise InputError(f"k={k} must be at least 1")
-    return vocab_parallel_choice_rank(student_logits, teacher_logits, group=group, vocab_size=vocab_size).lt(k)
+    return vocab_parallel_choice_rank(student_logits, teacher_logits, **sharding).lt(k)
 
 
 def rank_of(logits_NV: Tensor, id_N: Tensor, shard: VocabShard) -> Tensor:

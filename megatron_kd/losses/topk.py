@@ -10,17 +10,16 @@ Shapes: N tokens, V vocabulary (the logical size, also on a shard), K top-k, R r
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple
+from typing import NamedTuple, Unpack
 
 import torch
-import torch.distributed as dist
 from torch import Tensor
 
 from megatron_kd.errors import InputError
-from megatron_kd.losses.faults import Faults, one_shape
+from megatron_kd.losses.faults import Faults
 from megatron_kd.losses.kinds import Divergence, Tail, Truncation
 from megatron_kd.losses.log_probs import gathered_log_probs, log_probs_at
-from megatron_kd.losses.shard import VocabShard
+from megatron_kd.losses.shard import Sharding, VocabShard, require_one_shape
 from megatron_kd.losses.tiles import Tiling
 
 
@@ -55,10 +54,8 @@ def vocab_parallel_topk(
     k: int,
     *,
     temperature: float = 1.0,
-    group: dist.ProcessGroup | None = None,
-    vocab_size: int | None = None,
-    chunk_tokens: int | None = None,
     faults: Faults | None = None,
+    **sharding: Unpack[Sharding],
 ) -> TopK:
     """The teacher's k likeliest tokens and their log-probabilities, without gradients; two collectives.
 
@@ -66,11 +63,8 @@ def vocab_parallel_topk(
         logits: [..., V/tp], this rank's shard.
         k: how many; at most the vocabulary size.
         temperature: T; the logits are divided by it.
-        group: the tensor-parallel group that shards the vocabulary; None when this rank holds all of it.
-        vocab_size: the true vocabulary size; padded slots are never picked and have no mass.
-        chunk_tokens: tokens worked on at a time.
-        faults: where to note what is wrong with the numbers, for a step whose ranks must all raise together; None
-            raises here.
+        faults: where to count faults in the numbers, for a step whose ranks must all raise together; None raises here.
+        sharding: see `Sharding`.
 
     Returns:
         `TopK`, the same on every rank; float32 (float64 for float64 logits).
@@ -79,7 +73,7 @@ def vocab_parallel_topk(
         InputError: if k is not in [1, vocab_size].
         NumericalFault: logits that are not finite, on any rank; not with `faults`.
     """
-    tiling = Tiling.of(logits, group, vocab_size, chunk_tokens)
+    tiling = Tiling.of(logits, **sharding)
     shard = tiling.shard
     if not 1 <= k <= shard.vocab_size:
         raise InputError(f"k={k} must lie between 1 and the vocabulary size, {shard.vocab_size}")
@@ -127,10 +121,8 @@ def topk_loss(
     truncation: Truncation,
     divergence: Divergence,
     *,
-    group: dist.ProcessGroup | None = None,
-    vocab_size: int | None = None,
-    chunk_tokens: int | None = None,
     faults: Faults | None = None,
+    **sharding: Unpack[Sharding],
 ) -> TopKLoss:
     """Forward KL on the teacher's k likeliest tokens, for each token; three collectives of O(k) numbers a token.
 
@@ -139,8 +131,9 @@ def topk_loss(
         teacher_logits: the same shape, never given a gradient.
         truncation: how many of the teacher's tokens, and what becomes of the others.
         divergence: the forward KL with its temperature; there is no truncated form of another kind.
-        group, vocab_size, chunk_tokens, faults: as in `materialised_divergence`; where the vocabularies differ, k is
-            of the ids they share, and so are both distributions.
+        faults: as in `vocab_parallel_topk`.
+        sharding: see `Sharding`; where the vocabularies differ, the k tokens are of the ids they share, and so are both
+            distributions.
 
     Returns:
         `TopKLoss`, the same on every rank.
@@ -151,16 +144,10 @@ def topk_loss(
     """
     if divergence.kind != "forward_kl":
         raise InputError(f"kind={divergence.kind!r} has no top-k form: use kind='forward_kl', or compare all tokens")
-    one_shape(student_logits, teacher_logits)
-    options: dict[str, Any] = {
-        "temperature": divergence.temperature,
-        "group": group,
-        "vocab_size": vocab_size,
-        "chunk_tokens": chunk_tokens,
-        "faults": faults,
-    }
-    teacher = vocab_parallel_topk(teacher_logits, truncation.k, **options)
-    student = log_probs_at(student_logits, teacher.ids, **options)
+    require_one_shape(student_logits, teacher_logits)
+    temperature = divergence.temperature
+    teacher = vocab_parallel_topk(teacher_logits, truncation.k, temperature=temperature, faults=faults, **sharding)
+    student = log_probs_at(student_logits, teacher.ids, temperature=temperature, faults=faults, **sharding)
     value = topk_divergence(*student, teacher, tail=truncation.tail)
     return TopKLoss(value * divergence.scale, teacher.mass)
 

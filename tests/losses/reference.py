@@ -8,6 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from megatron_kd.losses.kinds import Divergence
+
 
 def log_softmax64(logits: Tensor, temperature: float, vocab_size: int | None) -> Tensor:
     return torch.log_softmax(logits.double()[..., :vocab_size] / temperature, dim=-1)
@@ -17,20 +19,16 @@ def kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     return (log_a.exp() * (log_a - log_b)).sum(-1)
 
 
-def divergence(
-    student: Tensor,
-    teacher: Tensor,
-    kind: str,
-    *,
-    temperature: float = 1.0,
-    vocab_size: int | None = None,
-    beta: float = 0.5,
-    alpha: float = 0.1,
-) -> Tensor:
+def divergence(student: Tensor, teacher: Tensor, wanted: Divergence, vocab_size: int | None = None) -> Tensor:
     """[...] divergence of `student` from `teacher` logits [..., V] held whole."""
-    log_q = log_softmax64(student, temperature, vocab_size)
-    log_p = log_softmax64(teacher.detach(), temperature, vocab_size)
-    q, p = log_q.exp(), log_p.exp()
+    log_q = log_softmax64(student, wanted.temperature, vocab_size)
+    log_p = log_softmax64(teacher.detach(), wanted.temperature, vocab_size)
+    value = untempered(log_q, log_p, wanted)
+    return value * wanted.temperature**2 if wanted.temperature_squared else value
+
+
+def untempered(log_q: Tensor, log_p: Tensor, wanted: Divergence) -> Tensor:
+    q, p, kind, beta, alpha = log_q.exp(), log_p.exp(), wanted.kind, wanted.beta, wanted.alpha
     if kind == "forward_kl":
         return kl(log_p, log_q)
     if kind == "reverse_kl":
@@ -47,11 +45,11 @@ def divergence(
 
 
 def value_and_gradient(
-    student: Tensor, teacher: Tensor, weights: Tensor, kind: str, **options
+    student: Tensor, teacher: Tensor, weights: Tensor, wanted: Divergence, vocab_size: int | None = None
 ) -> tuple[Tensor, Tensor]:
     """Per-token values, and the gradient of sum(weights * values) with respect to the student's logits; float64."""
     leaf = student.detach().double().requires_grad_()
-    value = divergence(leaf, teacher, kind, **options)
+    value = divergence(leaf, teacher, wanted, vocab_size)
     (gradient,) = torch.autograd.grad((value * weights).sum(), leaf)
     return value.detach(), gradient
 

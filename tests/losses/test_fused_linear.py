@@ -13,9 +13,10 @@ from torch import Tensor
 
 from megatron_kd.errors import InputError, NumericalFault
 from megatron_kd.losses.cross_entropy import vocab_parallel_cross_entropy
-from megatron_kd.losses.fused_linear import DetachedLossUsed
+from megatron_kd.losses.fused_inputs import Heads, ModelHead, Weighting
+from megatron_kd.losses.fused_linear import DetachedLossUsed, fused_loss
 from megatron_kd.losses.keywords import fused_linear_divergence, fused_linear_evaluation, vocab_parallel_divergence
-from megatron_kd.losses.kinds import KINDS
+from megatron_kd.losses.kinds import KINDS, Divergence
 from tests.losses import reference
 from tests.ranks import run_ranks
 
@@ -53,13 +54,13 @@ def make_case(dtype: torch.dtype, mask: str = "some") -> Case:
 
 
 @functools.cache
-def expected(dtype: torch.dtype, mask: str, kind: str, temperature: float, with_lm: bool) -> tuple[Tensor, ...]:
+def expected(dtype: torch.dtype, mask: str, wanted: Divergence, with_lm: bool) -> tuple[Tensor, ...]:
     """total, divergence, lm and the gradients of hidden, weight, bias: full logits, plain autograd, float64."""
     case = make_case(dtype, mask)
     hidden, weight, bias = (t.double().requires_grad_() for t in case[:3])
     student = hidden @ weight.T + bias
     teacher = case.teacher_hidden.double() @ case.teacher_weight.double().T + case.teacher_bias.double()
-    divergence = reference.divergence(student, teacher, kind, temperature=temperature, vocab_size=TEACHER_VOCAB)
+    divergence = reference.divergence(student, teacher, wanted, TEACHER_VOCAB)
     lm = F.cross_entropy(student[..., :VOCAB].flatten(0, 1), case.labels.flatten(), reduction="none").view(S, B)
     total = (case.mask * (KD * divergence + (LM * lm if with_lm else 0))).sum()
     gradients = torch.autograd.grad(total, (hidden, weight, bias))
@@ -71,22 +72,26 @@ def rows(tensor: Tensor, rank: int, world: int) -> Tensor:
 
 
 def check_case(
-    dtype: torch.dtype, kind: str, temperature: float, chunk: int | None, mask: str, with_lm: bool,
+    dtype: torch.dtype, kind: Divergence, chunk: int | None, mask: str, with_lm: bool,
     rank: int = 0, world: int = 1, group: dist.ProcessGroup | None = None, sequence_parallel: bool = False,
 ) -> None:  # fmt: skip
     case = make_case(dtype, mask)
     hidden = (rows(case.hidden, rank, world) if sequence_parallel else case.hidden).requires_grad_()
     teacher_hidden = rows(case.teacher_hidden, rank, world) if sequence_parallel else case.teacher_hidden
     weight, bias = (rows(t, rank, world).requires_grad_() for t in (case.weight, case.bias))
-    total, divergence, lm = fused_linear_divergence(
-        hidden, weight, teacher_hidden, rows(case.teacher_weight, rank, world),
-        kind=kind, temperature=temperature, token_weights=case.mask, labels=case.labels if with_lm else None,
-        kd_scale=KD, lm_scale=torch.tensor(LM, dtype=torch.float64), group=group, chunk_tokens=chunk, student_bias=bias,
-        teacher_bias=rows(case.teacher_bias, rank, world), vocab_size=VOCAB, teacher_vocab_size=TEACHER_VOCAB,
-        sequence_parallel=sequence_parallel,
+    teacher = (rows(t, rank, world) for t in (case.teacher_weight, case.teacher_bias))
+    heads = Heads(
+        student=ModelHead(hidden, weight, bias, VOCAB), teacher=ModelHead(teacher_hidden, *teacher, TEACHER_VOCAB)
+    )
+    weighting = Weighting(
+        token_weights=case.mask, labels=case.labels if with_lm else None, kd_scale=KD,
+        lm_scale=torch.tensor(LM, dtype=torch.float64),
     )  # fmt: skip
+    total, divergence, lm = fused_loss(
+        heads, kind, weighting, group=group, sequence_parallel=sequence_parallel, chunk_tokens=chunk
+    )
     (total * 3).backward()
-    want = expected(dtype, mask, kind, temperature, with_lm)
+    want = expected(dtype, mask, kind, with_lm)
     values = [(total, want[0]), (divergence, want[1])] + ([(lm, want[2])] if with_lm else [])
     for value, wanted in values:
         torch.testing.assert_close(value.detach().double(), wanted, rtol=min(RTOL[dtype], 1e-5), atol=1e-5)
@@ -97,12 +102,15 @@ def check_case(
         scale = 3 * max(1.0, wanted.abs().max().item())
         torch.testing.assert_close(
             leaf.grad.double(), 3 * wanted, rtol=RTOL[dtype], atol=scale * min(RTOL[dtype], 2.0**-8),
-            msg=lambda text: f"{dtype} {kind} T={temperature} chunk={chunk} {mask} lm={with_lm} TP{world}: {text}",
+            msg=lambda text: f"{dtype} {kind} chunk={chunk} {mask} lm={with_lm} TP{world}: {text}",
         )  # fmt: skip
 
 
+DIVERGENCES = [Divergence(kind=kind, temperature=temperature) for kind in KINDS for temperature in (1.0, 2.0)]
+
+
 def check_all(rank: int = 0, world: int = 1, group: dist.ProcessGroup | None = None) -> int:
-    cases = list(itertools.product(RTOL, KINDS, (1.0, 2.0), (4, 5), ("none", "some", "all"), (True, False)))
+    cases = list(itertools.product(RTOL, DIVERGENCES, (4, 5), ("none", "some", "all"), (True, False)))
     for case in cases:
         check_case(*case, rank, world, group)
     return len(cases)
@@ -115,7 +123,7 @@ def sharded_cases() -> list[tuple]:
     """
     settings = list(itertools.product((4, 5, None), ("none", "some", "all"), (True, False), (False, True)))
     random.Random(0).shuffle(settings)
-    cases = list(itertools.product(RTOL, KINDS, (1.0, 2.0))) * 2
+    cases = list(itertools.product(RTOL, DIVERGENCES)) * 2
     return [(*case, *setting) for case, setting in zip(cases, itertools.cycle(settings), strict=False)]
 
 
@@ -204,7 +212,7 @@ def test_main_grad_accumulates(tied, with_buffer):
         weight.grad = None
     leaf = case.weight.double().requires_grad_()
     logits = case.hidden.double() @ leaf.T, case.teacher_hidden.double() @ case.teacher_weight.double().T
-    reference.divergence(*logits, "forward_kl", vocab_size=VOCAB).sum().backward()
+    reference.divergence(*logits, Divergence(), VOCAB).sum().backward()
     torch.testing.assert_close(weight.main_grad.double() - 1, 4 * leaf.grad, rtol=1e-5, atol=1e-5)
     assert weight.grad_added_to_main_grad and len(hooks) == 2
     assert not tied or not hooks[0].any()
@@ -283,7 +291,7 @@ def check_evaluation(
     choice = teacher[..., :shared].argmax(-1, keepdim=True)
     wanted = (student[..., :shared] > student.gather(-1, choice)).sum(-1)
     assert torch.equal(ranks, wanted) and wanted.min() == 0 and wanted.max() > 1
-    torch.testing.assert_close(kl, reference.divergence(student, teacher, "forward_kl", vocab_size=shared))
+    torch.testing.assert_close(kl, reference.divergence(student, teacher, Divergence(), shared))
     torch.testing.assert_close(divergence, vocab_parallel_divergence(student, teacher, vocab_size=shared, **options))
     torch.testing.assert_close(lm, vocab_parallel_cross_entropy(student, case.labels, vocab_size=VOCAB))
     assert not divergence.requires_grad
@@ -309,7 +317,7 @@ def test_heads_of_different_width_align_on_the_shared_ids_on_one_rank():
     teacher_weight = case.teacher_weight[:TEACHER_VOCAB]
     loss = fused_linear_divergence(case.hidden, case.weight, case.teacher_hidden, teacher_weight, vocab_size=VOCAB)
     student, teacher = case.hidden @ case.weight[:TEACHER_VOCAB].T, case.teacher_hidden @ teacher_weight.T
-    torch.testing.assert_close(loss.divergence, reference.divergence(student, teacher, "forward_kl"))
+    torch.testing.assert_close(loss.divergence, reference.divergence(student, teacher, Divergence()))
 
 
 def refusals_on_ranks() -> None:

@@ -6,6 +6,7 @@ import torch.nn.functional as F
 
 from megatron_kd.errors import InputError
 from megatron_kd.losses.hidden import HIDDEN_LOSSES, cosine_loss, smooth_l1_loss
+from megatron_kd.losses.kinds import HIDDEN_KINDS
 
 S, B, H = 5, 2, 16
 
@@ -23,7 +24,7 @@ DEFINITIONS = {
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
-@pytest.mark.parametrize("name", HIDDEN_LOSSES)
+@pytest.mark.parametrize("name", HIDDEN_KINDS)
 def test_value_and_gradient(name, dtype):
     student, teacher = states(dtype)
     loss = HIDDEN_LOSSES[name](student, teacher)

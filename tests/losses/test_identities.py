@@ -15,7 +15,7 @@ from megatron_kd.losses.keywords import (
     vocab_parallel_divergence,
     vocab_parallel_topk_divergence,
 )
-from megatron_kd.losses.kinds import KINDS, TAILS
+from megatron_kd.losses.kinds import KINDS, TAILS, Divergence
 from tests.losses import reference
 from tests.ranks import run_ranks
 
@@ -75,7 +75,7 @@ def test_mixture_weights(kind, options):
     student, teacher, weights = logits(1).requires_grad_(), logits(2), torch.rand(N)
     value = vocab_parallel_divergence(student, teacher, kind=kind, **options)
     (value * weights).sum().backward()
-    expected, gradient = reference.value_and_gradient(student, teacher, weights, kind, **options)
+    expected, gradient = reference.value_and_gradient(student, teacher, weights, Divergence(kind=kind, **options))
     torch.testing.assert_close(value.detach(), expected)
     torch.testing.assert_close(student.grad, gradient)
 
