@@ -14,6 +14,7 @@ _HOMES = {
     "ConfigContainer": "megatron_kd.config.container",
     "GPTDistillationProvider": "megatron_kd.config.gpt_distillation",
     "GPTModelProvider": "megatron_kd.config.gpt_model",
+    "Hook": "megatron_kd.training.hooks.hook",
     "ModelOptDistillConfig": "megatron_kd.config.kd_config",
     "distill": "megatron_kd.training.train",
     "main": "megatron_kd.entry",
@@ -26,12 +27,14 @@ if TYPE_CHECKING:
     from megatron_kd.config.gpt_model import GPTModelProvider
     from megatron_kd.config.kd_config import ModelOptDistillConfig
     from megatron_kd.entry import main
+    from megatron_kd.training.hooks.hook import Hook
     from megatron_kd.training.train import distill, pretrain
 
 __all__ = [
     "ConfigContainer",
     "GPTDistillationProvider",
     "GPTModelProvider",
+    "Hook",
     "ModelOptDistillConfig",
     "distill",
     "main",

@@ -6,8 +6,11 @@ import contextlib
 import os
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.errors import ConfigError, MegatronKDError, Preempted, RunFolderInUse
@@ -17,6 +20,9 @@ from megatron_kd.resolve.flags import HELP, flags_help
 from megatron_kd.runtime.exit_code import clear_exit_code, record_exit_code
 from megatron_kd.runtime.lock import RUN
 from megatron_kd.runtime.signals import listening
+
+if TYPE_CHECKING:
+    from megatron_kd.training.hooks.hook import Hook
 
 _USAGE = """\
 {usage} [--config-file FILE] [FLAG ...] [section.field=value ...]
@@ -28,42 +34,54 @@ Later arguments win over earlier ones, the command line over files, and files ov
 """
 
 
-def main(recipe: Callable[[], ConfigContainer], argv: Sequence[str] | None = None) -> int:
+def main(
+    recipe: Callable[[], ConfigContainer], argv: Sequence[str] | None = None, *, hooks: Sequence[Hook] = ()
+) -> int:
     """Run `recipe` with the flags and overrides of `argv` (default: the command line), or print the flags.
 
-    Errors that the user can cure are told in plain lines, by rank 0 only where all ranks see them.
+    Errors that the user can cure are reported in plain lines, by rank 0 only where all ranks see them.
+
+    Args:
+        recipe: returns the configuration.
+        argv: words.
+        hooks: see `megatron_kd.training.train.train`.
 
     Returns:
         The exit code of `megatron_kd.errors`, also written to `run_dir/exit_code`.
     """
-    rank = int(os.environ.get("RANK", "0"))
-    world_size = int(os.environ.get("WORLD_SIZE", "1"))
+    rank, world_size = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
     argv = sys.argv[1:] if argv is None else argv
     if any(word in HELP for word in argv):
-        if rank == 0:
-            print(_USAGE.format(usage=f"usage: {sys.argv[0]}", flags=flags_help()), end="")
-        return 0
+        return _print_usage(rank)
     try:
         with listening():
-            return _checked_run(recipe, argv, rank, world_size)
+            try:
+                cfg, problems = check_config(recipe(), argv, world_size)
+            except ConfigError as error:
+                return _refuse(error, rank, run_dir=None)
+            run_dir = Path(cfg.logger.run_dir)
+            if problems:
+                return _refuse(ConfigError(problems), rank, run_dir)
+            quieten_libraries()
+            with _recorded(run_dir, rank) as ending:
+                from megatron_kd.training.train import train
+
+                train(cfg, hooks)
+            return ending.code
     except Preempted as error:  # before it was known where to record it
-        if rank == 0:  # others may be ended by torchrun since rank 0 has told why the run is refused
+        if rank == 0:  # others may be ended by torchrun since rank 0 has said why the run is refused
             tell(error)
         return error.exit_code
 
 
-def _checked_run(recipe: Callable[[], ConfigContainer], argv: Sequence[str], rank: int, world_size: int) -> int:
-    try:
-        cfg, problems = check_config(recipe(), argv, world_size)
-    except ConfigError as error:
-        return _refuse(error, rank, run_dir=None)
-    if problems:
-        return _refuse(ConfigError(problems), rank, Path(cfg.logger.run_dir))
-    return _run(cfg, rank)
+def _print_usage(rank: int) -> int:
+    if rank == 0:
+        print(_USAGE.format(usage=f"usage: {sys.argv[0]}", flags=flags_help()), end="")
+    return 0
 
 
 def _refuse(error: ConfigError, rank: int, run_dir: Path | None) -> int:
-    """Tell, once for all ranks, why the run cannot start."""
+    """Report, once for all ranks, why the run cannot start."""
     if rank != 0:
         with contextlib.suppress(Preempted):  # by torchrun, when rank 0 has gone
             time.sleep(SECONDS_FOR_RANK_0)
@@ -76,20 +94,25 @@ def _refuse(error: ConfigError, rank: int, run_dir: Path | None) -> int:
     return error.exit_code
 
 
-def _run(cfg: ConfigContainer, rank: int) -> int:
-    quieten_libraries()
-    run_dir = Path(cfg.logger.run_dir)
+@dataclass
+class _Ending:
+    """How a run ended. Unless we learn better, by a bug: an exception that is not ours."""
+
+    code: int = 1
+
+
+@contextmanager
+def _recorded(run_dir: Path, rank: int) -> Iterator[_Ending]:
+    """Report an error of ours that ends the block, and record in the run folder how it ended."""
+    ending = _Ending()
     mine = True  # the run folder, unless another run is at work in it
     if rank == 0 and RUN not in os.environ:  # else its launcher has, before any rank was started
         clear_exit_code(run_dir)
-    code = 1  # unless we learn better: an exception that is not ours is a bug
     try:
-        from megatron_kd.training.train import train
-
-        train(cfg)
-        code = 0
+        yield ending
+        ending.code = 0
     except MegatronKDError as error:
-        code = error.exit_code
+        ending.code = error.exit_code
         mine = not isinstance(error, RunFolderInUse)
         if rank == 0:
             tell(error)
@@ -97,5 +120,4 @@ def _run(cfg: ConfigContainer, rank: int) -> int:
             print(f"rank {rank}: {error}", file=sys.stderr)
     finally:
         if mine:
-            record_exit_code(run_dir, code)
-    return code
+            record_exit_code(run_dir, ending.code)

@@ -47,7 +47,7 @@ def test_errors_of_ours_become_exit_codes(
     error: MegatronKDError, code: int, config: ConfigContainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:  # fmt: skip
-    def fail(cfg: ConfigContainer) -> None:
+    def fail(cfg: ConfigContainer, hooks: object) -> None:
         raise error
 
     monkeypatch.setattr("megatron_kd.training.train.train", fail)
@@ -59,7 +59,7 @@ def test_errors_of_ours_become_exit_codes(
 def test_a_run_that_found_another_in_its_folder_leaves_no_exit_code_there(
     config: ConfigContainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail(cfg: ConfigContainer) -> None:
+    def fail(cfg: ConfigContainer, hooks: object) -> None:
         raise RunFolderInUse("in use")
 
     monkeypatch.setattr("megatron_kd.training.train.train", fail)
@@ -69,7 +69,7 @@ def test_a_run_that_found_another_in_its_folder_leaves_no_exit_code_there(
 
 
 def test_a_bug_keeps_its_traceback(config: ConfigContainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def fail(cfg: ConfigContainer) -> None:
+    def fail(cfg: ConfigContainer, hooks: object) -> None:
         raise KeyError("x")
 
     monkeypatch.setattr("megatron_kd.training.train.train", fail)
@@ -82,7 +82,7 @@ def test_a_run_that_ends_well_forgets_how_an_earlier_one_ended(
     config: ConfigContainer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    monkeypatch.setattr("megatron_kd.training.train.train", seen.append)
+    monkeypatch.setattr("megatron_kd.training.train.train", lambda cfg, hooks: seen.append(cfg))
     (tmp_path / "exit_code").write_text("17\n")
     assert main(lambda: config, ["train.train_iters=3"]) == 0
     assert (tmp_path / "exit_code").read_text() == "0\n"

@@ -25,6 +25,7 @@ from megatron_kd.config.sections import (
 )
 
 VOCAB = 250  # not a multiple of 128: there is always padding
+GLOBAL_BATCH = 8
 
 STUDENT = GPTModelProvider(
     num_layers=2, hidden_size=32, num_attention_heads=4, num_query_groups=2, ffn_hidden_size=64,
@@ -65,7 +66,7 @@ def tiny_config(
         )
     return ConfigContainer(
         model=model,
-        train=TrainConfig(train_iters=iters, global_batch_size=8, micro_batch_size=micro_batch_size),
+        train=TrainConfig(train_iters=iters, global_batch_size=GLOBAL_BATCH, micro_batch_size=micro_batch_size),
         validation=ValidationConfig(eval_interval=0, eval_iters=1),
         # Adam's first step is g / (|g| + eps): with the usual 1e-8, the rounding of a gradient of 1e-7 shows in the
         # weights, and layouts that agree to 1e-8 in every gradient part at the second step.
@@ -82,13 +83,13 @@ def tiny_config(
     )
 
 
-def train_and_read(cfg: ConfigContainer) -> list[dict[str, Any]]:
+def train_and_read(cfg: ConfigContainer, *hooks: Any) -> list[dict[str, Any]]:
     """On a rank: run `cfg`, and return the records of its metrics.jsonl (what rank 0 wrote)."""
     import torch.distributed as dist
 
     from megatron_kd.training.train import train
 
-    train(cfg)
+    train(cfg, hooks)
     dist.barrier()  # another rank may be done before rank 0 has written its last line
     return read_metrics(Path(cfg.logger.run_dir))
 

@@ -20,18 +20,15 @@ from megatron_kd.errors import CheckpointCorrupt, InputError
 from megatron_kd.models.fake_quantization import expect_input_scales
 from megatron_kd.runtime.seeds import random_state, reseed, set_random_state
 from megatron_kd.runtime.together import on_rank_0, raised_together
-from megatron_kd.training.best import Best
 from megatron_kd.training.optimizer_state import create_state, load_state
-from megatron_kd.training.run_state import ForwardRun, Run
+from megatron_kd.training.run_state import Best, ForwardRun, Run
 
 # Optimizer state is kept in the shape of the parameters, so that TP, PP and DP may change before it is loaded.
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
 
 
 def save_checkpoint(run: Run) -> Path:
-    """Save the run after `run.step` steps, and drop checkpoints beyond `checkpoint.most_recent_k`.
-
-    A save that goes on in the background is waited for first. Every rank must call this.
+    """Save the run after `run.step` steps, and drop checkpoints beyond `checkpoint.most_recent_k`. All ranks call this.
 
     Returns:
         The folder, complete. One that is already there is left as it is.
@@ -39,7 +36,6 @@ def save_checkpoint(run: Run) -> Path:
     Raises:
         CheckpointNotSaved: on every rank: the disk of one of them is full or fails.
     """
-    run.saving.wait()
     if (draft := draft_checkpoint(run)) is not None:
         finish_checkpoint(run, complete(draft, attempt(draft)))
     return checkpoint_path(run.derived.checkpoints_dir, run.step)

@@ -10,7 +10,6 @@ from megatron.core.optimizer import ChainedOptimizer
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import nn
 
-from megatron_kd.checkpoints.background import BackgroundSave
 from megatron_kd.checkpoints.model_weights import load_scales, load_weights
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
@@ -29,7 +28,6 @@ from megatron_kd.students.from_teacher import load_from_teacher
 from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
 from megatron_kd.teachers.build_teacher import build_teacher
 from megatron_kd.teachers.protocol import Teacher
-from megatron_kd.training.best import Best
 from megatron_kd.training.optimizer import build_optimizer, build_scheduler, in_precision, wrap_for_training
 
 
@@ -68,20 +66,26 @@ class ForwardRun:
         return getattr(self.objective, "balancer", None)
 
 
+@dataclass(frozen=True)
+class Best:
+    """The lowest validation loss so far, and after how many steps it was measured."""
+
+    step: int
+    loss: float
+
+
 @dataclass(kw_only=True)
 class Run(ForwardRun):
     """One rank's part of a run that trains.
 
     Attributes:
         best: the best validation so far.
-        saving: the checkpoint that is being written in the background, if one is.
     """
 
     chunks: list[DistributedDataParallel]
     optimizer: ChainedOptimizer
     scheduler: OptimizerParamScheduler
     best: Best | None = None
-    saving: BackgroundSave = field(default_factory=BackgroundSave)
 
 
 def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from megatron_kd.config.container import ConfigContainer
+from tests.hooks import On
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config, train_and_read
 
@@ -26,21 +27,14 @@ def fingerprint(model: torch.nn.Module) -> dict[str, str]:
 
 def train_and_watch_the_teacher(cfg: ConfigContainer) -> dict[str, Any]:
     """On a rank: a whole run, with the teacher's and the student's fingerprints before and after."""
-    from megatron_kd.training import train as loop
+    from megatron_kd.training.train import train
 
     seen: dict[str, Any] = {}
-    original = loop.build_run
 
-    def build_and_keep(*args: Any) -> Any:
-        run = original(*args)
+    def look(run: Any) -> None:
         seen.update(run=run, teacher=fingerprint(run.teacher.model), student=fingerprint(student_only(run)))
-        return run
 
-    loop.build_run = build_and_keep
-    try:
-        loop.train(cfg)
-    finally:
-        loop.build_run = original
+    train(cfg, [On(before_run=look)])
     run = seen["run"]
     optimised = {id(p) for group in run.optimizer.param_groups for p in group["params"]}
     teacher = list(run.teacher.model.parameters())

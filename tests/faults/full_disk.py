@@ -9,6 +9,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from tests.hooks import On
+
 FILLER = "filler"
 
 
@@ -64,25 +66,13 @@ def filled_at(disk: Path, step: int, left: int, *, checked: bool) -> Iterator[No
         writing.refuse_full_disk = original
 
 
-@contextmanager
-def full_between(disk: Path, full: int, room: int) -> Iterator[None]:
-    """On a rank: rank 0 has no byte left from the forward of step `full` to that of step `room`."""
-    import torch.distributed as dist
+def full_between(disk: Path, full: int, room: int) -> On:
+    """On a rank: rank 0 has no byte left from the start of step `full` to that of step `room`."""
 
-    from megatron_kd.training import attempts
+    def fill_or_empty(run: Any) -> None:
+        if run.layout.rank == 0 and run.step + 1 == full:
+            fill(disk, 0)
+        if run.layout.rank == 0 and run.step + 1 == room:
+            make_room(disk)
 
-    original = attempts.take_step
-
-    def take_step(run: Any, batches: Any) -> Any:
-        if dist.get_rank() == 0:
-            if run.step + 1 == full:
-                fill(disk, 0)
-            if run.step + 1 == room:
-                make_room(disk)
-        return original(run, batches)
-
-    attempts.take_step = take_step
-    try:
-        yield
-    finally:
-        attempts.take_step = original
+    return On(before_step=fill_or_empty)

@@ -25,6 +25,7 @@ from unittest import mock
 import megatron_kd
 from megatron_kd.config.container import ConfigContainer
 from tests.faults.writes import Operation, operations
+from tests.hooks import On
 
 Kind = Literal["operation", "phase", "call", "time"]
 Do = Callable[[str], None]  # what is done at an instant, which is told where that is
@@ -41,7 +42,7 @@ class Instant:
     Attributes:
         kind: of what is counted.
         number: of it, from 0; milliseconds for "time".
-        part: only operations on paths that have it in them count.
+        part: only operations on paths, and calls of functions, whose names have it in them count.
         phase: only entries into this phase count, where it is given.
         step: only what is entered in this step counts; -1 for any.
         torn: an operation is half done then; not for a process that goes on.
@@ -81,25 +82,22 @@ def at_instant(instant: Instant, run_dir: Path, do: Do) -> Iterator[None]:
 
 def counted(cfg: ConfigContainer) -> dict[str, int]:
     """On a rank: run `cfg`; how many instants of each kind it has, and how many calls until its first step."""
-    from megatron_kd.training import train as loop
+    from megatron_kd.training.train import train
 
     run_dir, counts = Path(cfg.logger.run_dir), dict.fromkeys((*KINDS, "resume"), 0)
-    original = loop._loop
 
-    def first_step(*args: Any) -> Any:
+    def first_step(run: Any) -> None:
         counts["resume"] = counts["call"]
-        return original(*args)
 
     def count(kind: str) -> None:
         counts[kind] += 1
 
     start = time.monotonic()
     with ExitStack() as held:
-        held.enter_context(mock.patch.object(loop, "_loop", first_step))
         held.enter_context(operations(run_dir, lambda _: count("operation")))
         held.enter_context(_phases(lambda *_: count("phase")))
         held.enter_context(_calls(lambda _: bool(count("call"))))
-        loop.train(cfg)
+        train(cfg, [On(before_run=first_step)])
     return {**counts, "time": int(1000 * (time.monotonic() - start))}
 
 
@@ -138,7 +136,7 @@ def _call(instant: Instant, run_dir: Path, do: Do) -> Iterator[None]:
     left = [instant.number]
 
     def called(frame: FrameType) -> bool:
-        left[0] -= 1
+        left[0] -= instant.part in frame.f_code.co_name
         if left[0] == -1:
             do(frame.f_code.co_name)
         return left[0] < 0

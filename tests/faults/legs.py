@@ -7,13 +7,12 @@ import io
 import json
 import os
 import signal
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.training.hooks.hook import Hook, Loop
 from tests.faults.instants import Instant, at_instant, sent
 from tests.faults.runs import LAST_WORDS_S
 from tests.ranks import RankFailed, run_ranks
@@ -51,18 +50,17 @@ class Leg:
         return cls(hits, went_on[0], tuple(went_on[1]))
 
 
-def leg(cfg: ConfigContainer, faults: Sequence[Fault], folder: Path) -> int:
+def leg(cfg: ConfigContainer, faults: Sequence[Fault], folder: Path, *hooks: Hook) -> int:
     """On a rank: run `cfg` as a recipe does, with this rank's faults; `folder` takes what `Leg.read` reads."""
     from megatron_kd import main
 
     rank = int(os.environ["RANK"])
     with contextlib.ExitStack() as held:
-        held.enter_context(_noting_resume(folder, rank))
         for fault in faults:
             if fault.rank == rank:
                 do = sent(fault.signal, folder / "hits", fault.pause_s)
                 held.enter_context(at_instant(fault.instant, Path(cfg.logger.run_dir), do))
-        return main(lambda: cfg, [])
+        return main(lambda: cfg, [], hooks=[_NotesResume(folder), *hooks])
 
 
 def told_leg(cfg: ConfigContainer, faults: Sequence[Fault], folder: Path) -> tuple[int, str]:
@@ -103,17 +101,12 @@ def last_leg(cfg: ConfigContainer, folder: Path, world_size: int = 2) -> Leg:
     return found
 
 
-@contextlib.contextmanager
-def _noting_resume(folder: Path, rank: int) -> Iterator[None]:
-    from megatron_kd.training import train as loop
+class _NotesResume(Hook):
+    """Writes down where the run goes on from."""
 
-    original = loop.resume
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
 
-    def resume(run: Any) -> Any:
-        resumption = original(run)
-        if rank == 0:
-            (folder / "resumed.json").write_text(json.dumps([run.step, resumption.notes]))
-        return resumption
-
-    with mock.patch.object(loop, "resume", resume):
-        yield
+    def before_run(self, loop: Loop) -> None:
+        if loop.run.layout.rank == 0:
+            (self._folder / "resumed.json").write_text(json.dumps([loop.run.step, loop.resumption.notes]))

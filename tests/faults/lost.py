@@ -75,4 +75,4 @@ def check_stacks(run_dir: Path, rank: int) -> None:
     """Check that a rank has written where its threads were."""
     file = run_dir / "stacks" / f"rank_{rank}.txt"
     stacks = file.read_text() if file.exists() else ""
-    assert "_loop" in stacks and "most recent call first" in stacks, f"no stacks of rank {rank}: {stacks[-500:]}"
+    assert " in train\n" in stacks and "most recent call first" in stacks, f"no stacks of rank {rank}: {stacks[-500:]}"

@@ -1,21 +1,23 @@
-"""Numbers that are none, and batches that count nothing, in a chosen step of a run."""
+"""NaNs, and batches in which no token counts, in a chosen step of a run."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.errors import NumericalFault
+from megatron_kd.training.hooks.hook import Hook, Loop
+from tests.faults.batches import read_through
+from tests.hooks import On
 
 
 @dataclass(frozen=True)
 class Poison:
-    """`times` NaNs that a rank meets from the forward of `step` on; `where` is "student", "teacher" or "gradient"."""
+    """NaNs on a rank in the first `times` attempts at `step`; `where` is "student", "teacher" or "gradient"."""
 
     step: int
     where: str
@@ -23,19 +25,60 @@ class Poison:
     times: int = 1
 
 
-@dataclass
-class Met:
-    """What a rank has met.
+class Poisoned(Hook):
+    """Puts NaNs into a run.
 
     Attributes:
-        hits: NaNs that were put in.
-        told: the message of the error that ended the run, if one did.
+        hits: attempts of this rank that met one.
+        told: the message of the error that ended the run, if a `NumericalFault` did.
         unchanged: whether the weights were then those before the step.
     """
 
-    hits: int = 0
-    told: str = ""
-    unchanged: bool = True
+    def __init__(self, poisons: Sequence[Poison]) -> None:
+        self.hits, self.told, self.unchanged = 0, "", True
+        self._poisons = poisons
+        self._before: dict[str, torch.Tensor] = {}
+
+    def before_step(self, loop: Loop) -> None:
+        self._before = weights(loop.run)
+        here = (loop.run.step + 1, loop.run.layout.rank)
+        for each in self._poisons:
+            if (each.step, each.rank) == here:
+                poison(loop.run, each.where, each.times, self._hit)
+
+    def close(self, loop: Loop, error: BaseException | None) -> None:
+        if isinstance(error, NumericalFault):
+            self.told, self.unchanged = str(error), same(self._before, weights(loop.run))
+
+    def _hit(self) -> None:
+        self.hits += 1
+
+
+def poison(run: Any, where: str, attempts: int = 1, hit: Callable[[], None] = lambda: None) -> None:
+    """Put NaN into what the last layer puts out, or the gradient of its weight, in the next attempts at a step.
+
+    Args:
+        run: of this rank.
+        where: "student", "teacher" or "gradient".
+        attempts: how many attempts meet it, in each of their micro-batches.
+        hit: called at each attempt that does.
+    """
+    of_attempt = run.derived.num_microbatches
+    left = [attempts * of_attempt]
+
+    def nan(value: torch.Tensor) -> torch.Tensor:
+        if left[0] == 0:
+            return value
+        if left[0] % of_attempt == 0:
+            hit()
+        left[0] -= 1
+        return value.masked_fill(torch.ones_like(value, dtype=torch.bool), float("nan"))
+
+    model = run.students[0] if where != "teacher" else run.teacher.model
+    if where == "gradient":
+        model.decoder.layers[-1].mlp.linear_fc2.weight.register_hook(nan)
+    else:
+        model.decoder.final_layernorm.register_forward_hook(lambda module, inputs, output: nan(output))
 
 
 def weights(run: Any) -> dict[str, torch.Tensor]:
@@ -51,66 +94,21 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[k].contiguous().view(torch.uint8), other[k].contiguous().view(torch.uint8)) for k in one)
 
 
-@contextmanager
-def poisoned(poisons: Sequence[Poison]) -> Iterator[Met]:
-    """On a rank: put NaNs into the run that is made in the block. A `NumericalFault` is noted, and raised."""
-    from megatron_kd.errors import NumericalFault
-    from megatron_kd.training import attempts
+def poisoned_run(cfg: ConfigContainer, poisons: Sequence[Poison]) -> tuple[int, str, bool]:
+    """On a rank: run `cfg` with NaNs, to its end or to the error that they end it with.
 
-    met, hits, take_step = Met(), [0] * len(poisons), attempts.take_step
-    before: dict[int, Any] = {}  # the weights, by the step that was to be taken
-
-    def take_poisoned(run: Any, batches: Any) -> Any:
-        step, handle = run.step + 1, None
-        before.setdefault(step, weights(run))
-        for i, poison in enumerate(poisons):
-            if (poison.step, poison.rank) == (step, dist.get_rank()) and hits[i] < poison.times:
-                hits[i] += 1
-                met.hits += 1
-                handle = poison_once(run, poison.where)
-        try:
-            return take_step(run, batches)
-        except NumericalFault as fault:
-            met.told, met.unchanged = str(fault), same(before[step], weights(run))
-            raise
-        finally:
-            if handle is not None:
-                handle.remove()
-
-    attempts.take_step = take_poisoned
-    try:
-        yield met
-    finally:
-        attempts.take_step = take_step
-
-
-def poison_once(run: Any, where: str) -> Any:
-    """A hook that puts a NaN into what the last layer puts out, or into the gradient of its weight."""
-    model = run.students[0] if where != "teacher" else run.teacher.model
-    if where == "gradient":
-        weight = model.decoder.layers[-1].mlp.linear_fc2.weight
-        return weight.register_hook(lambda grad: _nan_like(grad))
-    return model.decoder.final_layernorm.register_forward_hook(lambda module, inputs, output: _nan_like(output))
-
-
-def _nan_like(value: torch.Tensor) -> torch.Tensor:
-    return value.masked_fill(torch.ones_like(value, dtype=torch.bool), float("nan"))
-
-
-def poisoned_run(cfg: ConfigContainer, poisons: Sequence[Poison]) -> Met:
-    """On a rank: run `cfg` with NaNs, to its end or to the error that they end it with."""
-    from megatron_kd.errors import NumericalFault
+    Returns:
+        `hits`, `told` and `unchanged` of `Poisoned`.
+    """
     from megatron_kd.training.train import train
 
-    with poisoned(poisons) as met:
-        try:
-            train(cfg)
-        except NumericalFault as fault:
-            assert fault.exit_code == 17
-            met.told = str(fault)
-        else:
-            met.told = ""
-    return met
+    hook = Poisoned(poisons)
+    try:
+        train(cfg, [hook])
+    except NumericalFault as fault:
+        assert fault.exit_code == 17
+        assert hook.told == str(fault)
+    return hook.hits, hook.told, hook.unchanged
 
 
 def masked_run(cfg: ConfigContainer, step: int, *, masked: bool) -> dict[str, torch.Tensor]:
@@ -119,34 +117,44 @@ def masked_run(cfg: ConfigContainer, step: int, *, masked: bool) -> dict[str, to
     Returns:
         The weights after that step.
     """
-    from megatron_kd.training import attempts
-    from megatron_kd.training import step as steps
     from megatron_kd.training.train import train
 
-    take_step, update = attempts.take_step, steps.update
     after: dict[str, torch.Tensor] = {}
 
-    def take(run: Any, batches: Any) -> Any:
-        hit = run.step + 1 == step
-        if hit and masked:
-            batches = [replace(batch, loss_mask=torch.zeros_like(batch.loss_mask)) for batch in batches]
-        steps.update = update_by_nothing(run) if hit and not masked else update
-        report = take_step(run, batches)
-        if hit:
+    def look(run: Any) -> None:
+        if run.step == step:
             after.update(weights(run))
-        return report
 
-    def update_by_nothing(run: Any) -> Any:
-        def zeroed(optimizer: Any) -> float:
-            for chunk in run.chunks:
-                chunk.zero_grad_buffer()
-            return float(update(optimizer))
+    def without_gradient(run: Any) -> None:
+        if run.step + 1 == step:
+            _leave_no_gradient(run)
 
-        return zeroed
-
-    attempts.take_step = take
-    try:
-        train(cfg)
-    finally:
-        attempts.take_step, steps.update = take_step, update
+    if masked:
+        with read_through(masking(step)):
+            train(cfg, [On(after_step=look)])
+    else:
+        train(cfg, [On(before_step=without_gradient, after_step=look)])
     return after
+
+
+def masking(step: int) -> Callable[[int, Any], Any]:
+    """For `read_through`: no token of `step` counts."""
+
+    def mask(at: int, batch: Any) -> Any:
+        return replace(batch, loss_mask=torch.zeros_like(batch.loss_mask)) if at == step else batch
+
+    return mask
+
+
+def _leave_no_gradient(run: Any) -> None:
+    """In the next step: its gradients are zeroed once they are reduced."""
+    config = run.chunks[0].config
+    reduce = config.finalize_model_grads_func
+
+    def reduce_to_nothing(*args: Any, **kwargs: Any) -> None:
+        reduce(*args, **kwargs)
+        for chunk in run.chunks:
+            chunk.zero_grad_buffer()
+        config.finalize_model_grads_func = reduce
+
+    config.finalize_model_grads_func = reduce_to_nothing

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.training.hooks.hook import Hook, Loop
 from tests.faults.writes import Operation, at, kill, operations
 from tests.ranks import RankFailed, run_ranks
 from tests.tiny import read_metrics
@@ -75,16 +76,15 @@ def killed_run(world_size: int, cfg: ConfigContainer, killed: Kill) -> None:
 
 def train_on(cfg: ConfigContainer) -> Resumed:
     """On a rank: run `cfg` to its end, from where an earlier run has left it."""
-    from megatron_kd.training import train as loop
+    from megatron_kd.training.train import train
 
-    found, original = Resumed(), loop.resume
+    hook = _NotesResume()
+    train(cfg, [hook])
+    return replace(hook.found, records=read_metrics(Path(cfg.logger.run_dir)))
 
-    def resume(run: Any) -> Any:
-        resumption = original(run)
-        found.step, found.notes = run.step, resumption.notes
-        return resumption
 
-    loop.resume = resume
-    loop.train(cfg)
-    found.records = read_metrics(Path(cfg.logger.run_dir))
-    return found
+class _NotesResume(Hook):
+    found = Resumed()
+
+    def before_run(self, loop: Loop) -> None:
+        self.found = Resumed(loop.run.step, loop.resumption.notes)

@@ -1,20 +1,20 @@
-"""What a long run does and needs: steps that are computed, numbers that are none, and what its process holds."""
+"""A long run: the steps it computes, the NaNs it meets, and what its process holds."""
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from unittest import mock
 
 import torch
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.training.hooks.hook import Hook, Loop
 from tests.faults.legs import Fault, leg
+from tests.faults.numbers import poison
 
 NAN_RANK = 1
 
@@ -36,9 +36,7 @@ class Soaked:
 
 def soaked_leg(cfg: ConfigContainer, soaked: Soaked, folder: Path) -> int:
     """On a rank: `leg` with `soaked`. `folder` takes `computed`, a byte an attempt, `nans` and `holds_RANK`."""
-    rank = int(os.environ["RANK"])
-    with _steps(soaked, folder, rank):
-        return leg(cfg, soaked.faults, folder)
+    return leg(cfg, soaked.faults, folder, _Steps(soaked, folder))
 
 
 def holds() -> dict[str, int]:
@@ -52,35 +50,30 @@ def holds() -> dict[str, int]:
     }
 
 
-@contextmanager
-def _steps(soaked: Soaked, folder: Path, rank: int) -> Iterator[None]:
-    from megatron_kd.training import attempts
+class _Steps(Hook):
+    """Measures, counts attempts at steps, and puts NaNs into some."""
 
-    take_step, met, measured = attempts.take_step, set[int](), []
+    def __init__(self, soaked: Soaked, folder: Path) -> None:
+        self._soaked, self._folder = soaked, folder
+        self._measured: list[dict[str, int]] = []
 
-    def take(run: Any, batches: Any) -> Any:
-        step, handle = run.step + 1, None
-        if step in soaked.measured:
-            measured.append(holds())
-            (folder / f"holds_{rank}").write_text(json.dumps(measured))
-        if rank == 0:
-            _add_byte(folder / "computed")
-        if rank == NAN_RANK and step in soaked.nans and step not in met:
-            met.add(step)
-            _add_byte(folder / "nans")
-            handle = run.students[0].decoder.final_layernorm.register_forward_hook(_nan)
-        try:
-            return take_step(run, batches)
-        finally:
-            if handle is not None:
-                handle.remove()
+    def before_run(self, loop: Loop) -> None:
+        assert loop.run.derived.num_microbatches == 1, "a forward of the student is an attempt"
+        if loop.run.layout.rank == 0:
+            loop.run.students[0].register_forward_pre_hook(self._count)
 
-    with mock.patch.object(attempts, "take_step", take):
-        yield
+    def before_step(self, loop: Loop) -> None:
+        step, rank = loop.run.step + 1, loop.run.layout.rank
+        if step in self._soaked.measured:
+            self._measured.append(holds())
+            (self._folder / f"holds_{rank}").write_text(json.dumps(self._measured))
+        if rank == NAN_RANK and step in self._soaked.nans:
+            _add_byte(self._folder / "nans")
+            poison(loop.run, "student")
 
-
-def _nan(module: Any, inputs: Any, output: torch.Tensor) -> torch.Tensor:
-    return output.masked_fill(torch.ones_like(output, dtype=torch.bool), float("nan"))
+    def _count(self, student: torch.nn.Module, inputs: Any) -> None:
+        if student.training:
+            _add_byte(self._folder / "computed")
 
 
 def _add_byte(path: Path) -> None:

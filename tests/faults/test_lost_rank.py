@@ -12,38 +12,16 @@ from typing import Any
 import pytest
 
 from megatron_kd.config.container import ConfigContainer
+from tests.faults.instants import Instant
+from tests.faults.legs import Fault
+from tests.faults.lost import BEATS_S, check_stacks, check_told, run_until_lost, seconds_until_told
+from tests.hooks import On
 from tests.ranks import RankFailed, run_ranks
 from tests.tiny import tiny_config
 
 TIMEOUT_S = 3
 ALLOWED_S = 2  # of the promise: the group's timeout and 2 s
 BUSY_S = 3  # what a machine with other work on it may add
-BEATS_S = 1  # in which a rank has said where it is
-
-
-def run_until_lost(cfg: ConfigContainer, phase: str, fault: int, folder: Path) -> None:
-    """On a rank: run `cfg`; rank 1 sends itself the signal `fault` when step 2 comes to `phase`."""
-    from megatron_kd import main
-    from megatron_kd.runtime.watch import Doing
-
-    rank, enter = int(os.environ["RANK"]), Doing.enter
-    (folder / f"pid_{rank}").write_text(str(os.getpid()))
-
-    def enter_and_stop(doing: Doing, name: str, step: int | None = None) -> None:
-        enter(doing, name, step)
-        if rank == 1 and (doing.step, name) == (2, phase):
-            time.sleep(BEATS_S)
-            (folder / "hit").write_text(repr(time.time()))
-            os.kill(os.getpid(), fault)
-
-    Doing.enter = enter_and_stop  # type: ignore[method-assign]
-    with (folder / f"told_{rank}").open("w") as file:
-        os.dup2(file.fileno(), 2)
-    code = main(lambda: cfg, [])
-    if rank == 0 and fault == signal.SIGSTOP:  # the test need not wait for it
-        os.kill(int((folder / "pid_1").read_text()), signal.SIGKILL)
-    os._exit(code)
-
 
 CASES = [
     ("TP2", signal.SIGSTOP, "forward and backward"),
@@ -62,43 +40,36 @@ LAYOUTS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("layout", "fault", "phase"), CASES)
-def test_the_others_name_it_within_the_timeout(layout: str, fault: signal.Signals, phase: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("layout", "number", "phase"), CASES)
+def test_the_others_name_it_within_the_timeout(layout: str, number: signal.Signals, phase: str, tmp_path: Path) -> None:
     cfg = tiny_config(tmp_path / "run", save=True, save_interval=1, **LAYOUTS[layout])
     cfg.dist.step_timeout_s = cfg.dist.checkpoint_timeout_s = TIMEOUT_S
     if layout == "gpu0":
         cfg.model.teacher_device_strategy, cfg.model.teacher_rank = "gpu0", 1
-    with pytest.raises(RankFailed, match=r"rank 0\ndied with exit code 1(\n|$)"):
-        run_ranks(2, run_until_lost, cfg, phase, fault, tmp_path, timeout=60, last_words=8)
-    assert (tmp_path / "hit").exists(), "the fault did not hit"
-    told, at = (tmp_path / "told_0").read_text(), (tmp_path / "told_0").stat().st_mtime
-    waited = TIMEOUT_S if fault == signal.SIGSTOP else 0
-    assert at - float((tmp_path / "hit").read_text()) < waited + ALLOWED_S + BUSY_S
-    named = rf"error: step [23], [a-z -]+: rank 1 died or does not answer \(.*, last seen in step 2, {phase}\)"
-    assert re.search(named, told) and "Traceback" not in told, told
-    stacks = (tmp_path / "run" / "stacks" / "rank_0.txt").read_text()
-    assert "_loop" in stacks and "most recent call first" in stacks
+    fault = Fault(1, Instant("phase", phase=phase, step=2), number, BEATS_S)
+    run_until_lost(2, cfg, fault, tmp_path, timeout=60)
+    waited = TIMEOUT_S if number == signal.SIGSTOP else 0
+    assert seconds_until_told(tmp_path, 0) < waited + ALLOWED_S + BUSY_S
+    check_told(tmp_path, 0, fault)
+    check_stacks(tmp_path / "run", 0)
     assert (tmp_path / "run" / "exit_code").read_text().strip() == "1"
 
 
 def waits_for_ever(cfg: ConfigContainer, folder: Path) -> None:
     """On a rank: run `cfg`; rank 1's main thread hangs in step 2, as in a kernel; its other threads go on."""
-    import megatron_kd.training.step as step_module
     from megatron_kd import main
 
-    rank, update = int(os.environ["RANK"]), step_module.update
+    def hang() -> None:
+        (folder / "hit").touch()
+        time.sleep(60)
 
-    def hang(optimizer: Any) -> float:
-        if rank == 1 and (folder / "once_1").exists():
-            (folder / "hit").touch()
-            time.sleep(60)
-        (folder / f"once_{rank}").touch()
-        return update(optimizer)
+    def hang_in_the_update(run: Any) -> None:
+        if run.layout.rank == 1 and run.step + 1 == 2:
+            run.optimizer.prepare_grads = hang
 
-    step_module.update = hang
-    with (folder / f"told_{rank}").open("w") as file:
+    with (folder / f"told_{os.environ['RANK']}").open("w") as file:
         os.dup2(file.fileno(), 2)
-    main(lambda: cfg, [])
+    main(lambda: cfg, [], hooks=[On(before_step=hang_in_the_update)])
 
 
 @pytest.mark.slow

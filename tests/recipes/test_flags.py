@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
+from tests.hooks import On
 from tests.ranks import run_ranks
 from tests.recipes.launch import checkout, run, run_recipe, torchrun
 from tests.tiny import read_metrics
@@ -143,23 +144,11 @@ def start_recipe(folder: Path, words: list[str]) -> tuple[int, str]:
     """On a rank: what the recipe does with a command line; its exit code and where the teacher was."""
     from megatron_kd import entry
     from megatron_kd.resolve.recipe_files import load_recipe
-    from megatron_kd.training import train as loop
 
     os.chdir(folder)
-    seen = []
-    original = loop.build_run
-
-    def build_and_look(*args: object) -> object:
-        run = original(*args)
-        seen.append(run.teacher.strategy)
-        return run
-
-    loop.build_run = build_and_look
-    try:
-        code = entry.main(load_recipe(Path(RECIPE)), words)
-    finally:
-        loop.build_run = original
-    return code, seen[0]
+    hook = On()
+    code = entry.main(load_recipe(Path(RECIPE)), words, hooks=[hook])
+    return code, hook.run.teacher.strategy
 
 
 @pytest.mark.slow

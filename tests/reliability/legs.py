@@ -7,15 +7,16 @@ from typing import Any
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.runtime.exit_code import read_exit_code
+from megatron_kd.training.hooks.hook import Hook
 from tests.reliability.launched import Ended, through_torchrun
 
 
-def run_as_user(cfg: ConfigContainer) -> int:
+def run_as_user(cfg: ConfigContainer, *hooks: Hook) -> int:
     """On a rank: what a recipe script does, with plain progress."""
     from megatron_kd import main
 
     cfg.logger.progress = "plain"
-    return main(lambda: cfg, [])
+    return main(lambda: cfg, [], hooks=hooks)
 
 
 def leg(fn: Any, cfg: ConfigContainer, *args: Any, code: int, world_size: int = 2, **environment: str) -> str:

@@ -11,6 +11,8 @@ import pytest
 import torch
 
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.distillation.objective import REPORTED
+from tests.hooks import On
 from tests.ranks import RankFailed, run_ranks
 from tests.teachers.test_strategies import COMPARED, placed_config
 from tests.tiny import TEACHER, tiny_config, train_and_read
@@ -35,28 +37,16 @@ def digests(tensors: Any) -> dict[str, str]:
 
 def train_and_look(cfg: ConfigContainer) -> dict[str, Any]:
     """On a rank: a whole run; what of the teacher is where, before and after."""
-    from megatron_kd.training import train as loop
-
-    seen: dict[str, Any] = {}
-    original = loop.build_run
-
-    def build_and_keep(*args: Any) -> Any:
-        run = original(*args)
-        seen.update(run=run, before=digests(run.teacher.tensors()))
-        return run
-
-    loop.build_run = build_and_keep
-    try:
-        records = train_and_read(cfg)
-    finally:
-        loop.build_run = original
-    run = seen["run"]
+    before: dict[str, str] = {}
+    hook = On(before_run=lambda run: before.update(digests(run.teacher.tensors())))
+    records = train_and_read(cfg, hook)
+    run = hook.run
     teacher = {id(tensor) for _, tensor in run.teacher.tensors()}
     return {
         "records": records,
-        "before": seen["before"],
+        "before": before,
         "after": digests(run.teacher.tensors()),
-        "names": sorted(seen["before"]),
+        "names": sorted(before),
         "shown": [name for chunk in run.chunks for name, p in chunk.named_parameters() if id(p) in teacher],
         "optimised": sum(id(p) in teacher for group in run.optimizer.param_groups for p in group["params"]),
         "needing grad": sum(tensor.requires_grad for _, tensor in run.teacher.tensors()),
@@ -118,21 +108,9 @@ def test_gpu0_keeps_the_body_on_one_rank_and_the_head_in_shards(tmp_path: Path) 
 
 def shared_addresses(cfg: ConfigContainer) -> set[str]:
     """On a rank: the files that the teacher's tensors are mapped from, as the kernel knows them."""
-    from megatron_kd.training import train as loop
-
-    seen: dict[str, Any] = {}
-    original = loop.build_run
-
-    def build_and_keep(*args: Any) -> Any:
-        seen["run"] = original(*args)
-        return seen["run"]
-
-    loop.build_run = build_and_keep
-    try:
-        loop.train(cfg)
-    finally:
-        loop.build_run = original
-    addresses = [p.data_ptr() for p in seen["run"].teacher.body.model.parameters() if not p.is_meta]
+    hook = On()
+    train_and_read(cfg, hook)
+    addresses = [p.data_ptr() for p in hook.run.teacher.body.model.parameters() if not p.is_meta]
     found = set()
     for line in Path("/proc/self/maps").read_text().splitlines():
         start, end = (int(edge, 16) for edge in line.split()[0].split("-"))
@@ -151,48 +129,42 @@ def test_the_ranks_of_a_machine_share_one_copy_in_host_memory(tmp_path: Path) ->
     assert not list(Path("/dev/shm").glob("megatron_kd-teacher*"))
 
 
-def poisoned(cfg: ConfigContainer, rank: int) -> list[dict[str, Any]]:
-    """On a rank: a run whose teacher is changed on `rank` alone before the first step."""
-    import torch.distributed as dist
+def poisoned(cfg: ConfigContainer, rank: int) -> list[float]:
+    """On a rank: `step_losses` of a run whose teacher is changed on `rank` alone before the first step."""
 
-    from megatron_kd.training import train as loop
-
-    original = loop.build_run
-
-    def build_and_poison(*args: Any) -> Any:
-        run = original(*args)
-        if dist.get_rank() == rank:
+    def poison(run: Any) -> None:
+        if run.layout.rank == rank:
             with torch.no_grad():
                 for _, tensor in run.teacher.tensors():
                     tensor += 0.5
-        return run
 
-    loop.build_run = build_and_poison
-    try:
-        return step_losses(cfg)
-    finally:
-        loop.build_run = original
+    return step_losses(cfg, On(before_run=poison))
 
 
-def step_losses(cfg: ConfigContainer) -> list[float]:
+def step_losses(cfg: ConfigContainer, *hooks: On) -> list[float]:
     """On a rank: the first step's losses of this rank's own micro-batches."""
-    from megatron_kd.training import step
-    from megatron_kd.training import train as loop
-
     seen: list[float] = []
-    original = step._loss
 
-    def keep(run: Any, mask: Any, output: Any) -> Any:
-        result = original(run, mask, output)
-        seen.append(float(result[2][3]))  # the sum of the logit loss
-        return result
+    def keep(run: Any) -> None:
+        run.objective = Overheard(run.objective, seen)
 
-    step._loss = keep
-    try:
-        loop.train(cfg)
-    finally:
-        step._loss = original
+    train_and_read(cfg, *hooks, On(before_run=keep))
     return seen
+
+
+class Overheard:
+    """An objective that keeps the sum of the logit loss of each micro-batch."""
+
+    def __init__(self, objective: Any, seen: list[float]) -> None:
+        self._objective, self._seen = objective, seen
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._objective, name)
+
+    def __call__(self, *args: Any) -> Any:
+        result = self._objective(*args)
+        self._seen.append(float(result[2][REPORTED.index("logits_loss")]))
+        return result
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

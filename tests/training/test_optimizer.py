@@ -7,27 +7,18 @@ from pathlib import Path
 import torch
 
 from megatron_kd.config.container import ConfigContainer
+from tests.hooks import On
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config
 
 
 def groups_and_moments(cfg: ConfigContainer) -> tuple[list[bool], int]:
     """On a rank: after a run of `cfg`, whether each group is fused, and how many parameters have moments."""
-    from megatron_kd.training import train as loop
+    from megatron_kd.training.train import train
 
-    seen = {}
-    original = loop.train_step
-
-    def step(run, batches):
-        seen["run"] = run
-        return original(run, batches)
-
-    loop.train_step = step
-    try:
-        loop.train(cfg)
-    finally:
-        loop.train_step = original
-    optimizer = seen["run"].optimizer
+    hook = On()
+    train(cfg, [hook])
+    optimizer = hook.run.optimizer
     return [bool(group["fused"]) for group in optimizer.param_groups], len(list(optimizer.state))
 
 

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from megatron_kd.config.container import ConfigContainer
+from tests.faults.instants import Instant, at_instant, sent
 from tests.ranks import run_ranks
 from tests.test_run import without_times
 from tests.tiny import read_metrics, tiny_config
@@ -37,27 +38,20 @@ def run_and_signal(cfg: ConfigContainer, signals: Signals) -> tuple[int, str, in
     """On a rank: run `cfg`; on entering a phase of a step, a rank sends itself a signal.
 
     Returns:
-        The exit code, what is told on stderr, and how many signals this rank sent.
+        The exit code, what is reported on stderr, and how many signals this rank sent.
     """
     from megatron_kd import main
-    from megatron_kd.runtime.watch import Doing
 
-    rank, enter, sent = int(os.environ["RANK"]), Doing.enter, []
-
-    def enter_and_signal(doing: Doing, name: str, step: int | None = None) -> None:
-        enter(doing, name, step)
-        for number in [n for at, phase, who, n in signals if (at, phase, who) == (doing.step, name, rank)]:
-            sent.append(number)
-            os.kill(os.getpid(), number)
-
-    Doing.enter = enter_and_signal  # type: ignore[method-assign]
-    told = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(told):
-            code = main(lambda: cfg, [])
-    finally:
-        Doing.enter = enter  # type: ignore[method-assign]
-    return code, told.getvalue(), len(sent)
+    rank, told = int(os.environ["RANK"]), io.StringIO()
+    sent_here = Path(f"{cfg.logger.run_dir}_sent_{rank}")
+    with contextlib.ExitStack() as held:
+        for step, phase, who, number in signals:
+            if who == rank:
+                at = Instant("phase", phase=phase, step=step)
+                held.enter_context(at_instant(at, Path(cfg.logger.run_dir), sent(number, sent_here)))
+        held.enter_context(contextlib.redirect_stderr(told))
+        code = main(lambda: cfg, [])
+    return code, told.getvalue(), len(sent_here.read_text().splitlines()) if sent_here.exists() else 0
 
 
 def run_each(cases: list[tuple[ConfigContainer, Signals]]) -> list[tuple[int, str, int]]:
@@ -100,7 +94,7 @@ def test_all_ranks_stop_after_one_step_and_the_run_goes_on_bitwise(layout: str, 
     seen = [(saved_steps(tmp_path / str(n)), records(tmp_path / str(n))) for n in range(len(broken))]
     assert [[code for code, _, _ in rank] for rank in stopped] == [[0] + [75] * len(broken)] * 2
     for number, (signals, step) in enumerate(CASES[layout]):
-        assert sum(rank[number + 1][2] for rank in stopped) >= len(signals), "not every signal was sent"
+        assert sum(rank[number + 1][2] for rank in stopped) == len(signals), "not every signal was sent"
         steps, told = seen[number]
         assert steps == [step] and max(record["step"] for record in told) == step
         assert f"asked to stop: {step} of {ITERS} steps are done and saved" in stopped[0][number + 1][1]
@@ -122,19 +116,17 @@ def test_a_run_that_has_nothing_left_to_do_is_done_and_one_that_does_not_save_sa
 
 
 def stop_while_starting(cfg: ConfigContainer) -> int:
-    """On a rank: run `cfg`; rank 1 is asked to stop while it builds its part, the others by what torchrun does then."""
+    """On a rank: run `cfg`, and ask it to stop when it is about to build its part."""
     from megatron_kd import main
-    from megatron_kd.training import train as loop
 
-    def build(*args: Any) -> None:
-        os.kill(os.getpid(), signal.SIGTERM)
-
-    loop.build_run = build  # type: ignore[assignment]
-    return main(lambda: cfg, [])
+    run_dir = Path(cfg.logger.run_dir)
+    with at_instant(Instant("call", part="build_run"), run_dir, sent(signal.SIGTERM, run_dir.parent / "sent")):
+        return main(lambda: cfg, [])
 
 
 def test_a_run_that_starts_ends_where_it_is(tmp_path: Path) -> None:
     cfg = config(tmp_path / "a")
     assert run_ranks(2, stop_while_starting, cfg) == [75, 75]
     assert (tmp_path / "a/exit_code").read_text() == "75\n"
+    assert (tmp_path / "sent").read_text() == "build_run\n" * 2
     assert saved_steps(tmp_path / "a") == [] and not (tmp_path / "a/metrics.jsonl").exists()

@@ -12,9 +12,11 @@ from typing import Any
 import pytest
 
 from megatron_kd.errors import CheckpointCorrupt, RunFolderInUse
-from megatron_kd.training.best import Best, better, write_best
+from megatron_kd.training.hooks.best import better, write_best
+from megatron_kd.training.run_state import Best
 from tests.faults.damage import flip_bit, remove, truncate
 from tests.faults.runs import train_on
+from tests.hooks import On
 from tests.ranks import RankFailed, run_ranks
 from tests.tiny import tiny_config, train_and_read
 from tests.training.test_run_checkpoint import losses, weights_of
@@ -119,7 +121,6 @@ NOT_IN_A_CHECKPOINT = {
         "placement": "from cfg and the ranks",
         "faults": "taken in each step",
         "doing": "what is being done",
-        "saving": "ends before the next save, and with the run",
         "stop": "signals of this process",
         "stopping": "follows from the signals of all ranks",
     },
@@ -130,28 +131,22 @@ NOT_IN_A_CHECKPOINT = {
 
 def saved_and_derived(cfg: Any) -> dict[str, Any]:
     """On a rank: a run's fields, and every value in its objective and scheduler that training changes."""
-    from megatron_kd.training import train as loop
+    from megatron_kd.training.train import train
 
-    found: dict[str, Any] = {}
-    original = loop._loop
-
-    def watched(run: Any, *args: Any) -> Any:
-        before = {name: state_of(run, name) for name in ("objective", "scheduler")}
-        result = original(run, *args)
-        for name, values in before.items():
-            after = state_of(run, name)
-            found[name] = {key for key in after if values.get(key) != after[key]}
-        found["saved scheduler"] = set(run.scheduler.state_dict())
-        found["buffers"] = [
-            name for student in run.students for name, _ in student.named_buffers() if name not in student.state_dict()
-        ]
-        found["Run"] = {field.name for field in dataclasses.fields(run)}
-        found["Balancer"] = set(vars(run.balancer))
-        found["Best"] = {field.name for field in dataclasses.fields(run.best)}
-        return result
-
-    loop._loop = watched
-    loop.train(cfg)
+    before: dict[str, dict[str, str]] = {}
+    hook = On(before_run=lambda run: before.update({name: state_of(run, name) for name in ("objective", "scheduler")}))
+    train(cfg, [hook])
+    run, found = hook.run, dict[str, Any]()
+    for name, values in before.items():
+        after = state_of(run, name)
+        found[name] = {key for key in after if values.get(key) != after[key]}
+    found["saved scheduler"] = set(run.scheduler.state_dict())
+    found["buffers"] = [
+        name for student in run.students for name, _ in student.named_buffers() if name not in student.state_dict()
+    ]
+    found["Run"] = {field.name for field in dataclasses.fields(run)}
+    found["Balancer"] = set(vars(run.balancer))
+    found["Best"] = {field.name for field in dataclasses.fields(run.best)}
     return found
 
 

@@ -11,6 +11,7 @@ import torch
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.errors import InputError
+from tests.hooks import On
 from tests.ranks import RankFailed, run_ranks
 from tests.tiny import TEACHER, read_metrics, tiny_config, train_and_read
 
@@ -27,23 +28,17 @@ def losses(records: list[dict[str, Any]]) -> list[tuple[Any, ...]]:
 
 def stop_after(cfg: ConfigContainer, step: int) -> list[dict[str, Any]]:
     """Run `cfg` until `step` steps are done, as a kill right after the checkpoint of that step would."""
-    from megatron_kd.training import saving
-    from megatron_kd.training import train as loop
+    from megatron_kd.training.train import train
 
     class Killed(BaseException):
         pass
 
-    original = saving.save_checkpoint
-
-    def save_then_die(run: Any) -> Path:
-        path = original(run)
+    def die(run: Any) -> None:
         if run.step == step:
             raise Killed
-        return path
 
-    saving.save_checkpoint = save_then_die
     try:
-        loop.train(cfg)
+        train(cfg, [On(after_save=die)])
     except Killed:
         return read_metrics(Path(cfg.logger.run_dir))
     raise AssertionError(f"the run was not stopped at step {step}")

@@ -9,6 +9,8 @@ import pytest
 import torch
 
 from megatron_kd.config.container import ConfigContainer
+from tests.faults.batches import read_through
+from tests.hooks import On
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config, train_and_read
 
@@ -21,29 +23,24 @@ def poison_each(cases: list[tuple[ConfigContainer, str]], rank: int) -> list[dic
 def poison(cfg: ConfigContainer, model: str, step: int, rank: int) -> dict[str, Any]:
     """On a rank: run `cfg`, with a NaN put into a weight that `rank` has of `model` before the step after `step`."""
     from megatron_kd.errors import NumericalFault
-    from megatron_kd.training import train as loop
+    from megatron_kd.training.train import train
 
-    original = loop.train_step
-    seen: dict[str, Any] = {}
+    before: list[torch.Tensor] = []
 
-    def poisoned(run: Any, batches: Any) -> Any:
-        seen["run"] = run
+    def poisoned(run: Any) -> None:
         if run.step == step:
             layer = (run.students[0] if model == "student" else run.teacher.model).decoder.layers[0]
             if run.layout.rank == rank:
                 with torch.no_grad():
                     layer.mlp.linear_fc2.weight[0, 0] = float("nan")
-            seen["before"] = run.students[0].decoder.layers[0].input_layernorm.weight.clone()
-        return original(run, batches)
+            before.append(run.students[0].decoder.layers[0].input_layernorm.weight.clone())
 
-    loop.train_step = poisoned
+    hook = On(before_step=poisoned)
     try:
-        loop.train(cfg)
+        train(cfg, [hook])
     except NumericalFault as fault:
-        unchanged = torch.equal(seen["before"], seen["run"].students[0].decoder.layers[0].input_layernorm.weight)
-        return {"fault": str(fault), "unchanged": unchanged, "step": seen["run"].step}
-    finally:
-        loop.train_step = original
+        unchanged = torch.equal(before[0], hook.run.students[0].decoder.layers[0].input_layernorm.weight)
+        return {"fault": str(fault), "unchanged": unchanged, "step": hook.run.step}
     raise AssertionError("the run went on")
 
 
@@ -89,22 +86,16 @@ def test_a_nan_in_a_model_that_learns_from_labels(tmp_path: Path) -> None:
 def poison_before_evaluation(cfg: ConfigContainer) -> str:
     """On a rank: run `cfg`, with a NaN put into the teacher of rank 1 after the last step; the error's message."""
     from megatron_kd.errors import NumericalFault
-    from megatron_kd.training import train as loop
+    from megatron_kd.training.train import train
 
-    original = loop.evaluate
-
-    def poisoned(run: Any, batches: Any) -> Any:
-        if run.layout.rank == 1:
+    def poisoned(run: Any) -> None:
+        if run.layout.rank == 1 and run.step == run.derived.train_iters:
             run.teacher.model.output_layer.weight.detach()[0, 0] = float("inf")
-        return original(run, batches)
 
-    loop.evaluate = poisoned
     try:
-        loop.train(cfg)
+        train(cfg, [On(after_step=poisoned)])
     except NumericalFault as fault:
         return str(fault)
-    finally:
-        loop.evaluate = original
     raise AssertionError("the run went on")
 
 
@@ -116,24 +107,21 @@ def test_an_evaluation_that_meets_an_infinite_logit_ends_all_ranks(tmp_path: Pat
 
 def mislabel(cfg: ConfigContainer) -> str:
     """On a rank: run `cfg`, with a label on rank 1 that is no id; the error's message."""
+    import torch.distributed as dist
+
     from megatron_kd.errors import InputError
-    from megatron_kd.training import train as loop
+    from megatron_kd.training.train import train
 
-    original = loop.train_step
-
-    def mislabelled(run: Any, batches: Any) -> Any:
-        batch = next(batches)
-        if run.layout.rank == 1:
+    def mislabelled(step: int, batch: Any) -> Any:
+        if dist.get_rank() == 1:
             batch.labels[0, 3] = 255  # a padded slot
-        return original(run, iter([batch]))
+        return batch
 
-    loop.train_step = mislabelled
-    try:
-        loop.train(cfg)
-    except InputError as error:
-        return str(error)
-    finally:
-        loop.train_step = original
+    with read_through(mislabelled):
+        try:
+            train(cfg)
+        except InputError as error:
+            return str(error)
     raise AssertionError("the run went on")
 
 

@@ -6,8 +6,9 @@
         model.tensor_model_parallel_size=2 model.teacher.tensor_model_parallel_size=2
 
 Runs a recipe (`--recipe`, the tiny distillation) with its overrides, random weights for the teacher, no checkpoints
-and no evaluation, and times it from outside: hooks on teacher and student, wrappers around the rest. A part's time
-is its own, without the parts inside it; on CUDA the device is waited for at every border, which costs some overlap.
+and no evaluation, and times it from outside, with a hook of the loop: by the phases that a step reports, and inside
+them by hooks on teacher and student. A part's time is its own, without the parts inside it; on CUDA the device is
+waited for at every border, which costs some overlap.
 `--mid-size` makes it teacher 8 x 512, student 4 x 256, V = 32768 and 4 made-up sequences of 512 tokens a step.
 """
 
@@ -18,8 +19,7 @@ import statistics
 import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 from unittest import mock
 
@@ -30,9 +30,9 @@ from megatron_kd.errors import ConfigError, MegatronKDError
 from megatron_kd.resolve.configuration import load_config
 from megatron_kd.resolve.recipe_files import load_recipe
 from megatron_kd.teachers.colocated import ColocatedTeacher
-from megatron_kd.training import step as step_module
-from megatron_kd.training import train as train_module
+from megatron_kd.training.hooks.hook import Hook, Loop
 from megatron_kd.training.run_state import Run
+from megatron_kd.training.train import train
 
 _BENCH = (
     "checkpoint.save=false",
@@ -56,6 +56,13 @@ _MID_SIZE = (
 _RANDOM_TEACHER = ("model.teacher.checkpoint=null", "model.teacher.init=random")
 _MODELS = ("teacher forward", "student forward", "fused head and loss", "student backward", "optimizer step")
 _LOOP = "loop, logging, progress"
+_GLUE = "schedule, losses, glue"
+# What the time of a phase is called, less that of the parts inside it; others have their own name.
+_PHASES = {
+    "reading data": "reading the batch",
+    "forward and backward": _GLUE,
+    "adding up the losses": "reducing what is reported",
+}
 _WARM_UP = 5  # steps left out of the shares: first allocations, lazily made communicators
 
 
@@ -126,15 +133,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         size = _MID_SIZE if args.mid_size else ()
         bench = [*_BENCH, *random_teacher, *size, f"train.train_iters={args.steps}"]
         cfg = load_config(recipe, [*bench, *overrides])
-        clock, logged = Clock(), _Logged()
-        with _instrumented(clock, logged):
-            train_module.train(cfg)
+        clock = Clock()
+        timed = _Timed(clock)
+        with mock.patch.object(schedules, "backward_step", clock.timed("student backward", schedules.backward_step)):
+            train(cfg, [timed])
     except MegatronKDError as error:
         for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
-    if logged.is_main_rank:
-        print(report(clock, logged.tokens_per_second, args.steps - _WARM_UP, logged.tokens))
+    if timed.is_main_rank:
+        print(report(clock, timed.tokens_per_second, args.steps - _WARM_UP, timed.tokens))
     return 0
 
 
@@ -157,81 +165,61 @@ def report(clock: Clock, tokens_per_second: Sequence[float], steps: int, tokens:
     return "\n".join(lines)
 
 
-class _Logged:
-    """What the run logged, on the rank that logs."""
+class _Timed(Hook):
+    """Times the parts of every step of a run, and keeps what it logs."""
 
-    def __init__(self) -> None:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
         self.tokens_per_second: list[float] = []
         self.tokens = 0
         self.is_main_rank = False
+        self._in_a_step = False
+
+    def before_run(self, loop: Loop) -> None:
+        self.is_main_rank = loop.run.layout.rank == 0
+        self._time_phases(loop.run)
+        _time_modules(loop.run, self._clock)
+
+    def before_step(self, loop: Loop) -> None:
+        if loop.run.step == _WARM_UP:
+            self._clock.start()
+        self._in_a_step = True
+        self._clock.enter(_GLUE)
+
+    def after_step(self, loop: Loop, values: Mapping[str, float]) -> None:
+        self._clock.leave()
+        self._in_a_step = False
+        self.tokens_per_second.append(values["tokens_per_second"])
+        self.tokens = int(values["tokens"])
+
+    def close(self, loop: Loop, error: BaseException | None) -> None:
+        self._clock.stop()
+
+    def _time_phases(self, run: Run) -> None:
+        """Charge the time of a step to the phase that it reports to be in."""
+        teacher = _GLUE if isinstance(run.teacher, ColocatedTeacher) else "teacher forward"  # and the hand-over
+        parts = {**_PHASES, "teacher hand-over": teacher}
+        enter = run.doing.enter
+
+        def enter_and_charge(phase: str, step: int | None = None) -> None:
+            enter(phase, step)
+            if self._in_a_step:
+                self._clock.leave()
+                self._clock.enter(parts.get(phase, phase))
+
+        run.doing.enter = enter_and_charge  # type: ignore[method-assign]
 
 
-class _TimedIterator:
-    """An iterator whose `next` is counted as `part`."""
-
-    def __init__(self, clock: Clock, part: str, items: Iterator[Any]) -> None:
-        self._next = clock.timed(part, lambda: next(items))
-
-    def __iter__(self) -> Iterator[Any]:
-        return self
-
-    def __next__(self) -> Any:
-        return self._next()
-
-
-@contextmanager
-def _instrumented(clock: Clock, logged: _Logged) -> Iterator[None]:
-    """Time the parts of every step of `train` in this process, and keep what it logs."""
-    train_step, write = train_module.train_step, train_module.MetricsWriter.write
-
-    def loop(run: Run, *args: Any) -> Any:
-        logged.is_main_rank = run.layout.rank == 0
-        _instrument(run, clock)
-        try:
-            return original_loop(run, *args)
-        finally:
-            clock.stop()
-
-    def step(run: Run, batches: Iterator[Any]) -> Any:
-        if run.step == _WARM_UP:
-            clock.start()
-        return train_step(run, _TimedIterator(clock, "reading the batch", batches))
-
-    def keep(metrics: Any, step: int, split: str, values: dict[str, float]) -> None:
-        if split == "train":
-            logged.tokens_per_second.append(values["tokens_per_second"])
-            logged.tokens = int(values["tokens"])
-        write(metrics, step, split, values)
-
-    original_loop = train_module._loop
-    replacements = (
-        (train_module, "_loop", loop),
-        (train_module, "train_step", clock.timed("schedule, losses, glue", step)),
-        (train_module.MetricsWriter, "write", keep),
-        (schedules, "backward_step", clock.timed("student backward", schedules.backward_step)),
-        (step_module, "update", clock.timed("optimizer step", step_module.update)),
-        (step_module, "_sums", clock.timed("reducing what is reported", step_module._sums)),
-    )
-    with ExitStack() as stack:
-        for owner, name, new in replacements:
-            stack.enter_context(mock.patch.object(owner, name, new))
-        yield
-
-
-def _instrument(run: Run, clock: Clock) -> None:
-    """Time the parts of a step that belong to this run's own objects."""
+def _time_modules(run: Run, clock: Clock) -> None:
+    """Time what this run's own objects do inside the phases."""
     modules = {"student forward": run.students[0]}
     if isinstance(run.teacher, ColocatedTeacher):
         modules["teacher forward"] = run.teacher.model
-    elif run.teacher is not None:
-        run.teacher.deliver = clock.timed("teacher forward", run.teacher.deliver)  # and the hand-over
     for part, module in modules.items():
         module.register_forward_pre_hook(lambda *_, part=part: clock.enter(part))
         module.register_forward_hook(lambda *_: clock.leave())
     if run.students[0].head_function is not None:
         run.students[0].head_function = clock.timed("fused head and loss", run.students[0].head_function)
-    finalize = run.students[0].config.finalize_model_grads_func
-    run.students[0].config.finalize_model_grads_func = clock.timed("reducing gradients", finalize)
     run.chunks[0].zero_grad_buffer = clock.timed("zeroing gradients", run.chunks[0].zero_grad_buffer)
 
 

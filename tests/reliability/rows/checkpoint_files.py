@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import shutil
 from collections.abc import Callable, Sequence
@@ -10,6 +11,7 @@ from typing import Any
 
 from megatron_kd.checkpoints.reading import verify
 from megatron_kd.errors import CheckpointCorrupt
+from tests.checkpoints.test_failures import built
 from tests.faults.damage import DAMAGE, flip_bit, remove
 from tests.faults.runs import train_on
 from tests.ranks import run_ranks
@@ -101,24 +103,18 @@ def weights_hash(run: Any) -> list[int]:
 
 def asked_for(cfg: Any) -> str:
     """On a rank: resume the step that is asked for, and say what it was refused with; the weights must not change."""
-    from megatron_kd.training import train as loop
+    from megatron_kd.training.resume import resume
+    from megatron_kd.training.train import train
 
-    original = loop.resume
-
-    def resume(run: Any) -> Any:
+    with built(cfg) as run:
         before = weights_hash(run)
-        try:
-            return original(run)
-        finally:
-            assert weights_hash(run) == before, "weights changed before the checkpoint was verified"
-
-    loop.resume = resume
+        with contextlib.suppress(CheckpointCorrupt):
+            resume(run)
+        assert weights_hash(run) == before, "weights changed before the checkpoint was verified"
     try:
-        loop.train(cfg)
+        train(cfg)
     except CheckpointCorrupt as error:
         return str(error)
-    finally:
-        loop.resume = original
     raise AssertionError("a damaged checkpoint was resumed from, since it was asked for")
 
 

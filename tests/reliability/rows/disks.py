@@ -15,10 +15,12 @@ from megatron_kd.checkpoints.reading import verify
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.errors import CheckpointNotSaved, RunFileNotWritten
 from megatron_kd.runtime import files
+from megatron_kd.training.hooks.hook import Hook
 from tests.checkpoints.test_failures import built
 from tests.faults.full_disk import fill, filled_at, full_between, make_room, small_disk
 from tests.faults.runs import train_on
 from tests.faults.writes import Operation, at, fail, operations
+from tests.hooks import On
 from tests.ranks import run_ranks
 from tests.reliability.legs import leg, run_as_user, unbroken_end
 from tests.reliability.reference import RUN, same_as, unbroken
@@ -30,12 +32,12 @@ SIZES = 10
 _TOLD = re.compile(r"iter_0000004 was not saved: .*; it needs (\d+) bytes, (\d+) bytes are free in \S+/checkpoints\.")
 
 
-def told_not_saved(cfg: ConfigContainer) -> str:
+def told_not_saved(cfg: ConfigContainer, *hooks: Hook) -> str:
     """On a rank: run `cfg`, whose save must fail; what is raised."""
     from megatron_kd.training.train import train
 
     try:
-        train(cfg)
+        train(cfg, hooks)
     except (CheckpointNotSaved, RunFileNotWritten) as error:
         assert error.exit_code == 1
         return str(error)
@@ -44,8 +46,8 @@ def told_not_saved(cfg: ConfigContainer) -> str:
 
 def run_on_a_full_disk(cfg: ConfigContainer, disk: Path, left: int, checked: bool) -> str:
     """On a rank: no byte is left from step 1 to step 2, then there is room, and `left` bytes while step 4 is saved."""
-    with full_between(disk, 1, 2), filled_at(disk, 4, left, checked=checked):
-        return told_not_saved(cfg)
+    with filled_at(disk, 4, left, checked=checked):
+        return told_not_saved(cfg, full_between(disk, 1, 2))
 
 
 def full_disk(draw: Draw) -> Facts:
@@ -227,16 +229,13 @@ def fail_in_the_background(cfg: ConfigContainer, rank: int, name: str, step: int
 
     import torch.distributed as dist
 
-    from megatron_kd.training import attempts, train
+    at_step, failed = [0], [-1]
 
-    original, at_step, failed = attempts.take_step, [0], [-1]
-
-    def slow(run: Any, batches: Any) -> Any:
-        at_step[0] = run.step
+    def slow(run: Any) -> None:
         time.sleep(_SLOW_S)
-        report = original(run, batches)
+
+    def taken(run: Any) -> None:
         at_step[0] = run.step
-        return report
 
     def hits(operation: Operation) -> bool:
         there = dist.get_rank() == rank and f"{step:07d}.partial" in str(operation.path)
@@ -246,18 +245,16 @@ def fail_in_the_background(cfg: ConfigContainer, rank: int, name: str, step: int
         failed[0] = at_step[0]
         fail(code)(operation)
 
-    attempts.take_step = slow
-    try:
-        with operations(Path(cfg.logger.run_dir), at(0, hit, hits)):
-            return told_by(train.train, cfg), failed[0], at_step[0]
-    finally:
-        attempts.take_step = original
+    with operations(Path(cfg.logger.run_dir), at(0, hit, hits)):
+        return told_by(cfg, On(before_step=slow, after_step=taken)), failed[0], at_step[0]
 
 
-def told_by(train: Any, cfg: ConfigContainer) -> str:
+def told_by(cfg: ConfigContainer, *hooks: Hook) -> str:
     """What training raised, where that is an error of a save."""
+    from megatron_kd.training.train import train
+
     try:
-        train(cfg)
+        train(cfg, hooks)
     except CheckpointNotSaved as error:
         return str(error)
     return "the run ended as if it had saved"
@@ -320,7 +317,7 @@ ROWS = (
         mutants=(
             Mutant(
                 "a line that cannot be logged ends the run",
-                "megatron_kd/training/metrics.py",
+                "megatron_kd/training/hooks/metrics.py",
                 "        except OSError as error:\n            if not self._failing:\n",
                 "        except EOFError as error:\n            if not self._failing:\n",
                 told="No space left on device",
@@ -328,7 +325,7 @@ ROWS = (
             STAYS,
             Mutant(
                 "the lines that waited for room are dropped",
-                "megatron_kd/training/metrics.py",
+                "megatron_kd/training/hooks/metrics.py",
                 "        self._failing = bool(self._waiting)\n",
                 '        self._failing, self._waiting = bool(self._waiting), b""\n',
                 told="is lost",
@@ -382,9 +379,9 @@ ROWS = (
             ),
             Mutant(
                 "nobody looks until the next save",
-                "megatron_kd/training/saving.py",
-                "    if run.saving.pending:\n        with _at_a_checkpoint(run):\n            run.saving.poll()\n",
-                "    _ = run.saving.pending\n",
+                "megatron_kd/training/hooks/saving.py",
+                "                self._background.poll()\n",
+                "                pass\n",
                 told="and was raised after step",
             ),
         ),

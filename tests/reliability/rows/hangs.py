@@ -282,9 +282,9 @@ ROWS = (
             ),
             Mutant(
                 "a run that is asked to stop does not save",
-                "megatron_kd/training/train.py",
-                "if cfg.checkpoint.save and (run.stopping or _is_due(",
-                "if cfg.checkpoint.save and (_is_due(",
+                "megatron_kd/training/hooks/saving.py",
+                "if settings.save and (loop.stopping or loop.is_due(",
+                "if settings.save and (loop.is_due(",
                 told="checkpoints of steps|died with exit code -",
             ),
             Mutant(
@@ -309,7 +309,7 @@ ROWS = (
             WRONG_RANK,
             Mutant(
                 "a step has the timeout of the startup",
-                "megatron_kd/training/train.py",
+                "megatron_kd/training/starting.py",
                 "        set_group_timeouts(cfg.dist.step_timeout_s)\n",
                 "",
                 told="has not ended",

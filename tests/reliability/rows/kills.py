@@ -261,7 +261,7 @@ ROWS = (
         mutants=(
             Mutant(
                 "records of steps that were lost stay",
-                "megatron_kd/training/metrics.py",
+                "megatron_kd/training/hooks/metrics.py",
                 "_drop_after(path, resumed_step)",
                 "pass",
                 told=_LOSSES,
@@ -269,8 +269,8 @@ ROWS = (
             Mutant(
                 "data is read from the start again",
                 "megatron_kd/training/train.py",
-                "    batches = data.training(run.step)\n",
-                "    batches = data.training(0)\n",
+                "            batches = data.training(run.step)\n",
+                "            batches = data.training(0)\n",
                 told=_LOSSES,
             ),
             Mutant(

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.config.container import ConfigContainer
+from tests.faults.batches import read_through
+from tests.hooks import On
 from tests.ranks import run_ranks
 from tests.reliability.legs import leg, run_as_user
 from tests.reliability.reference import made_once
@@ -37,24 +39,21 @@ def config(run_dir: Path, layout: str) -> ConfigContainer:
 
 def run_until(cfg: ConfigContainer, step: int) -> int:
     """On a rank: what a recipe does, asked to stop so that `step` is the last; notes the samples of each step."""
-    from megatron_kd.training import attempts
-
-    take_step, rank = attempts.take_step, int(os.environ["RANK"])
-    folder = Path(cfg.logger.run_dir) / "samples"
+    rank, folder = int(os.environ["RANK"]), Path(cfg.logger.run_dir) / "samples"
     folder.mkdir(parents=True, exist_ok=True)
+    ids: dict[int, list[int]] = {}
 
-    def take(run: Any, batches: Any) -> Any:
-        ids = [i for batch in batches for i in batch.sample_ids]
-        (folder / f"{run.step + 1}_{step}_{rank}.json").write_text(json.dumps(ids))
+    def note(at: int, batch: Any) -> Any:
+        ids.setdefault(at, []).extend(batch.sample_ids)
+        (folder / f"{at}_{step}_{rank}.json").write_text(json.dumps(ids[at]))
+        return batch
+
+    def ask_to_stop(run: Any) -> None:
         if rank == 0 and run.step + 1 == step < STEPS:
             os.kill(os.getpid(), signal.SIGTERM)
-        return take_step(run, batches)
 
-    attempts.take_step = take
-    try:
-        return run_as_user(cfg)
-    finally:
-        attempts.take_step = take_step
+    with read_through(note):
+        return run_as_user(cfg, On(before_step=ask_to_stop))
 
 
 def samples(run_dir: Path) -> list[list[int]]:

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.config.container import ConfigContainer
-from tests.faults.numbers import Poison, masked_run, poisoned, poisoned_run, same
+from tests.faults.batches import read_through
+from tests.faults.numbers import Poison, Poisoned, masked_run, masking, poisoned_run, same
 from tests.faults.runs import train_on
 from tests.ranks import run_ranks
 from tests.reliability.legs import leg, run_as_user, unbroken_end
@@ -45,11 +46,11 @@ def met_and_refused(draw: Draw, poisons: Sequence[Poison]) -> int:
     cfg = tiny_config(draw.folder, **RUN)
     ranks, last = run_ranks(2, poisoned_run, cfg, poisons), poisons[-1]
     said = f"step {last.step} was not taken: "
-    for met in ranks:
-        right = met.told.startswith(said) and last.where in met.told and "samples " in met.told
-        assert right, f"the run says {met.told!r}, not '{said}', the {last.where} and its samples"
-        assert met.unchanged, "the weights changed in a step that was not taken"
-    hits = sum(met.hits for met in ranks)
+    for _, told, unchanged in ranks:
+        right = told.startswith(said) and last.where in told and "samples " in told
+        assert right, f"the run says {told!r}, not '{said}', the {last.where} and its samples"
+        assert unchanged, "the weights changed in a step that was not taken"
+    hits = sum(hits for hits, _, _ in ranks)
     assert hits == sum(poison.times for poison in poisons), "a fault did not hit"
     reported(draw.folder, poisons)
     resumed = run_ranks(2, train_on, cfg)[0]
@@ -86,10 +87,10 @@ def poison_as_user(cfg: ConfigContainer, poisons: Sequence[Poison]) -> int:
     """On a rank: `run_as_user` with NaNs."""
     import os
 
-    with poisoned(poisons) as met:
-        code = run_as_user(cfg)
-    assert met.hits == sum(poison.times for poison in poisons if poison.rank == int(os.environ["RANK"]))
-    assert met.unchanged, "the weights changed in a step that was not taken"
+    hook = Poisoned(poisons)
+    code = run_as_user(cfg, hook)
+    assert hook.hits == sum(poison.times for poison in poisons if poison.rank == int(os.environ["RANK"]))
+    assert hook.unchanged, "the weights changed in a step that was not taken"
     return code
 
 
@@ -160,22 +161,8 @@ def _counted_nothing(run_dir: Path, steps: Sequence[int], last: int) -> Facts:
 
 def mask_as_user(cfg: ConfigContainer, step: int) -> int:
     """On a rank: `run_as_user` with a step that counts no token."""
-    from unittest import mock
-
-    from megatron_kd.training import train as loop
-
-    original = loop.train
-    with mock.patch.object(loop, "train", lambda cfg: _masked(original, cfg, step)):
+    with read_through(masking(step)):
         return run_as_user(cfg)
-
-
-def _masked(train: Any, cfg: ConfigContainer, step: int) -> None:
-    from unittest import mock
-
-    from megatron_kd.training import train as loop
-
-    with mock.patch.object(loop, "train", train):
-        assert masked_run(cfg, step, masked=True), "the fault did not hit"
 
 
 def masked_through_torchrun(draw: Draw) -> list[Facts]:

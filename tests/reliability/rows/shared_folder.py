@@ -205,7 +205,7 @@ ROWS = (
             ),
             Mutant(
                 "leftovers are deleted before the folder is held",
-                "megatron_kd/training/saving.py",
+                "megatron_kd/training/run_folder.py",
                 "                with not_written(run_dir / LOCK):\n",
                 '                delete_leftovers(run_dir / "checkpoints")\n'
                 "                with not_written(run_dir / LOCK):\n",

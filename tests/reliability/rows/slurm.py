@@ -60,8 +60,8 @@ ROWS = (
             Mutant(
                 "a run that was asked to stop writes 1, not 75",
                 "megatron_kd/entry.py",
-                "        code = error.exit_code\n",
-                "        code = 1\n",
+                "        ending.code = error.exit_code\n",
+                "        ending.code = 1\n",
                 told="did not go back into the queue",
             ),
             Mutant(

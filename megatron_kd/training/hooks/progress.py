@@ -1,12 +1,15 @@
-"""Showing a run to a person: a progress bar on a terminal, plain lines elsewhere, rank 0 only."""
+"""A run as a person sees it: a progress bar on a terminal, plain lines elsewhere, by rank 0 only."""
 
 from __future__ import annotations
 
 import sys
 import time
 from collections.abc import Mapping
-from types import TracebackType
+from pathlib import Path
 from typing import Any
+
+from megatron_kd.training.hooks.hook import Hook, Loop
+from megatron_kd.training.opening import opening_lines
 
 _SHOWN = (
     "loss",
@@ -20,7 +23,39 @@ _SHOWN = (
 )
 
 
-class Progress:
+class Progress(Hook):
+    """Shows steps, evaluations, checkpoints and all messages."""
+
+    def before_run(self, loop: Loop) -> None:
+        """Say what is run, and from where."""
+        run = loop.run
+        style = run.cfg.logger.progress if run.layout.rank == 0 else "off"
+        self._display = Display(style, run.derived.train_iters, run.step)
+        for line in opening_lines(run, loop.resumption):
+            self._display.say(line)
+
+    def after_step(self, loop: Loop, values: Mapping[str, float]) -> None:
+        """Show the step."""
+        self._display.step(loop.run.step, values, logged=loop.is_due(loop.run.cfg.logger.log_interval))
+
+    def after_evaluation(self, loop: Loop, values: Mapping[str, float]) -> None:
+        """Show the evaluation."""
+        self._display.evaluation(loop.run.step, values)
+
+    def after_save(self, loop: Loop, checkpoint: Path) -> None:
+        """Say where the checkpoint is."""
+        self._display.say(f"saved {checkpoint}")
+
+    def message(self, loop: Loop, text: str) -> None:
+        """Show the text."""
+        self._display.say(text)
+
+    def close(self, loop: Loop, error: BaseException | None) -> None:
+        """Leave the terminal as it was."""
+        self._display.close()
+
+
+class Display:
     """Reports steps and evaluations.
 
     Args:
@@ -33,20 +68,13 @@ class Progress:
         self._style = ("bar" if sys.stderr.isatty() else "plain") if style == "auto" else style
         self._total, self._start, self._done = total, time.monotonic(), done
         self._bar: Any = None
-
-    def __enter__(self) -> Progress:
         if self._style == "bar":
             from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
             columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
             self._bar = Progress(*columns)
             self._bar.start()
-            self._task = self._bar.add_task("", total=self._total, completed=self._done)
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+            self._task = self._bar.add_task("", total=total, completed=done)
 
     def step(self, step: int, values: Mapping[str, float], *, logged: bool) -> None:
         """Show that `step` steps are done; plain output shows logged steps only."""
@@ -66,6 +94,11 @@ class Progress:
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Show the result of an evaluation."""
         self.say(f"validation after {step} steps  {_losses(values)}")
+
+    def close(self) -> None:
+        """Show nothing more."""
+        if self._bar is not None:
+            self._bar.stop()
 
     def _eta(self, step: int) -> str:
         seconds = (time.monotonic() - self._start) / max(step - self._done, 1) * (self._total - step)

@@ -1,4 +1,4 @@
-"""What a run tells: `metrics.jsonl` and TensorBoard, written by rank 0 only."""
+"""The numbers of a run on disk: `metrics.jsonl` and TensorBoard, written by rank 0 only."""
 
 from __future__ import annotations
 
@@ -7,16 +7,39 @@ import os
 import sys
 from collections.abc import Mapping
 from pathlib import Path
-from types import TracebackType
 from typing import Any
 
 from megatron_kd.messages import going_on_without
+from megatron_kd.training.hooks.hook import Hook, Loop
+
+
+class Metrics(Hook):
+    """Writes every `logger.log_interval`-th step and every evaluation."""
+
+    def before_run(self, loop: Loop) -> None:
+        """Open the files, without what an attempt that was lost has written."""
+        run, values = loop.run, loop.run.derived
+        board = values.tensorboard_dir if run.cfg.logger.tensorboard else None
+        self._writer = MetricsWriter(values.metrics_file, board, run.step, enabled=run.layout.rank == 0)
+
+    def after_step(self, loop: Loop, values: Mapping[str, float]) -> None:
+        """Write the step, if it is to be logged."""
+        if loop.is_due(loop.run.cfg.logger.log_interval):
+            self._writer.write(loop.run.step, "train", values)
+
+    def after_evaluation(self, loop: Loop, values: Mapping[str, float]) -> None:
+        """Write the evaluation."""
+        self._writer.write(loop.run.step, "validation", values)
+
+    def close(self, loop: Loop, error: BaseException | None) -> None:
+        """Write what could not be written before."""
+        self._writer.close()
 
 
 class MetricsWriter:
-    """Appends one JSON line a logged step to `metrics.jsonl`, and the same numbers to TensorBoard.
+    """Appends one JSON line per logged step to `metrics.jsonl`, and the same numbers to TensorBoard.
 
-    A full or failing disk is told of and ends no run: its lines wait in memory for room.
+    A full or failing disk is reported and ends no run: its lines wait in memory for room.
 
     Args:
         path: of the JSONL file.
@@ -53,10 +76,8 @@ class MetricsWriter:
                     board.add_scalar(f"{split}/{name}", value, step)
                 self._board = board
 
-    def __enter__(self) -> MetricsWriter:
-        return self
-
-    def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def close(self) -> None:
+        """Write what waits for room, or report that it is lost."""
         if self._waiting:
             self._flush()
         if self._waiting:
@@ -80,7 +101,7 @@ class MetricsWriter:
 
 
 def has_record(path: Path, step: int, split: str) -> bool:
-    """Whether a `metrics.jsonl` tells of `split` after `step` steps."""
+    """Whether a `metrics.jsonl` has a line of `split` after `step` steps."""
     if not path.exists():
         return False
     records = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from megatron_kd.training.metrics import MetricsWriter
+from megatron_kd.training.hooks.metrics import MetricsWriter
 
 
 def lines(path: Path) -> list[dict]:
@@ -13,9 +13,10 @@ def lines(path: Path) -> list[dict]:
 
 
 def write(path: Path, steps: list[int], resumed_step: int = 0, board: Path | None = None, enabled: bool = True) -> None:
-    with MetricsWriter(path, board, resumed_step, enabled) as metrics:
-        for step in steps:
-            metrics.write(step, "train", {"loss": 1 / 3 + step})
+    writer = MetricsWriter(path, board, resumed_step, enabled)
+    for step in steps:
+        writer.write(step, "train", {"loss": 1 / 3 + step})
+    writer.close()
 
 
 def test_values_keep_full_precision(tmp_path: Path) -> None:

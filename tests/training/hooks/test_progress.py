@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_kd.training.progress import Progress
+from megatron_kd.training.hooks.progress import Display
 
 VALUES = {"loss": 1.25, "logits_loss": 0.5, "lr": 1e-3, "tokens_per_second": 1234.0}
 
 
 def show(style: str) -> None:
-    with Progress(style, total=10, done=4) as progress:
-        progress.say("it starts")
-        progress.step(5, VALUES, logged=True)
-        progress.step(6, VALUES, logged=False)
-        progress.evaluation(6, {"lm_loss": 2.0, "perplexity": 7.3891})
+    display = Display(style, total=10, done=4)
+    display.say("it starts")
+    display.step(5, VALUES, logged=True)
+    display.step(6, VALUES, logged=False)
+    display.evaluation(6, {"lm_loss": 2.0, "perplexity": 7.3891})
+    display.close()
 
 
 def test_plain_lines_tell_logged_steps_speed_losses_and_time_left(capsys: pytest.CaptureFixture[str]) -> None:

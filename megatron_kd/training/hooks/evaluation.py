@@ -1,0 +1,57 @@
+"""Evaluation on held-out data, every `validation.eval_interval` steps and after the last one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from megatron_kd.runtime.together import on_rank_0
+from megatron_kd.training.evaluate import evaluate, measured
+from megatron_kd.training.hooks.hook import Hook, Loop
+from megatron_kd.training.hooks.metrics import has_record
+from megatron_kd.training.run_data import RunData
+
+
+class Evaluation(Hook):
+    """Evaluates the weights of now, and announces `after_evaluation`.
+
+    An evaluation that is due is left where the run is asked to stop, before or meanwhile: there may not be the time
+    for it. The attempt that continues the run catches up on it.
+
+    Args:
+        data: of the run.
+    """
+
+    def __init__(self, data: RunData) -> None:
+        self._data = data
+
+    def before_run(self, loop: Loop) -> None:
+        """Evaluate if the attempt before this one was stopped before it could."""
+        if loop.run.step > 0 and _is_due(loop) and not _is_recorded(loop):
+            self._evaluate(loop)
+
+    def after_step(self, loop: Loop, values: Mapping[str, float]) -> None:
+        """Evaluate if it is time to."""
+        if _is_due(loop):
+            self._evaluate(loop)
+
+    def _evaluate(self, loop: Loop) -> None:
+        run = loop.run
+        run.doing.enter("evaluation")
+        values = {} if loop.stopping else evaluate(run, self._data.validation())
+        loop.stopping = run.stopping
+        if loop.stopping:
+            loop.owes_evaluation = True
+            return
+        loop.evaluation = measured(run, values, training=False)
+        loop.announce(Hook.after_evaluation, loop.evaluation)
+
+
+def _is_due(loop: Loop) -> bool:
+    settings = loop.run.cfg.validation
+    return settings.eval_iters > 0 and loop.is_due(settings.eval_interval)
+
+
+def _is_recorded(loop: Loop) -> bool:
+    """Whether `metrics.jsonl` has an evaluation of this step. Every rank must call this."""
+    run = loop.run
+    return on_rank_0(lambda: has_record(run.derived.metrics_file, run.step, "validation"))

@@ -1,0 +1,53 @@
+"""The lines that a run begins with: what is trained, how, and where it continues from."""
+
+from __future__ import annotations
+
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.derived import Derived
+from megatron_kd.config.kd_config import why_materialised
+from megatron_kd.training.resume import Resumption
+from megatron_kd.training.run_state import Run
+
+
+def opening_lines(run: Run, resumption: Resumption) -> list[str]:
+    """Of the checkpoints that were refused, and of the run from here on."""
+    return [*resumption.notes, *_of_the_run(run, resumption), *_of_the_losses(run)]
+
+
+def _of_the_run(run: Run, resumption: Resumption) -> list[str]:
+    layout = run.layout
+    where = f"TP {layout.tp.size} x PP {layout.pp.size} x DP {layout.dp.size} on {layout.device.type}"
+    begin = f"continues from {resumption.checkpoint}" if resumption.checkpoint else "starts"
+    task = "training" if run.teacher is None else "distillation"
+    lines = [f"{task} {begin} at step {run.step} of {run.derived.train_iters}, {where}"]
+    if run.cfg.model.quantization is not None:
+        lines.append(f"student: fake-quantised as {run.cfg.model.quantization}, but for embedding and head")
+    return lines
+
+
+def _of_the_losses(run: Run) -> list[str]:
+    if (kd := run.cfg.models.kd) is None:
+        return []
+    lines = list[str]()
+    if run.placement is not None:
+        lines += [*run.placement.lines, f"teacher: {run.placement.strategy}"]
+    reason = why_materialised(kd)
+    lines.append(f"logit loss: materialised, since {reason}" if reason else "logit loss: fused, without logits")
+    lines += _shared_ids(run.cfg, run.derived)
+    if kd.loss_balancer == "modelopt":
+        lines.append("warning: with loss_balancer=modelopt a step depends on how its batch is split")
+    return lines
+
+
+def _shared_ids(cfg: ConfigContainer, values: Derived) -> list[str]:
+    student, teacher = values.true_vocab_size, values.teacher_vocab_size
+    if teacher is None or student == teacher:
+        return []
+    both = f"logit loss: over the {min(student, teacher)} ids that both models have"
+    lines = [f"{both}, of the student's {student} and the teacher's {teacher}"]
+    if cfg.tokenizer.teacher_tokenizer_model is None and not cfg.dataset.mock:
+        lines.append(
+            "warning: both models are taken to have one tokenizer; to have that checked, name the teacher's in "
+            "tokenizer.teacher_tokenizer_model"
+        )
+    return lines
