@@ -10,7 +10,7 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.training.hooks.hook import Hook, Loop
 from tests.faults.writes import Operation, at, kill, operations
 from tests.ranks import RankFailed, run_ranks
-from tests.tiny import read_metrics
+from tests.tiny import train_and_read
 
 LAST_WORDS_S = 0.3  # for the ranks that are left to do to files what they do then; who is missed takes them longer
 
@@ -76,11 +76,9 @@ def killed_run(world_size: int, cfg: ConfigContainer, killed: Kill) -> None:
 
 def train_on(cfg: ConfigContainer) -> Resumed:
     """On a rank: run `cfg` to its end, from where an earlier run has left it."""
-    from megatron_kd.training.train import train
-
     hook = _NotesResume()
-    train(cfg, [hook])
-    return replace(hook.found, records=read_metrics(Path(cfg.logger.run_dir)))
+    records = train_and_read(cfg, hook)
+    return replace(hook.found, records=records)
 
 
 class _NotesResume(Hook):
