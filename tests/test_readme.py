@@ -18,6 +18,7 @@ from pathlib import Path
 import pytest
 
 from megatron_kd.commands import cli
+from megatron_kd.commands.arguments import config_words
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.resolve.overrides import parse_arguments
 from megatron_kd.resolve.recipe_files import load_recipe
@@ -170,8 +171,8 @@ def _megatron_kd(words: list[str], exit_code: int) -> None:
     elif words[0] in ("plan", "ls", "cp"):  # reads neither weights nor data
         assert cli.main(words) == exit_code
     else:  # they read files that the reader has and we do not
-        _, rest = cli._parser(words[0]).parse_known_args(words)
-        assert not rest or (words[0] in cli._WITH_OVERRIDES and not parse_arguments(rest).problems), rest
+        _, args = cli.parse(words)
+        assert not parse_arguments(getattr(args, "overrides", [])).problems
 
 
 def _launch(words: list[str], exit_code: int) -> None:
@@ -180,9 +181,8 @@ def _launch(words: list[str], exit_code: int) -> None:
         made_up = SMALL_LLAMA if "llama" in recipe else _shrinking(recipe, words)
         assert cli.main([*words, *({"--dry-run"} - set(words)), *made_up]) == exit_code
     else:  # tests/launch/test_local.py starts one
-        args, rest = cli._parser("launch").parse_known_args(words)
-        files = [word for name in args.config_file for word in ("--config-file", name)]
-        _validate([recipe, *files, *rest, f"--world-size={args.nproc or 1}"], exit_code)
+        _, args = cli.parse(words)
+        _validate([recipe, *config_words(args), f"--world-size={args.nproc or 1}"], exit_code)
 
 
 def _torchrun(words: list[str], exit_code: int) -> None:

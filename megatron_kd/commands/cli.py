@@ -13,103 +13,77 @@
     megatron-kd lm-eval --model runs/tiny/distilled --tasks my_task --include-path tasks
     megatron-kd preprocess --input corpus.jsonl --output-prefix data/corpus --tokenizer data/tokenizer
 
-Nothing here imports torch: a command that needs it imports its own module when it is called.
+A command is a module of this folder with a `SUMMARY`, which is a line of `megatron-kd --help`, and the two functions of
+`Command`. There is nothing else to register: `lm_eval.py` is `megatron-kd lm-eval`.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
 import importlib
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Protocol, cast
 
-from megatron_kd.config.run_config import dump_config
-from megatron_kd.errors import ConfigError, MegatronKDError
+from megatron_kd.errors import MegatronKDError
 from megatron_kd.messages import tell_as_rank
-from megatron_kd.resolve.configuration import load_config
-from megatron_kd.resolve.flags import flags_help, joined
-from megatron_kd.resolve.recipe_files import list_recipes, load_recipe, recipes_folder
 
-# Commands with a module of their own, which has `add_arguments(parser)` and `run(args) -> int`; those that take
-# overrides are given them as a second argument.
-_MODULES = {
-    "launch": ("megatron_kd.commands.launch", "start a recipe's ranks on this machine or as a SLURM job"),
-    "cp": ("megatron_kd.commands.cp", "copy a recipe, with what it shares with others, to change it"),
-    "plan": ("megatron_kd.commands.plan", "estimate memory, work and traffic for each place of the teacher"),
-    "import-hf": ("megatron_kd.commands.import_hf", "make a checkpoint of a Hugging Face folder"),
-    "export-hf": ("megatron_kd.commands.export_hf", "make a Hugging Face folder of a checkpoint"),
-    "prune": ("megatron_kd.commands.prune", "make a student by pruning a teacher in depth and width"),
-    "evaluate": ("megatron_kd.commands.evaluate", "perplexity, and agreement with a teacher, of any checkpoint"),
-    "generate": ("megatron_kd.commands.generate", "show what teacher and student answer, side by side"),
-    "lm-eval": ("megatron_kd.evaluation.harness", "run tasks of EleutherAI's evaluation harness"),
-    "preprocess": ("megatron_kd.data.preprocessing.preprocess", "turn text into tokenised .bin/.idx files"),
-}
-_WITH_OVERRIDES = ("validate", "launch", "plan", "evaluate")
+
+class Command(Protocol):
+    """The module of a command. It imports torch, if at all, in `run`: `--help` and refusals come at once."""
+
+    def add_arguments(self, parser: argparse.ArgumentParser) -> None:
+        """Declare the command's arguments."""
+
+    def run(self, args: argparse.Namespace) -> int:
+        """Do the work and return the exit code, or raise a `MegatronKDError`, which is printed and gives the code."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command in `argv` (default: the process's own).
 
     Returns:
-        The exit code: 0, or that of the error, which is told in plain lines on stderr.
+        The exit code: the command's, or that of the error, which is printed in plain lines on stderr.
     """
-    argv = list(sys.argv[1:] if argv is None else argv)
-    if argv[:1] and argv[0] in _WITH_OVERRIDES:
-        argv = joined(argv)  # or else argparse would take the value of a flag for the recipe
-    parser = _parser(command=next((word for word in argv if not word.startswith("-")), None))
-    args, rest = parser.parse_known_args(argv)
-    if rest and args.command not in _WITH_OVERRIDES:
-        parser.error(f"unrecognized arguments: {' '.join(rest)}")
+    command, args = parse(list(sys.argv[1:] if argv is None else argv))
     try:
-        if args.command == "validate":
-            return _validate(args, rest)
-        if args.command == "ls":
-            return _ls()
-        module = importlib.import_module(_MODULES[args.command][0])
-        code: int = module.run(args, rest) if args.command in _WITH_OVERRIDES else module.run(args)
-        return code
+        return command.run(args)
     except MegatronKDError as error:
         tell_as_rank(error)
         return error.exit_code
 
 
-def _parser(command: str | None) -> argparse.ArgumentParser:
-    """The parser, with the arguments of `command` alone where they come from a module that is slow to import."""
+def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
+    """The command that is called, and its arguments. Exits where argparse does: for help and wrong usage."""
     parser = argparse.ArgumentParser(prog="megatron-kd", description="Knowledge distillation on Megatron-core.")
-    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
-    validate = commands.add_parser(
-        "validate",
-        allow_abbrev=False,
-        help="check a recipe with its overrides and print the resolved configuration",
-        usage="megatron-kd validate RECIPE [--config-file FILE] [--world-size N] [FLAG ...] [section.field=value ...]",
-        epilog=f"the flags of a recipe's command line:\n\n{flags_help()}",
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    validate.add_argument("recipe", metavar="RECIPE", help="the name or path of a recipe, such as `ls` lists")
-    validate.add_argument("--config-file", action="append", default=[], metavar="FILE", help="YAML over the recipe")
-    validate.add_argument("--world-size", type=int, metavar="N", help="ranks (WORLD_SIZE, else unknown)")
-    commands.add_parser("ls", help="list the recipes")
-    for name, (module, summary) in _MODULES.items():
-        subparser = commands.add_parser(name, help=summary, allow_abbrev=False)
-        if name == command:
-            importlib.import_module(module).add_arguments(subparser)
-    return parser
+    subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    known = {name: subparsers.add_parser(name, help=text, allow_abbrev=False) for name, text in summaries().items()}
+    name = next((word for word in argv if not word.startswith("-")), None)
+    if name not in known:
+        parser.parse_args(argv)
+        raise SystemExit(2)
+    command = cast(Command, importlib.import_module(f"{__package__}.{name.replace('-', '_')}"))
+    command.add_arguments(known[name])
+    if known[name].get_default("overrides") is None:
+        return command, parser.parse_args(argv)
+    from megatron_kd.resolve.flags import joined  # imported by each command that takes overrides anyway
+
+    # argparse does not know the flags of recipes, and would take their values for the recipe.
+    args, rest = parser.parse_known_args(joined(argv))
+    args.overrides = rest
+    return command, args
 
 
-def _validate(args: argparse.Namespace, overrides: Sequence[str]) -> int:
-    if args.world_size is not None and args.world_size < 1:
-        raise ConfigError([f"--world-size {args.world_size}: must be 1 or more"])
-    files = [word for name in args.config_file for word in ("--config-file", name)]
-    print(dump_config(load_config(load_recipe(args.recipe), [*files, *overrides], args.world_size)), end="")
-    return 0
-
-
-def _ls() -> int:
-    recipes = list_recipes(recipes_folder())
-    width = max((len(str(path)) for path, _ in recipes), default=0)
-    for path, summary in recipes:
-        print(f"{path!s:<{width}}  {summary}".rstrip())
-    return 0
+def summaries() -> dict[str, str]:
+    """What each command is for, by its name. Read from the source: nothing is imported."""
+    found = {}
+    for path in sorted(Path(__file__).parent.glob("*.py")):
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.Assign) and [ast.unparse(target) for target in node.targets] == ["SUMMARY"]:
+                found[path.stem.replace("_", "-")] = str(ast.literal_eval(node.value))
+    return found
 
 
 if __name__ == "__main__":

@@ -10,14 +10,17 @@ import argparse
 import shutil
 from pathlib import Path
 
+from megatron_kd.commands.arguments import add_recipe
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.resolve.recipe_files import find_recipe, parts_of
 from megatron_kd.runtime.files import taken
 
+SUMMARY = "copy a recipe, with what it shares with others, to change it"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
-    parser.add_argument("recipe", metavar="RECIPE", help="the name or path of a recipe, such as `ls` lists")
+    """Declare the command's arguments."""
+    add_recipe(parser)
     parser.add_argument("dest", metavar="DEST", nargs="?", default=".", help="a folder, or a file that ends in .py (.)")
 
 

@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import argparse
 import os
-from collections.abc import Sequence
 from dataclasses import asdict
 
+from megatron_kd.commands.arguments import add_overrides, config_words
 from megatron_kd.errors import ConfigError
 from megatron_kd.evaluation.report import output_problems, table, write_json
 from megatron_kd.evaluation.saved_model import saved_model
 from megatron_kd.evaluation.settings import evaluation_of
 from megatron_kd.messages import quieten_libraries
 
-USAGE = (
+SUMMARY = "perplexity, and agreement with a teacher, of any checkpoint"
+_USAGE = (
     "megatron-kd evaluate MODEL [--teacher DIR | --no-teacher] [--config-file FILE] [--output FILE] "
     "[section.field=value ...]"
 )
@@ -30,17 +31,17 @@ _EPILOG = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's own arguments; overrides are what is left."""
-    parser.usage, parser.epilog = USAGE, _EPILOG
+    """Declare the command's arguments."""
+    parser.usage, parser.epilog = _USAGE, _EPILOG
     parser.add_argument("model", metavar="MODEL", help="a run, `checkpoints`, checkpoint or Hugging Face folder")
     teacher = parser.add_mutually_exclusive_group()
     teacher.add_argument("--teacher", metavar="DIR", help="what to compare with, a folder of either kind (the run's)")
     teacher.add_argument("--no-teacher", action="store_true", help="perplexity only")
-    parser.add_argument("--config-file", action="append", default=[], metavar="FILE", help="YAML over the run's own")
+    add_overrides(parser, "the run's own")
     parser.add_argument("--output", metavar="FILE", help="where to write the result as JSON too")
 
 
-def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+def run(args: argparse.Namespace) -> int:
     """Evaluate, print one table, and return the exit code.
 
     Raises:
@@ -50,11 +51,10 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
     quieten_libraries()
     if wrong := list(output_problems(args.output)):
         raise ConfigError(wrong)
-    files = [word for name in args.config_file for word in ("--config-file", name)]
     evaluation = evaluation_of(
         saved_model(args.model, "MODEL"),
         None if args.teacher is None else saved_model(args.teacher, "--teacher"),
-        [*files, *overrides],
+        config_words(args),
         with_teacher=not args.no_teacher,
         world_size=int(os.environ.get("WORLD_SIZE", "1")),
     )

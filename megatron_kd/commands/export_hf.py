@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+SUMMARY = "make a Hugging Face folder of a checkpoint"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Declare the command's arguments."""
     parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, `checkpoints` or run folder")
     parser.add_argument("--output", required=True, metavar="DIR", help="the folder to make; must not be there")
     parser.add_argument(

@@ -11,13 +11,16 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 
+from megatron_kd.commands.arguments import too_small
 from megatron_kd.errors import ConfigError
 from megatron_kd.evaluation.saved_model import saved_model
 from megatron_kd.messages import quieten_libraries
 
+SUMMARY = "show what teacher and student answer, side by side"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Declare the command's arguments."""
     parser.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="may be given several times")
     parser.add_argument("--student", required=True, metavar="DIR", help="a run, checkpoint or Hugging Face folder")
     parser.add_argument("--teacher", metavar="DIR", help="another, whose answers are shown beside the student's")
@@ -69,8 +72,7 @@ def show(prompts: Sequence[str], given: dict[str, list[str]]) -> None:
 
 
 def _problems(args: argparse.Namespace) -> Iterator[str]:
-    if args.max_new_tokens < 1:
-        yield f"--max-new-tokens {args.max_new_tokens}: must be 1 or more"
+    yield from too_small(args, max_new_tokens=1)
     if not (args.temperature >= 0 and math.isfinite(args.temperature)):
         yield f"--temperature {args.temperature}: must be 0 or greater"
     if not 0 <= args.seed < 2**63:

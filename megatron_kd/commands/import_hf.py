@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import argparse
 
+SUMMARY = "make a checkpoint of a Hugging Face folder"
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Declare the command's arguments."""
     parser.add_argument("folder", metavar="HF_DIR", help="a folder with config.json and safetensors")
     parser.add_argument("--output", required=True, metavar="DIR", help="the checkpoint's folder; must not be there")
 

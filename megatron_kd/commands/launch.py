@@ -13,6 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from megatron_kd.commands.arguments import add_overrides, add_recipe, config_words, option, too_small
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.launch.local import LocalLauncher, agent_command
@@ -20,7 +21,8 @@ from megatron_kd.launch.slurm import SlurmJob, job_script, submit, template
 from megatron_kd.resolve.configuration import check_config
 from megatron_kd.resolve.recipe_files import load_recipe
 
-USAGE = """\
+SUMMARY = "start a recipe's ranks on this machine or as a SLURM job"
+_USAGE = """\
 megatron-kd launch --local RECIPE [--nproc N] [--max-restarts N] [FLAG ...] [section.field=value ...]
        megatron-kd launch --slurm RECIPE [--nodes N] [--gpus-per-node N | --nproc N] [--dry-run] [--time T]
                           [--partition P] [--account A] [--sbatch OPTION] [--container IMAGE] [--mounts FROM:TO]
@@ -29,13 +31,13 @@ _DIRECTIVES = ("job-name", "partition", "account", "time")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's own arguments; overrides are what is left."""
-    parser.usage = USAGE
+    """Declare the command's arguments."""
+    parser.usage = _USAGE
     where = parser.add_mutually_exclusive_group(required=True)
     where.add_argument("--local", action="store_true", help="on this machine, and again after a preemption or a fault")
     where.add_argument("--slurm", action="store_true", help="as a SLURM job that goes back into the queue")
-    parser.add_argument("recipe", metavar="RECIPE", help="path of a recipe script, such as `ls` lists")
-    parser.add_argument("--config-file", action="append", default=[], metavar="FILE", help="YAML over the recipe")
+    add_recipe(parser)
+    add_overrides(parser)
     parser.add_argument("--nproc", type=int, metavar="N", help="ranks of a machine; without GPUs under --slurm (1)")
     local = parser.add_argument_group("--local")
     local.add_argument("--max-restarts", type=int, metavar="N", help="after failures (3)")
@@ -50,7 +52,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     slurm.add_argument("--mounts", metavar="FROM:TO", help="of the container (the working directory)")
 
 
-def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+def run(args: argparse.Namespace) -> int:
     """Check, then start or submit.
 
     Returns:
@@ -60,8 +62,7 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
         ConfigError: all problems of the arguments and of the configuration.
         InputError: SLURM does not take the job.
     """
-    words = [word for name in args.config_file for word in ("--config-file", name)] + list(overrides)
-    wrong = list(_argument_problems(args))
+    words, wrong = config_words(args), list(_argument_problems(args))
     ranks_per_node = args.nproc or (1 if args.local else args.gpus_per_node or 8)
     cfg, found = check_config(load_recipe(args.recipe)(), words, max(1, ranks_per_node * (args.nodes or 1)))
     wrong += [*found, *_restart_problems(cfg)]
@@ -78,8 +79,8 @@ def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
 def _submit(args: argparse.Namespace, cfg: ConfigContainer, ranks_per_node: int, words: Sequence[str]) -> int:
     given = {name: getattr(args, name.replace("-", "_")) for name in _DIRECTIVES}
     directives: dict[str, str | None] = {name: value for name, value in given.items() if value is not None}
-    for option in args.sbatch:
-        name, equals, value = option.removeprefix("--").partition("=")
+    for text in args.sbatch:
+        name, equals, value = text.removeprefix("--").partition("=")
         directives[name] = value if equals else None
     job = SlurmJob(
         nodes=args.nodes or 1,
@@ -106,14 +107,11 @@ def _submit(args: argparse.Namespace, cfg: ConfigContainer, ranks_per_node: int,
 
 
 def _argument_problems(args: argparse.Namespace) -> Iterator[str]:
-    for name, least in (("nproc", 1), ("nodes", 1), ("gpus_per_node", 1), ("max_restarts", 0)):
-        value = getattr(args, name)
-        if value is not None and value < least:
-            yield f"{_option(name)} {value}: must be {least} or more"
+    yield from too_small(args, nproc=1, nodes=1, gpus_per_node=1, max_restarts=0)
     others = ["nodes", "gpus_per_node", "dry_run", "sbatch", "container", "mounts", *_DIRECTIVES]
     for name in others if args.local else ["max_restarts"]:
         if getattr(args, name.replace("-", "_")) not in (None, False, []):
-            yield f"{_option(name)}: goes with {'--slurm' if args.local else '--local'}; leave it out"
+            yield f"{option(name)}: goes with {'--slurm' if args.local else '--local'}; leave it out"
     if args.nproc is not None and args.gpus_per_node is not None:
         yield "--nproc, --gpus-per-node: both say the ranks of a node; keep --gpus-per-node where there are GPUs"
     if args.mounts is not None and args.container is None:
@@ -126,7 +124,3 @@ def _restart_problems(cfg: ConfigContainer) -> Iterator[str]:
             f"checkpoint.resume={cfg.checkpoint.resume}: a run that is started again goes on from its last checkpoint; "
             "set checkpoint.resume=auto"
         )
-
-
-def _option(name: str) -> str:
-    return f"--{name.replace('_', '-')}"

@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from typing import Any
@@ -19,6 +19,7 @@ from megatron_kd.checks.batch import batch_problems
 from megatron_kd.checks.model_sizes import architecture_problems
 from megatron_kd.checks.parallel_layout import layout_problems
 from megatron_kd.checks.ranges import range_problems
+from megatron_kd.commands.arguments import add_overrides, add_recipe, config_words, too_small
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import model_parallel_size, vocab_width
 from megatron_kd.config.gpt_model import GPTModelProvider
@@ -31,7 +32,8 @@ from megatron_kd.planning.setup import setup
 from megatron_kd.resolve.configuration import merge, naming_flags
 from megatron_kd.resolve.recipe_files import load_recipe
 
-USAGE = (
+SUMMARY = "estimate memory, work and traffic for each place of the teacher"
+_USAGE = (
     "megatron-kd plan RECIPE [--config-file FILE] [--gpus N] [--memory 80GB] [--gpus-per-machine N] "
     "[--device cuda|cpu] [section.field=value ...]"
 )
@@ -39,25 +41,24 @@ _UNITS = {"": 1e9, "gb": 1e9, "gib": 2**30, "mb": 1e6, "mib": 2**20, "tb": 1e12,
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Declare the command's own arguments; overrides are what is left."""
-    parser.usage = USAGE
-    parser.add_argument("recipe", metavar="RECIPE", help="the name or path of a recipe, such as `ls` lists")
-    parser.add_argument("--config-file", action="append", default=[], metavar="FILE", help="YAML over the recipe")
+    """Declare the command's arguments."""
+    parser.usage = _USAGE
+    add_recipe(parser)
+    add_overrides(parser)
     parser.add_argument("--gpus", type=int, metavar="N", help="ranks (WORLD_SIZE, else one copy of the student)")
     parser.add_argument("--memory", metavar="SIZE", help="of a rank's device, 80GB or 74GiB (dist.device_memory_gb)")
     parser.add_argument("--gpus-per-machine", type=int, default=8, metavar="N", help="ranks of one host (8)")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda", help="what ranks compute on (cuda)")
 
 
-def run(args: argparse.Namespace, overrides: Sequence[str] = ()) -> int:
+def run(args: argparse.Namespace) -> int:
     """Print the plan, and return the exit code.
 
     Raises:
         ConfigError: all problems of the arguments and of the configuration, missing weights and data excepted.
     """
     wrong = list(_argument_problems(args))
-    files = [word for name in args.config_file for word in ("--config-file", name)]
-    cfg, unmerged, origins = merge(without_absent_folders(load_recipe(args.recipe)()), [*files, *overrides])
+    cfg, unmerged, origins = merge(without_absent_folders(load_recipe(args.recipe)()), config_words(args))
     wrong += unmerged
     world_size = args.gpus or _default_ranks(cfg)
     wrong += (naming_flags(problem, origins) for problem in plan_problems(cfg, world_size))
@@ -112,10 +113,7 @@ def memory_bytes(text: str) -> float:
 
 
 def _argument_problems(args: argparse.Namespace) -> Iterator[str]:
-    for name in ("gpus", "gpus_per_machine"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            yield f"--{name.replace('_', '-')} {value}: must be 1 or more"
+    yield from too_small(args, gpus=1, gpus_per_machine=1)
     if args.memory:
         try:
             memory_bytes(args.memory)

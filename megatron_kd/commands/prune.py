@@ -10,12 +10,15 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_kd.commands.arguments import option
 from megatron_kd.config.sections import DatasetConfig, TokenizerConfig
 from megatron_kd.config.text_files import is_text_file
 
 if TYPE_CHECKING:
     from megatron_kd.config.gpt_model import GPTModelProvider
     from megatron_kd.students.prune import Pruned
+
+SUMMARY = "make a student by pruning a teacher in depth and width"
 
 _SIZES = {
     "num_layers": "layers; the rest are dropped whole",
@@ -27,11 +30,11 @@ _SIZES = {
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The command's arguments."""
+    """Declare the command's arguments."""
     parser.add_argument("teacher", metavar="TEACHER", help="a checkpoint, `checkpoints` or run folder, or a HF folder")
     parser.add_argument("--output", required=True, metavar="DIR", help="the checkpoint's folder; must not be there")
     for name, about in _SIZES.items():
-        parser.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=f"{about} (the teacher's)")
+        parser.add_argument(option(name), type=int, metavar="N", help=f"{about} (the teacher's)")
     parser.add_argument(
         "--data",
         required=True,

@@ -17,7 +17,7 @@ from megatron_kd.checkpoints.weights_only import save_weights
 from megatron_kd.config.derived import padded_vocab_size
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.sections import DatasetConfig, TokenizerConfig
-from megatron_kd.data.preprocessing.text import tokenised
+from megatron_kd.data.preprocessing.run_text import tokenised
 from megatron_kd.data.samples.datasets import build_datasets
 from megatron_kd.data.samples.loader import micro_batches
 from megatron_kd.data.tokens.tokenizer import Tokenizer, load_tokenizer

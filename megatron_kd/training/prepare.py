@@ -11,7 +11,7 @@ from megatron_kd.checks import problems, tokenizer_problems
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import shared_vocab_size
 from megatron_kd.data.chat.chat_datasets import training_rows
-from megatron_kd.data.preprocessing.text import tokenised
+from megatron_kd.data.preprocessing.run_text import tokenised
 from megatron_kd.data.samples.datasets import training_tokens
 from megatron_kd.data.tokens.blend_files import check_data_files
 from megatron_kd.data.tokens.shared_ids import teacher_tokenizer_problems

@@ -12,7 +12,7 @@ from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from megatron_kd.commands.cli import main
 from megatron_kd.data.chat.conversations import ChatTemplate, Conversation, conversation
-from megatron_kd.data.preprocessing.preprocess import preprocess
+from megatron_kd.data.preprocessing.tokenise_files import preprocess
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer
 from megatron_kd.errors import InputError
 from tests.data.chats import MARKED, PLAIN, chat, chats, write_chats

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import json
 import os
@@ -12,8 +11,8 @@ from pathlib import Path
 import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
-from megatron_kd.data.preprocessing.preprocess import Counts, add_arguments, preprocess, run
-from megatron_kd.data.preprocessing.preprocess_progress import ByteProgress
+from megatron_kd.data.preprocessing.byte_progress import ByteProgress
+from megatron_kd.data.preprocessing.tokenise_files import Counts, preprocess
 from megatron_kd.data.tokens.token_files import read_lengths
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer
 from megatron_kd.errors import ConfigError, InputError
@@ -29,12 +28,6 @@ def _jsonl(path: Path, texts: Sequence[str], key: str = "text") -> Path:
 def _read(prefix: Path, tokenizer: HuggingFaceTokenizer) -> list[str]:
     data = IndexedDataset(str(prefix))
     return [tokenizer.decode(data[index].tolist()) for index in range(len(data))]
-
-
-def _args(*argv: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    add_arguments(parser)
-    return parser.parse_args(argv)
 
 
 def test_documents_come_out_as_they_went_in_and_are_counted(tmp_path: Path, tokenizer: HuggingFaceTokenizer) -> None:
@@ -137,35 +130,8 @@ def test_paths_are_checked_all_at_once_before_any_work(tmp_path: Path, tokenizer
     assert len(caught.value.problems) == 5
 
 
-def test_the_command_prints_counts_and_the_first_skipped_record(
-    tmp_path: Path, tokenizer_folder: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    file = _jsonl(tmp_path / "a.json", ["some text", "more"], key="body")
-    with file.open("a") as stream:
-        stream.write("{}\n")
-    prefix = str(tmp_path / "new" / "out")
-    options = ["--json-key", "body", "--workers", "1", "--skip-malformed", "--no-append-eod"]
-    status = run(_args("--input", str(file), "--output-prefix", prefix, "--tokenizer", str(tokenizer_folder), *options))
-    output = capsys.readouterr().out
-    assert status == 0
-    assert f"{prefix}: 2 documents, 13 bytes, " in output
-    assert "1 malformed records skipped" in output
-    assert f"the first malformed record: {file}:3: no key 'body' (it has none)" in output
-
-
-@pytest.mark.parametrize(
-    ("option", "value", "message"),
-    [("--workers", "0", "--workers 0"), ("--tokenizer", "no/such", "--tokenizer='no/such' is neither")],
-)
-def test_a_bad_option_is_named(tmp_path: Path, option: str, value: str, message: str) -> None:
-    file = str(_jsonl(tmp_path / "a.jsonl", ["x"]))
-    args = _args("--input", file, "--output-prefix", str(tmp_path / "out"), "--tokenizer", ".", option, value)
-    with pytest.raises(InputError, match=message):
-        run(args)
-
-
 def test_progress_without_a_terminal_is_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("megatron_kd.data.preprocessing.preprocess_progress._SECONDS_BETWEEN_LINES", 0.0)
+    monkeypatch.setattr("megatron_kd.data.preprocessing.byte_progress._SECONDS_BETWEEN_LINES", 0.0)
     stream = io.StringIO()
     with ByteProgress("tokenising", stream) as on_progress:
         on_progress(1_500_000, 3_000_000)

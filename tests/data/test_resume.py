@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kd.data.preprocessing.preprocess import preprocess
+from megatron_kd.data.preprocessing.tokenise_files import preprocess
 from megatron_kd.data.raw.chunks import CHUNK_BYTES
 from megatron_kd.data.raw.documents import Encoder
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer
@@ -87,7 +87,7 @@ def _stop_after(chunks: int, monkeypatch: pytest.MonkeyPatch) -> None:
         return encode(self, chunk)  # type: ignore[arg-type]
 
     monkeypatch.setattr(Encoder, "encode", stopping)
-    monkeypatch.setattr("megatron_kd.data.preprocessing.partial._SECONDS_BETWEEN_COMMITS", 0.0)
+    monkeypatch.setattr("megatron_kd.data.preprocessing.partial_output._SECONDS_BETWEEN_COMMITS", 0.0)
 
 
 @pytest.fixture
@@ -139,7 +139,7 @@ def test_anything_else_starts_anew(
     elif change == "tokenizer":
         monkeypatch.setattr(HuggingFaceTokenizer, "fingerprint", "another")
     elif change == "format":
-        monkeypatch.setattr("megatron_kd.data.preprocessing.partial._FORMAT", 0)
+        monkeypatch.setattr("megatron_kd.data.preprocessing.partial_output._FORMAT", 0)
     else:  # the journal tells of more than there is
         _partial(small.parent / "out", ".bin").write_bytes(b"")
     assert not _resumes(small, tokenizer, **options)
@@ -149,7 +149,7 @@ def test_anything_else_starts_anew(
 
 _SECOND_RUN = """
 import sys, numpy, pathlib
-from megatron_kd.data.preprocessing.partial import PartialOutput
+from megatron_kd.data.preprocessing.partial_output import PartialOutput
 PartialOutput(pathlib.Path(sys.argv[1]), {}, numpy.uint16, with_mask=False).__enter__()
 """
 
@@ -175,7 +175,7 @@ def test_two_runs_do_not_write_the_same_files(
 def test_a_refused_record_leaves_nothing_to_go_on_with(
     small: Path, tokenizer: HuggingFaceTokenizer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("megatron_kd.data.preprocessing.partial._SECONDS_BETWEEN_COMMITS", 0.0)
+    monkeypatch.setattr("megatron_kd.data.preprocessing.partial_output._SECONDS_BETWEEN_COMMITS", 0.0)
     with small.open("a") as file:
         file.write("{}\n")
     with pytest.raises(InputError, match=r"a\.jsonl:41: no key 'text'"):

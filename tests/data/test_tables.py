@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from megatron_kd.commands.cli import main
-from megatron_kd.data.preprocessing.preprocess import preprocess
+from megatron_kd.data.preprocessing.tokenise_files import preprocess
 from megatron_kd.data.raw.chunks import Cursor
 from megatron_kd.data.raw.sources import Source, open_sources
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer

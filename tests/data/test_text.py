@@ -15,7 +15,7 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from megatron_kd.config.sections import DatasetConfig
-from megatron_kd.data.preprocessing.text import tokenised
+from megatron_kd.data.preprocessing.run_text import tokenised
 from megatron_kd.data.samples.datasets import training_tokens
 from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, NullTokenizer, load_huggingface
@@ -127,7 +127,7 @@ def test_a_kill_leaves_nothing_that_is_read(tmp_path: Path, tokenizer_folder: Pa
     text, folder = tmp_path / "long.txt", tmp_path / "data"
     text.write_text("".join(f"line {number} of a text that takes a while\n" for number in range(400_000)))
     script = (
-        "from megatron_kd.data.preprocessing.text import tokenised\n"
+        "from megatron_kd.data.preprocessing.run_text import tokenised\n"
         "from megatron_kd.data.tokens.tokenizer import load_huggingface\n"
         f"tokenised({str(text)!r}, {str(folder)!r}, load_huggingface({str(tokenizer_folder)!r}))"
     )

@@ -1,4 +1,4 @@
-"""`megatron-kd lm-eval` on tasks made on the spot, against the same numbers computed from transformers' logits."""
+"""EleutherAI's harness on tasks made on the spot, against the same numbers computed from transformers' logits."""
 
 from __future__ import annotations
 
@@ -9,66 +9,20 @@ from typing import Any
 
 import pytest
 
-from megatron_kd.commands import cli
 from megatron_kd.evaluation import harness
 from megatron_kd.evaluation.saved_model import saved_model
-from tests.evaluation.trained import THINGS, Trained
-
-CHOOSE = """\
-task: choose
-dataset_path: json
-dataset_kwargs:
-  data_files: {test: FOLDER/choose.jsonl}
-test_split: test
-output_type: multiple_choice
-doc_to_text: "{{question}}"
-doc_to_choice: "{{choices}}"
-doc_to_target: answer
-target_delimiter: ""
-metric_list:
-  - metric: acc
-"""
-READ = """\
-task: read
-dataset_path: json
-dataset_kwargs:
-  data_files: {test: FOLDER/read.jsonl}
-test_split: test
-output_type: loglikelihood_rolling
-doc_to_text: ""
-doc_to_target: "{{text}}"
-metric_list:
-  - metric: byte_perplexity
-  - metric: bits_per_byte
-"""
-DOCUMENTS = ["Ada counts two apples.", "Dan counts nine drums.", "Zorro counts bells."]
+from tests.evaluation.harness_tasks import DOCUMENTS, without_network_or_home, write_tasks
+from tests.evaluation.trained import Trained
 
 
 @pytest.fixture(scope="module")
 def tasks(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with a task of multiple choice and one of perplexity; the choices of some questions are wrong."""
-    folder = tmp_path_factory.mktemp("tasks")
-    things = [f" {thing}" for thing in THINGS.values()]
-    questions = [
-        {"question": f"{name} counts {number}", "choices": things, "answer": (index + shift) % len(things)}
-        for index, name in enumerate(THINGS)
-        for number, shift in (("two", 0), ("nine", 0), ("three", 1))
-    ]
-    (folder / "choose.jsonl").write_text("".join(json.dumps(line) + "\n" for line in questions))
-    (folder / "read.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in DOCUMENTS))
-    for name, text in (("choose", CHOOSE), ("read", READ), ("no_data", CHOOSE.replace("choose", "no_data"))):
-        (folder / f"{name}.yaml").write_text(text.replace("FOLDER", str(folder)))
-    return folder
+    return write_tasks(tmp_path_factory.mktemp("tasks"))
 
 
 @pytest.fixture(autouse=True)
 def own_cache(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nothing is left in the home folder, nor in this process's environment."""
-    from datasets import config
-
-    monkeypatch.setattr(config, "HF_DATASETS_CACHE", tmp_path_factory.getbasetemp() / "datasets")
-    for name in harness._OFFLINE:
-        monkeypatch.setenv(name, "1")
+    without_network_or_home(monkeypatch, tmp_path_factory.getbasetemp() / "datasets")
 
 
 def log_probability(model: Any, tokenizer: Any, prompt: str, text: str) -> float:
@@ -105,44 +59,3 @@ def test_the_numbers_are_those_of_the_logits_exported_or_not(trained: Trained, e
         assert results["choose"]["acc,none"] == pytest.approx(accuracy)
         assert results["read"]["bits_per_byte,none"] == pytest.approx(bits, rel=1e-5)
         assert results["read"]["byte_perplexity,none"] == pytest.approx(2**bits, rel=1e-5)
-
-
-def test_the_command(exported: Path, tasks: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    words = ["--model", str(exported), "--tasks", "choose", "--include-path", str(tasks), "--limit", "3"]
-    assert cli.main(["lm-eval", *words, "--output", str(tmp_path / "out.json")]) == 0
-    assert "|choose|" in capsys.readouterr().out
-    written = json.loads((tmp_path / "out.json").read_text())
-    assert written["model"] == str(exported) and written["limit"] == 3
-    assert written["n-samples"]["choose"] == {"original": 12, "effective": 3}
-    assert 0 <= written["results"]["choose"]["acc,none"] <= 1
-
-
-@pytest.mark.parametrize(
-    ("words", "message"),
-    [
-        (["--tasks", "no_such"], "error: --tasks no_such: not among the harness's "),
-        (["--tasks", "no_data"], "error: --tasks no_data: does not load: FileNotFoundError: "),
-        (["--tasks", "choose,"], "error: --tasks 'choose,': names an empty task; write NAME or NAME,NAME"),
-        (["--tasks", "choose", "--limit", "0"], "error: --limit 0: must be 1 or more"),
-        (["--tasks", "choose", "--include-path", "nowhere"], "error: --include-path nowhere: there is no such folder"),
-        (["--tasks", "choose", "--output", "no/such/file"], "error: --output no/such/file: there is no folder"),
-        (["--tasks", "choose", "--model", "nowhere"], "error: --model=nowhere: no checkpoint there"),
-    ],
-)
-def test_what_cannot_be_is_one_line(
-    words: list[str], message: str, exported: Path, tasks: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    given = [] if "--model" in words else ["--model", str(exported)]
-    given += [] if "--include-path" in words else ["--include-path", str(tasks)]
-    assert cli.main(["lm-eval", *given, *words]) == 2
-    errors = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error: ")]
-    assert len(errors) == 1 and errors[0].startswith(message)
-
-
-def test_without_the_harness(
-    exported: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
-    monkeypatch.setattr(harness.importlib.util, "find_spec", lambda name: None)
-    assert cli.main(["lm-eval", "--model", str(exported), "--tasks", "choose"]) == 2
-    (line,) = capsys.readouterr().err.splitlines()
-    assert line == "error: lm_eval, EleutherAI's harness, is not installed; pip install megatron_kd[eval]"

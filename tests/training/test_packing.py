@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from megatron_kd.data.chat.chat_datasets import training_rows
-from megatron_kd.data.preprocessing.preprocess import preprocess
+from megatron_kd.data.preprocessing.tokenise_files import preprocess
 from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from megatron_kd.data.tokens.tokenizer import load_huggingface
 from tests.data.chats import PLAIN, chats, write_chats

@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_kd.data.preprocessing.partial import Counts
-from megatron_kd.data.preprocessing.preprocess import preprocess
+from megatron_kd.data.preprocessing.partial_output import Counts
+from megatron_kd.data.preprocessing.tokenise_files import preprocess
 from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from megatron_kd.data.tokens.tokenizer import load_huggingface
 from megatron_kd.errors import InputError

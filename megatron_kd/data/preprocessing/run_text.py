@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.config.text_files import LOSS_MASK
-from megatron_kd.data.preprocessing.preprocess import chat_template_of, preprocess
-from megatron_kd.data.preprocessing.preprocess_progress import ByteProgress
+from megatron_kd.data.preprocessing.byte_progress import ByteProgress
+from megatron_kd.data.preprocessing.tokenise_files import chat_template_of, preprocess
 from megatron_kd.data.tokens.sidecar import hash_problems
 from megatron_kd.data.tokens.tokenizer import Tokenizer
 from megatron_kd.errors import ConfigError, InputError

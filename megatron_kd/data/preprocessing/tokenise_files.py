@@ -1,30 +1,24 @@
-"""`megatron-kd preprocess`: text, tables and conversations to tokenised `.bin/.idx` files, as megatron-core reads them.
-
-    megatron-kd preprocess --input a.jsonl b.parquet --output-prefix data/mine --tokenizer data/stdlib/tokenizer
-    megatron-kd preprocess --chat --input chats.jsonl --output-prefix data/chats --tokenizer models/Llama-3.2-1B
+"""Text, tables and conversations to tokenised `.bin/.idx` files, as megatron-core reads them.
 
 The files do not depend on the number of workers: chunks are tokenised in parallel and written in order. Nor do they
-depend on how often the run was stopped: the same command goes on where it was (`data.partial`).
+depend on how often the run was stopped: the same call resumes where the last one was (`partial_output`).
 """
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
-import sys
 from collections.abc import Callable, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
-from megatron_kd.data.chat.conversations import ChatReader, ChatTemplate, read_template
+from megatron_kd.data.chat.conversations import ChatReader, ChatTemplate
 from megatron_kd.data.preprocessing.parallel import encode_in_order
-from megatron_kd.data.preprocessing.partial import Counts, PartialOutput
-from megatron_kd.data.preprocessing.preprocess_progress import ByteProgress
+from megatron_kd.data.preprocessing.partial_output import Counts, PartialOutput
 from megatron_kd.data.raw.documents import Encoder, Reader, TextReader
 from megatron_kd.data.raw.sources import Source, open_sources, read_chunks
-from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, Tokenizer, load_huggingface
+from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, Tokenizer
 from megatron_kd.errors import ConfigError, InputError
 
 
@@ -109,73 +103,6 @@ def checked_sources(
     if problems:
         raise ConfigError(problems)
     return sources
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `megatron-kd preprocess`."""
-    kinds = ".jsonl, .json, .parquet, .txt or .py files, or folders saved by `datasets`"
-    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help=kinds)
-    parser.add_argument("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.bin and PREFIX.idx")
-    parser.add_argument(
-        "--tokenizer", required=True, metavar="PATH", help="a tokenizer folder, tokenizer.json or SentencePiece .model"
-    )
-    parser.add_argument("--json-key", metavar="KEY", help="the key or column that has the text (text)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
-    parser.add_argument("--split-lines", action="store_true", help="each line of a text file is a document")
-    parser.add_argument("--skip-malformed", action="store_true", help="skip and count malformed records")
-    parser.add_argument("--no-append-eod", action="store_true", help="no end-of-document token after each document")
-    parser.add_argument("--chat", action="store_true", help="records are conversations: writes a loss mask too")
-    parser.add_argument("--chat-template", metavar="FILE", help="a Jinja template in place of the tokenizer's")
-
-
-def run(args: argparse.Namespace) -> int:
-    """Run `megatron-kd preprocess` with parsed arguments, print the counts and return the exit status 0.
-
-    Raises:
-        InputError: as `preprocess`, or a tokenizer that does not load.
-    """
-    _check_options(args)
-    json_key = args.json_key or "text"
-    # Before the seconds a tokenizer takes.
-    checked_sources(
-        args.input, args.output_prefix, json_key=None if args.chat else json_key, split_lines=args.split_lines
-    )
-    tokenizer = load_huggingface(args.tokenizer, field="--tokenizer")
-    template = None
-    if args.chat_template is not None:
-        template = read_template(args.chat_template)
-    with ByteProgress("tokenising") as on_progress:
-        counts = preprocess(
-            args.input,
-            args.output_prefix,
-            tokenizer,
-            json_key=json_key,
-            append_eod=not args.no_append_eod,
-            split_lines=args.split_lines,
-            chat=args.chat,
-            chat_template=template,
-            skip_malformed=args.skip_malformed,
-            workers=args.workers,
-            on_progress=on_progress,
-            say=lambda line: print(line, file=sys.stderr),
-        )
-    print(f"{args.output_prefix}: {counts}")
-    if counts.first_malformed:
-        print(f"the first malformed record: {counts.first_malformed}")
-    return 0
-
-
-def _check_options(args: argparse.Namespace) -> None:
-    problems = []
-    if args.workers is not None and args.workers < 1:
-        problems.append(f"--workers {args.workers}: give 1 or more")
-    if args.chat_template is not None and not args.chat:
-        problems.append(f"--chat-template {args.chat_template}: belongs to conversations; give --chat too")
-    given = {"--json-key": args.json_key, "--split-lines": args.split_lines, "--no-append-eod": args.no_append_eod}
-    for option in (name for name, value in given.items() if value and args.chat):
-        problems.append(f"{option}: belongs to text, and conversations are not; leave out --chat or {option}")
-    if problems:
-        raise ConfigError(problems)
 
 
 def chat_template_of(tokenizer: Tokenizer, template: str | None = None) -> str:
