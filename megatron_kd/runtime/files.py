@@ -136,8 +136,14 @@ def why_not(path: Path, record: FileRecord) -> str | None:
 
 def sha256_of(path: Path) -> str:
     """The SHA-256 of a file's content, in hexadecimal."""
-    digest, buffer = hashlib.sha256(), memoryview(bytearray(_BUFFER))
+    digest = hashlib.sha256()
+    read_into(digest, path)
+    return digest.hexdigest()
+
+
+def read_into(digest: hashlib._Hash, path: Path) -> None:
+    """Hash a file's content, after what `digest` has hashed already."""
+    buffer = memoryview(bytearray(_BUFFER))
     with open(path, "rb", buffering=0) as file:
         while count := file.readinto(buffer):
             digest.update(buffer[:count])
-    return digest.hexdigest()

@@ -12,7 +12,8 @@ import pytest
 from megatron.core.datasets.indexed_dataset import IndexedDataset
 
 from megatron_kd.data.preprocessing.byte_progress import ByteProgress
-from megatron_kd.data.preprocessing.tokenise_files import Counts, preprocess
+from megatron_kd.data.preprocessing.counts import Counts
+from megatron_kd.data.preprocessing.tokenise_files import preprocess
 from megatron_kd.data.tokens.token_files import read_lengths
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer
 from megatron_kd.errors import ConfigError, InputError

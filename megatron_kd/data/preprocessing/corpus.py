@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import platform
 import sysconfig
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_kd.data.preprocessing.partial_output import Counts
+from megatron_kd.data.preprocessing.counts import Counts
+from megatron_kd.data.preprocessing.records import read_record, write_record
 from megatron_kd.data.preprocessing.tokenise_files import preprocess
 from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from megatron_kd.data.tokens.tokenizer import load_huggingface
 from megatron_kd.errors import InputError
+from megatron_kd.runtime.files import replace_text
 
 _FORMAT = 1  # to be raised when the same sources would give another corpus
 _HELD_OUT_PERCENT = 10
@@ -34,8 +35,8 @@ _LEFT_OUT_PREFIXES = ("_sysconfigdata", "config-")  # this machine's build setti
 
 
 @dataclass(frozen=True)
-class Document:
-    """A source file; `path` is relative, with forward slashes."""
+class SourceFile:
+    """A document of the corpus; `path` is relative, with forward slashes."""
 
     path: str
     text: str
@@ -46,13 +47,13 @@ class Document:
         return int(hashlib.sha256(self.path.encode()).hexdigest(), 16) % 100 < _HELD_OUT_PERCENT
 
 
-def read_documents(source: Path, say: Callable[[str], None] = print) -> list[Document]:
+def read_documents(source: Path, say: Callable[[str], None] = print) -> list[SourceFile]:
     """The `*.py` files under `source` by path, without empty files, copies and files that are not UTF-8.
 
     Raises:
         InputError: a folder without such files.
     """
-    documents: dict[str, Document] = {}  # by text, so that a copy is found
+    documents: dict[str, SourceFile] = {}  # by text, so that a copy is found
     undecodable, left_out = [], 0
     for path in sorted(source.rglob("*.py"), key=lambda path: path.relative_to(source).as_posix()):
         relative = path.relative_to(source)
@@ -66,7 +67,7 @@ def read_documents(source: Path, say: Callable[[str], None] = print) -> list[Doc
         if not text.strip() or text in documents:
             left_out += 1
         else:
-            documents[text] = Document(relative.as_posix(), text)
+            documents[text] = SourceFile(relative.as_posix(), text)
     if undecodable:
         say(f"skipped {len(undecodable)} files that are not UTF-8: {', '.join(undecodable)}")
     if left_out:
@@ -94,15 +95,15 @@ def make_corpus(
     """
     output = Path(output)
     wanted = {"format": _FORMAT, "vocab_size": vocab_size, "source": str(source or "standard library")}
-    manifest = _complete_manifest(output, wanted)
+    manifest = read_record(output / "manifest.json", wanted, lambda: _sizes(output))
     if manifest is None:
         folder = Path(source or sysconfig.get_paths()["stdlib"])
         try:
             output.mkdir(parents=True, exist_ok=True)
             (output / "manifest.json").unlink(missing_ok=True)
             splits = _make(output, read_documents(folder, say), vocab_size, workers)
-            manifest = {**wanted, "python": platform.python_version(), "splits": splits, "files": _sizes(output)}
-            _write(output / "manifest.json", [json.dumps(manifest, indent=2)])
+            about = {"python": platform.python_version(), "splits": splits}
+            manifest = write_record(output / "manifest.json", wanted, _sizes(output), **about)
         except OSError as error:
             raise InputError(f"the corpus cannot be made in {str(output)!r}: {error}") from error
     else:
@@ -118,36 +119,20 @@ def describe(manifest: dict[str, Any]) -> str:
     )
 
 
-def _make(output: Path, documents: list[Document], vocab_size: int, workers: int | None) -> dict[str, Any]:
+def _make(output: Path, documents: list[SourceFile], vocab_size: int, workers: int | None) -> dict[str, Any]:
     train_byte_bpe((item.text for item in documents if not item.held_out), vocab_size, output / "tokenizer")
     tokenizer = load_huggingface(output / "tokenizer")
     splits = {}
     for name, held_out in (("train", False), ("valid", True)):
         chosen = [item for item in documents if item.held_out == held_out]
         lines = (json.dumps({"path": item.path, "text": item.text}, ensure_ascii=False) for item in chosen)
-        _write(output / f"{name}.jsonl", lines)
+        replace_text(output / f"{name}.jsonl", "".join(f"{line}\n" for line in lines))
         counts = preprocess([output / f"{name}.jsonl"], output / name, tokenizer, workers=workers)
         splits[name] = {"documents": counts.documents, "bytes": counts.text_bytes, "tokens": counts.tokens}
     return splits
-
-
-def _write(path: Path, lines: Iterable[str]) -> None:
-    partial = path.with_name(f"{path.name}.partial")
-    partial.write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    os.replace(partial, path)
 
 
 def _sizes(output: Path) -> dict[str, int]:
     names = [f"{split}.{suffix}" for split in ("train", "valid") for suffix in ("jsonl", "bin", "idx")]
     names += ["tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]
     return {name: (output / name).stat().st_size for name in names}
-
-
-def _complete_manifest(output: Path, wanted: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest of a complete corpus of the wanted kind, else None."""
-    try:
-        manifest = json.loads((output / "manifest.json").read_text(encoding="utf-8"))
-        complete = wanted.items() <= manifest.items() and manifest["files"] == _sizes(output)
-    except (OSError, ValueError, KeyError, AttributeError):
-        return None
-    return manifest if complete else None

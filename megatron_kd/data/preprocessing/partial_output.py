@@ -18,7 +18,7 @@ import hashlib
 import json
 import os
 import time
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -26,70 +26,16 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from megatron_kd.config.text_files import LOSS_MASK
+from megatron_kd.data.preprocessing.counts import Progress
 from megatron_kd.data.raw.chunks import Cursor
 from megatron_kd.data.raw.documents import Encoded
 from megatron_kd.data.tokens.sidecar import ENDING, Sidecar
 from megatron_kd.data.tokens.token_files import read_lengths
 from megatron_kd.errors import InputError, MegatronKDError
-from megatron_kd.runtime.files import FileRecord, sha256_of, write_file
+from megatron_kd.runtime.files import FileRecord, read_into, sha256_of, write_file
 
 _FORMAT = 1  # to be raised when the same inputs and options would give other files
 _SECONDS_BETWEEN_COMMITS = 1.0
-_PIECE_BYTES = 1 << 22
-
-
-@dataclass
-class Counts:
-    """What went into a pair of files. `tokens` include the end-of-document ids; bytes are of UTF-8 text."""
-
-    documents: int = 0
-    tokens: int = 0
-    text_bytes: int = 0
-    empty: int = 0  # documents dropped
-    malformed: int = 0  # records skipped
-    first_malformed: str | None = None
-    learnt: int | None = None  # tokens of the assistant; None where all are to be learnt
-
-    @property
-    def bytes_per_token(self) -> float:
-        """How many bytes of text a token stands for."""
-        return self.text_bytes / max(self.tokens, 1)
-
-    def __str__(self) -> str:
-        text = f"{self.documents:,} documents, {self.text_bytes:,} bytes, {self.tokens:,} tokens"
-        text += f", {self.bytes_per_token:.2f} bytes per token"
-        text += f", {self.learnt:,} of them the assistant's" if self.learnt is not None else ""
-        text += f", {self.empty:,} empty documents dropped" if self.empty else ""
-        return text + (f", {self.malformed:,} malformed records skipped" if self.malformed else "")
-
-    def add(self, chunk: Encoded) -> None:
-        """Count a chunk in."""
-        self.documents += len(chunk.lengths)
-        self.tokens += len(chunk.ids)
-        self.text_bytes += chunk.text_bytes
-        self.empty += chunk.empty
-        self.malformed += len(chunk.malformed)
-        self.first_malformed = self.first_malformed or next(iter(chunk.malformed), None)
-        if chunk.loss_mask is not None:
-            self.learnt = (self.learnt or 0) + int(chunk.loss_mask.sum())
-
-
-@dataclass
-class Progress:
-    """How far a run has come: one line of the journal."""
-
-    cursor: Cursor = field(default_factory=Cursor)
-    counts: Counts = field(default_factory=Counts)
-    file_bytes: int = 0  # of the inputs
-
-    @classmethod
-    def of_line(cls, line: str) -> Progress | None:
-        """None for a line that was not written to its end."""
-        try:
-            value = json.loads(line)
-            return cls(Cursor(**value["cursor"]), Counts(**value["counts"]), value["file_bytes"])
-        except (ValueError, KeyError, TypeError):
-            return None
 
 
 class PartialOutput:
@@ -193,7 +139,7 @@ class PartialOutput:
         for suffix, size in self._sizes(self.progress).items():
             self._files[suffix].truncate(size)
             if suffix in self._digests:  # what an earlier run has written is read once, to go on with its hash
-                _hash_into(self._digests[suffix], self._path(suffix))
+                read_into(self._digests[suffix], self._path(suffix))
         # Anew, so that it ends in a whole line; and with one line, which is all that is read of it.
         journal = [self._header, *([json.dumps(asdict(self.progress))] if self.resumed else [])]
         self._files[".journal"].truncate(0)
@@ -244,9 +190,3 @@ class PartialOutput:
     def _close(self) -> None:
         for file in self._files.values():
             file.close()
-
-
-def _hash_into(digest: Any, path: Path) -> None:
-    with path.open("rb") as file:
-        while piece := file.read(_PIECE_BYTES):
-            digest.update(piece)

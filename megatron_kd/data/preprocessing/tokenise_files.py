@@ -14,10 +14,12 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.data.chat.conversations import ChatReader, ChatTemplate
+from megatron_kd.data.preprocessing.counts import Counts
 from megatron_kd.data.preprocessing.parallel import encode_in_order
-from megatron_kd.data.preprocessing.partial_output import Counts, PartialOutput
+from megatron_kd.data.preprocessing.partial_output import PartialOutput
 from megatron_kd.data.raw.documents import Encoder, Reader, TextReader
-from megatron_kd.data.raw.sources import Source, open_sources, read_chunks
+from megatron_kd.data.raw.inputs import open_sources, read_chunks
+from megatron_kd.data.raw.sources import Source
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, Tokenizer
 from megatron_kd.errors import ConfigError, InputError
 

@@ -23,22 +23,11 @@ _CHAT_COLUMNS = ("messages", "conversations")
 
 
 @dataclass(frozen=True)
-class ParquetSource:
+class ParquetSource(Source):
     """A Parquet file."""
 
-    path: Path
     columns: tuple[str, ...]
     rows_a_chunk: int
-
-    @property
-    def size(self) -> int:
-        """See `Source`."""
-        return self.path.stat().st_size
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        """See `Source`."""
-        return file_identity(self.path)
 
     def chunks(self, start: Cursor) -> Iterator[Chunk]:
         """See `Source`."""
@@ -64,10 +53,9 @@ class ParquetSource:
 
 
 @dataclass(frozen=True)
-class SavedDataset:
+class SavedDataset(Source):
     """A folder that `datasets.Dataset.save_to_disk` has left; its Arrow files are mapped, not read."""
 
-    path: Path
     columns: tuple[str, ...]
     dataset: Any  # of Hugging Face `datasets`, giving Arrow tables
     rows_a_chunk: int

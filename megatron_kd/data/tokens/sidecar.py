@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.config.text_files import LOSS_MASK
-from megatron_kd.runtime.files import FileRecord, sha256_of
+from megatron_kd.runtime.files import FileRecord, replace_text, sha256_of
 
 ENDING = ".sha256.json"
 _FORMAT = 1
@@ -119,9 +119,7 @@ def hash_problems(prefix: str, cache: str | Path) -> list[str]:
     if not wrong:
         with contextlib.suppress(OSError):  # then it is read again at the next start, that is all
             memory.parent.mkdir(parents=True, exist_ok=True)
-            part = memory.with_name(f".{memory.name}.{os.getpid()}")
-            part.write_text(seen, encoding="utf-8")
-            part.replace(memory)
+            replace_text(memory, seen)
     return [f"{prefix + ending!r} has other content than was written (SHA-256): {_CURE}" for ending in wrong]
 
 
