@@ -1,4 +1,4 @@
-"""The scorecard as text."""
+"""The scorecard as a Markdown page."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from tests.reliability.worker import Outcome
 HEAD = """\
 # Reliability
 
-What was done to runs, and what they did. `make reliability` makes all draws with the seed below, tries the mutants, and
-writes this page; `make test` makes a few draws of each row.
+The faults that were injected into runs, and their outcomes. `make reliability` makes all draws with the seed below,
+tries the mutants, and writes this page. `make test` makes a few draws per row.
 
-A **draw** hits a run, a file or a configuration with the fault, at a point that the seed chooses, proves that it hit,
-and checks the promise. Draws are of ranks forked from one server that has imported the libraries, or of one process;
-those after the + went through a torchrun. A **mutant** is a change of the package's code; each was made in a copy of
-the sources, and must turn one of at most 5 draws red.
+A **draw** injects the fault into a run, a file or a configuration, at a point that the seed chooses. It proves that the
+fault was hit, and checks the promise. Draws run on ranks forked from one server that has imported the libraries, or in
+one process; the number after the + is of draws through torchrun. A **mutant** is a change of the package's code. It is
+made in a copy of the sources, and must turn at least one of at most 5 draws red.
 """
 
 
 @dataclass(frozen=True)
 class Scored:
-    """A row, how its draws went, and how those under its mutants did."""
+    """A row, the outcome of its draws, and the outcome of its draws under each mutant."""
 
     row: Row
     outcome: Outcome
@@ -32,12 +32,12 @@ class Scored:
 
     @property
     def good(self) -> bool:
-        """Whether all draws held, and every mutant was noticed."""
+        """Whether all draws are green, and every mutant was detected."""
         return self.outcome.green and all(noticed(*tried) for tried in self.mutants)
 
 
 def noticed(mutant: Mutant, outcome: Outcome) -> bool:
-    """Whether the check of a promise has failed as the mutant says, rather than nothing, or something else."""
+    """Whether the check of the promise failed with the message that the mutant expects."""
     return not outcome.green and not outcome.broken and re.search(mutant.told, outcome.failure) is not None
 
 
@@ -49,7 +49,7 @@ def page(scored: Sequence[Scored], seed: int, minutes: float, versions: str) -> 
     total = sum(one.outcome.forked + one.outcome.torchrun for one in scored)
     lines = [
         HEAD,
-        f"Seed {seed}: {green} of {len(scored)} rows green, {total:,} draws, {red} of {len(mutants)} mutants seen red, "
+        f"Seed {seed}: {green} of {len(scored)} rows green, {total:,} draws, {red} of {len(mutants)} mutants detected, "
         f"{minutes:.0f} minutes on two cores ({versions}).",
         "",
         "| row | procedure | draws | result | mutants |",
@@ -69,11 +69,11 @@ def _line(one: Scored) -> str:
 
 
 def _mutants(one: Scored) -> str:
-    told = (
-        f"{mutant.breaks}: {'red' if noticed(mutant, outcome) else '**not noticed**'}"
+    outcomes = (
+        f"{mutant.breaks}: {'red' if noticed(mutant, outcome) else '**not detected**'}"
         for mutant, outcome in one.mutants
     )
-    return "; ".join(told)
+    return "; ".join(outcomes)
 
 
 def _failures(scored: Sequence[Scored]) -> list[str]:
