@@ -19,7 +19,7 @@ class MegatronKDError(Exception):
 
 
 class InputError(MegatronKDError, ValueError):
-    """The user's input cannot be served: a path, a file, a layout, a flag."""
+    """The user's input cannot be used: a path, a file, a layout, a flag."""
 
     exit_code = 2
 
@@ -43,18 +43,18 @@ class NumericalFault(MegatronKDError, ArithmeticError):
 
 
 class LostRank(MegatronKDError, ConnectionError):
-    """Another rank died or does not answer.
+    """Another rank died or does not respond.
 
     Args:
         rank: which one, where it is known.
-        phase: what was going on.
-        detail: what the communication library says.
+        phase: of the run, such as "teacher hand-over".
+        detail: the communication library's message.
     """
 
     def __init__(self, rank: int | None, phase: str, detail: str):
         who = "a rank" if rank is None else f"rank {rank}"
         self.rank, self.phase, self.detail = rank, phase, detail
-        super().__init__(f"{phase}: {who} died or does not answer ({detail.partition(chr(10))[0]})")
+        super().__init__(f"{phase}: {who} died or does not respond ({detail.partition(chr(10))[0]})")
 
 
 class CheckpointCorrupt(MegatronKDError, OSError):
@@ -64,18 +64,18 @@ class CheckpointCorrupt(MegatronKDError, OSError):
 
 
 class CheckpointNotSaved(MegatronKDError, OSError):
-    """A checkpoint could not be written: the disk is full or fails. Those that were complete still are."""
+    """A checkpoint could not be written: the disk is full or failing. Earlier checkpoints stay complete."""
 
 
 class RunFileNotWritten(MegatronKDError, OSError):
-    """A file that a run cannot start without could not be written: the disk is full or fails."""
+    """A file that a run cannot start without could not be written: the disk is full or failing."""
 
 
 class RunFolderInUse(InputError, BlockingIOError):
-    """Another run is at work in the run folder. This one has not touched it."""
+    """Another run is active in the run folder. This one has not touched it."""
 
 
 class Preempted(MegatronKDError, InterruptedError):
-    """The run was asked to stop, has saved its state and wants to be started again."""
+    """The run was asked to stop, has saved its state and needs to be started again."""
 
     exit_code = 75

@@ -1,4 +1,4 @@
-"""What a command tells a person: errors in plain lines, and nothing that the libraries say about themselves."""
+"""Terminal output of commands and runs: errors in plain lines, without the libraries' own warnings."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 
 from megatron_kd.errors import ConfigError, MegatronKDError
 
-# torchrun ends all ranks as soon as one has gone: the others leave rank 0 the time to say what is wrong.
+# torchrun ends all ranks as soon as one exits: the others give rank 0 the time to print what is wrong.
 SECONDS_FOR_RANK_0 = 10.0
 
 
 def tell(error: MegatronKDError) -> None:
-    """Print an error, a line for each problem."""
+    """Print an error, one line per problem."""
     for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
         print(f"error: {line}", file=sys.stderr)
 
 
 def tell_as_rank(error: MegatronKDError) -> None:
-    """Print an error once where all ranks of torchrun see it, and with the rank where it may be this one's alone."""
+    """Print an error once if all ranks of torchrun have it, and with the rank if it may be this one's alone."""
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
         tell(error)
@@ -35,16 +35,16 @@ def tell_as_rank(error: MegatronKDError) -> None:
 
 @contextmanager
 def going_on_without(path: Path, what: str = "") -> Iterator[None]:
-    """Tell that a file could not be written, rather than raise: a run does not end for one that only tells of it.
+    """Warn that a file could not be written instead of raising: a log is no reason to end a run.
 
     Args:
         path: of the file.
-        what: would have gone into it, where it stands nowhere else.
+        what: the lost content, if it is recorded nowhere else.
     """
     try:
         yield
     except OSError as error:
-        lost = f"; it would have said: {what}" if what else ""
+        lost = f"; lost: {what}" if what else ""
         print(f"warning: {path} was not written: {error.strerror or error}{lost}", file=sys.stderr, flush=True)
 
 
@@ -54,9 +54,9 @@ def first_line(error: object) -> str:
 
 
 def quieten_libraries() -> None:
-    """Leave out what the libraries say about missing kernels and about themselves; `python -W` brings it back.
+    """Hide the libraries' warnings about missing kernels and deprecations; `python -W` shows them.
 
-    Said once a rank while importing, it would bury the one line that the user needs.
+    Printed by every rank while importing, they would bury the one line that the user needs.
     """
     if not sys.warnoptions:
         warnings.filterwarnings("ignore", module=r"(megatron\.core|modelopt|torch|transformers)(\.|$)")

@@ -24,7 +24,7 @@ def measure(evaluation: Evaluation) -> Report:
         ConfigError: problems that show once the tokenizers are read, or of data files.
         InputError: weights that do not fit the model, or data that cannot be read.
         NumericalFault: logits that are not finite.
-        LostRank: another rank died or does not answer.
+        LostRank: another rank died or does not respond.
     """
     cfg = evaluation.cfg
     tokenizer = checked_tokenizer(cfg)

@@ -1,7 +1,7 @@
-"""What a Hugging Face `config.json` says about a model, as fields of a provider. Nothing here needs torch.
+"""The model that a Hugging Face `config.json` describes, as fields of a provider. Nothing here needs torch.
 
-The families served are those whose computation is megatron-core's, value by value; whatever a file may say that
-megatron-core would compute otherwise is refused by name.
+The supported families are those that megatron-core computes exactly. A value in the file that megatron-core would
+compute differently is refused by name.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ CONFIG_FILE = "config.json"
 # Scaling of the rotary frequencies that megatron-core has no arguments for.
 LLAMA3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
 
-# hidden_act, and what it is called here. Of the names for one function the first is the one written.
+# hidden_act and its name here. Where several names mean one function, the first is the one that export writes.
 ACTIVATIONS = {
     "silu": "silu",
     "swish": "silu",
@@ -50,7 +50,7 @@ _COMMON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: what `transformers` takes for keys that its files leave out, and what its code has built in."""
+    """A model family: the defaults of `transformers` for absent keys, and what its modelling code has built in."""
 
     defaults: dict[str, Any]
     qkv_bias: bool = False
@@ -74,7 +74,7 @@ class FolderArchitecture:
     Attributes:
         fields: of `GPTModelProvider`.
         keys: the key of `config.json` that each of them was read from, for messages.
-        window: tokens that some layer attends to at most, so the longest sequence that is served; None: no limit.
+        window: the most tokens that some layer attends to, which limits the sequence length; None: no limit.
     """
 
     fields: dict[str, Any]
@@ -91,12 +91,12 @@ def read_architecture(folder: str | Path) -> FolderArchitecture:
     """The architecture in a folder's `config.json`.
 
     Raises:
-        ConfigError: not a folder, no such file, or a model that is not served; every reason at once.
+        ConfigError: not a folder, no such file, or an unsupported model; every reason at once.
     """
     values = _read_json(Path(folder))
     model_type = values.get("model_type")
     if not isinstance(model_type, str) or model_type not in FAMILIES:
-        raise ConfigError([f"model_type={model_type!r} is not served; those served are {', '.join(FAMILIES)}"])
+        raise ConfigError([f"model_type={model_type!r} is not supported; supported are {', '.join(FAMILIES)}"])
     family = FAMILIES[model_type]
     values = {**_COMMON, **family.defaults, **values}
     if isinstance(values.get("rope_parameters"), dict):  # what transformers 5 writes
@@ -114,7 +114,7 @@ def provider_from_hf(folder: str | Path, **overrides: Any) -> GPTModelProvider:
 
     Args:
         folder: with `config.json` and safetensors.
-        overrides: further fields of the provider: `seq_length`, the parallel layout and such.
+        overrides: other fields of the provider, such as `seq_length` and the parallel layout.
 
     Raises:
         ConfigError: as `read_architecture`.
@@ -133,11 +133,11 @@ def _read_json(folder: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError([f"there is no {CONFIG_FILE} in this folder, so it is no Hugging Face model"]) from error
+        raise ConfigError([f"there is no {CONFIG_FILE} in this folder, so it is not a Hugging Face model"]) from error
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError([f"{CONFIG_FILE} cannot be read ({error}); copy it again"]) from error
     if not isinstance(values, dict):
-        raise ConfigError([f"{CONFIG_FILE} holds no object; copy it again"])
+        raise ConfigError([f"{CONFIG_FILE} does not hold an object; copy it again"])
     return values
 
 
@@ -153,28 +153,28 @@ def _wrong_sizes(values: dict[str, Any]) -> Iterator[str]:
 
 
 def _not_served(values: dict[str, Any]) -> Iterator[str]:
-    """What megatron-core would compute otherwise."""
+    """The values that megatron-core would compute differently."""
     heads = values.get("architectures")
     if heads and not any(str(name).endswith("ForCausalLM") for name in heads):
-        yield f"architectures={heads} is no language model with a head; use one that ends in ForCausalLM"
+        yield f"architectures={heads} is not a language model with a head; use one that ends in ForCausalLM"
     if values["quantization_config"] is not None:
         yield "quantization_config: quantised weights are not read; use the folder of the unquantised model"
     if values["hidden_act"] not in ACTIVATIONS:
-        yield f"hidden_act={values['hidden_act']!r} is not served; those served are {', '.join(ACTIVATIONS)}"
+        yield f"hidden_act={values['hidden_act']!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
     if bool(values["attention_bias"]) != bool(values["mlp_bias"]):
         yield (
             f"attention_bias={values['attention_bias']}, mlp_bias={values['mlp_bias']}: megatron-core has a bias in "
-            "both blocks or in neither; this model is not served"
+            "both blocks or in neither; this model is not supported"
         )
     if values["partial_rotary_factor"] != 1.0:
-        yield f"partial_rotary_factor={values['partial_rotary_factor']} is not served, only 1.0"
+        yield f"partial_rotary_factor={values['partial_rotary_factor']} is not supported, only 1.0"
     yield from _rope_not_served(values["rope_scaling"])
 
 
 def _rope_not_served(scaling: Any) -> Iterator[str]:
     kind = _rope_type(scaling)
     if kind not in ("default", "llama3"):
-        yield f"rope_scaling of type {kind!r} is not served; those served are llama3 and none"
+        yield f"rope_scaling of type {kind!r} is not supported; supported are llama3 and none"
     elif kind == "llama3":
         for key, value in LLAMA3_SCALING.items():
             if scaling.get(key) != value:
@@ -190,7 +190,7 @@ def _rope_type(scaling: Any) -> str:
 
 
 def _window(values: dict[str, Any]) -> int | None:
-    """Tokens that some layer attends to at most; None where all layers see everything before."""
+    """The most tokens that some layer attends to; None where all layers attend to all earlier tokens."""
     window = values["sliding_window"] if values.get("use_sliding_window", True) else None
     if values["layer_types"] is not None:
         return window if "sliding_attention" in values["layer_types"] else None

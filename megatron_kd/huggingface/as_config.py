@@ -1,4 +1,4 @@
-"""A provider as the values of a Hugging Face `config.json`: the way back from `architecture`, without torch too."""
+"""A provider as the values of a Hugging Face `config.json`: the inverse of `architecture`, also without torch."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def _reasons(model: GPTModelProvider) -> Iterator[str]:
 
 
 def family_of(model: GPTModelProvider) -> str:
-    """The `model_type` that an exported model has: what its computation needs. A Mistral model becomes a llama."""
+    """The `model_type` of an exported model, by its computation alone. A Mistral model becomes a llama."""
     if model.qk_layernorm:
         return "qwen3"
     return "qwen2" if model.add_qkv_bias and not model.add_bias_linear else "llama"

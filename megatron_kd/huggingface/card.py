@@ -1,4 +1,4 @@
-"""The model card of an exported model: what its checkpoint knows about how it was made."""
+"""The model card of an exported model: how it was made, by its checkpoint."""
 
 from __future__ import annotations
 

@@ -3,9 +3,9 @@
     config.json, generation_config.json      what `transformers` builds
     model*.safetensors (and an index)        the weights, in bf16 by default, without padding of the vocabulary
     tokenizer.json, ...                      the run's tokenizer
-    README.md                                the model card: what the model was made of
+    README.md                                the model card: how the model was made
 
-It is made by one process, a layer at a time; at most one safetensors file is in memory.
+One process writes it layer by layer; at most one safetensors file is in memory.
 """
 
 from __future__ import annotations
@@ -57,11 +57,11 @@ def export_hf(
 
     Args:
         checkpoint: `.../iter_0000100`, a `checkpoints` or a run folder, saved at any layout.
-        output: the folder to make; it is there once it is complete.
+        output: the folder to make; it appears once it is complete.
         dtype: of the weights: "bfloat16", "float32" or "float16".
         tokenizer: a tokenizer folder or `tokenizer.json`; None takes the one that the run names, if it names one.
         max_shard_size: of one safetensors file, such as "5GB".
-        verified: that the checkpoint is as it was written is known, and not looked at; then it talks to no other rank.
+        verified: the caller has verified the checkpoint, so this process does not, and communicates with no other rank.
 
     Returns:
         `output`.
@@ -138,7 +138,7 @@ def _check_tensors(reader: CheckpointReader, model: GPTModelProvider, folder: Pa
 def _write_weights(
     reader: CheckpointReader, model: GPTModelProvider, dtype: torch.dtype, max_shard_size: str, folder: Path
 ) -> None:
-    # The plan is of tensors without memory; its files take the tensors in the order given.
+    # Planned on tensors without memory; each file takes its tensors in the order given.
     outlines = {n: torch.empty(shape, dtype=dtype, device="meta") for n, shape in huggingface_shapes(model).items()}
     plan = _split(outlines, max_shard_size)
     waiting: dict[str, dict[str, Tensor]] = {}
@@ -169,7 +169,7 @@ def _tensors(reader: CheckpointReader, model: GPTModelProvider, dtype: torch.dty
                 if block.name == name:
                     tensor[block.start : block.start + block.rows] = whole[block.at : block.at + block.rows]
             if dtype == torch.float16 and not tensor.isfinite().all():
-                raise InputError(f"dtype=float16: {name} has values beyond its range; write bfloat16 or float32")
+                raise InputError(f"dtype=float16: {name} has values outside its range; use bfloat16 or float32")
             yield name, tensor
 
 
@@ -191,7 +191,7 @@ def _write_config(model: GPTModelProvider, dtype: str, tokens: HuggingFaceTokeni
     config.architectures = [CLASSES[family_of(model)]]
     config.torch_dtype = dtype
     config.save_pretrained(folder)
-    # A model's own way to generate, such as several ends of a turn, comes with its tokenizer where it came from.
+    # How a model generates, such as several end-of-turn tokens, comes from the folder that its tokenizer came from.
     own = None if tokens is None else (tokens.source if tokens.source.is_dir() else tokens.source.parent) / _GENERATION
     if own is not None and own.is_file():
         shutil.copyfile(own, folder / _GENERATION)

@@ -1,4 +1,4 @@
-"""The tensors in a Hugging Face folder, by what its safetensors files say about themselves.
+"""The tensors in a Hugging Face folder, read from the headers of its safetensors files.
 
 Names, shapes and sizes are in the header of each file (8 bytes of length, then JSON), so a folder is checked without
 reading a tensor and without torch. Nothing is ever unpickled.
@@ -26,14 +26,14 @@ _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2,
 _READ = ("F32", "F16", "BF16")
 _LONGEST_HEADER = 100_000_000  # what the safetensors library accepts
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
-# Tensors that models of before carry, and that follow from config.json.
+# Tensors in older folders that follow from config.json.
 _IGNORED = (".rotary_emb.inv_freq", ".self_attn.masked_bias", ".self_attn.bias")
 _SHOWN = 3
 
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies, and what it is; `dtype` as safetensors names it."""
+    """A tensor's place in a file, its shape and its dtype as safetensors names it."""
 
     file: Path
     dtype: str
@@ -66,7 +66,7 @@ def read_entries(folder: str | Path) -> dict[str, Entry]:
 
 
 def check_entries(entries: dict[str, Entry], model: GPTModelProvider) -> list[str]:
-    """What of `model` is missing among `entries`, has another shape or a dtype that is not read, or is too much."""
+    """Problems of `entries` as the weights of `model`: missing, surplus, of another shape or an unsupported dtype."""
     wanted = huggingface_shapes(model)
     problems = []
     if missing := [name for name in wanted if name not in entries]:
@@ -77,14 +77,16 @@ def check_entries(entries: dict[str, Entry], model: GPTModelProvider) -> list[st
         if name in entries and entries[name].shape != shape
     ]
     if reshaped:
-        problems.append(f"{_few(reshaped)}; config.json and weights are of different models")
+        problems.append(f"{_few(reshaped)}; config.json and weights belong to different models")
     if unread := [f"{n} is {entries[n].dtype}" for n in wanted if n in entries and entries[n].dtype not in _READ]:
         problems.append(f"{_few(unread)}; weights must be {', '.join(_READ)}")
     surplus = [name for name in entries if name not in wanted and not name.endswith(_IGNORED)]
     if model.share_embeddings_and_output_weights:
         surplus = [name for name in surplus if name != "lm_head.weight"]  # a copy of the embedding
     if surplus:
-        problems.append(f"{_few(surplus)}: config.json describes a model without these tensors, which is not this one")
+        problems.append(
+            f"{_few(surplus)}: config.json describes a model without these tensors; the weights belong to another"
+        )
     return problems
 
 
@@ -115,7 +117,7 @@ def _no_weights(folder: Path) -> str:
     names = os.listdir(folder) if folder.is_dir() else []
     if pickled := sorted(name for name in names if name.endswith(_PICKLED)):
         return (
-            f"has pickled weights only ({_few(pickled)}), which can run code and are not read; write safetensors where "
+            f"has only pickled weights ({_few(pickled)}), which can run code and are not read; write safetensors where "
             "you trust them: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OTHER_DIR)"
         )
     return f"there is neither {SINGLE} nor {INDEX}; copy the folder again"
@@ -128,7 +130,7 @@ def _header(path: Path) -> Iterator[tuple[str, Entry]]:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if size < 8 or not 0 < length <= min(size - 8, _LONGEST_HEADER):
-                raise ConfigError([f"{path.name} is truncated or no safetensors file ({size} bytes); copy it again"])
+                raise ConfigError([f"{path.name} is truncated or not a safetensors file ({size} bytes); copy it again"])
             header = json.loads(file.read(length))
         entries = {name: _entry(path, value) for name, value in header.items() if name != "__metadata__"}
         ends = [value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"]
@@ -137,7 +139,7 @@ def _header(path: Path) -> Iterator[tuple[str, Entry]]:
     except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
         if isinstance(error, ConfigError):
             raise
-        raise ConfigError([f"{path.name} is no safetensors file ({error}); copy it again"]) from error
+        raise ConfigError([f"{path.name} is not a safetensors file ({error}); copy it again"]) from error
     expected = 8 + length + max(ends, default=0)
     if size != expected:
         raise ConfigError([f"{path.name} has {size} bytes, by its header it must have {expected}; copy it again"])

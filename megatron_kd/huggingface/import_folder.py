@@ -1,7 +1,7 @@
-"""A Hugging Face folder rewritten as a checkpoint of megatron_kd, a part of a tensor at a time.
+"""A Hugging Face folder rewritten as a checkpoint of megatron_kd, one part of a tensor at a time.
 
-It is what `checkpoint.pretrained_checkpoint` and `model.teacher.checkpoint` read. A run reads the folder itself as
-well (`hf_path`): a checkpoint is of use where it is read often, or where a megatron-core tool is to read it.
+`checkpoint.pretrained_checkpoint` and `model.teacher.checkpoint` read it. A run also reads the folder itself
+(`hf_path`); a checkpoint pays off where it is read often, or by other megatron-core tools.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def import_hf(folder: str | Path, output: str | Path) -> Path:
         `output`.
 
     Raises:
-        InputError: a folder that is not whole or not served, or something at `output`.
+        InputError: a folder that is incomplete or not supported, or something at `output`.
     """
     folder, output = Path(folder), Path(output)
     refuse_existing(output)
@@ -66,7 +66,7 @@ def import_hf(folder: str | Path, output: str | Path) -> Path:
 def _parts(model: GPTModelProvider, entries: dict[str, Entry], files: Files) -> Iterator[Part]:
     for tensor in tensors_of(model):
         dtypes = {_DTYPES[entries[name].dtype] for name in tensor.sources}
-        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32  # exact for all of them
+        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32  # holds the values of all of them exactly
         columns = tensor.shape[1] if len(tensor.shape) > 1 else 1
         step = max(1, _PART_BYTES // (columns * dtype.itemsize))
         for start in range(0, tensor.shape[0], step):

@@ -1,8 +1,8 @@
 """A configuration whose models come from Hugging Face folders, with what the folders say filled in.
 
 `model.hf_path` and `model.teacher.hf_path` bring architecture, weights and, where none is named, the tokenizer. A
-field of the architecture that is set beside it must agree with `config.json`. What is set where the folder is, or
-later, must agree; a recipe's own architecture and weights give way to a folder that a file or the command line names.
+field of the architecture that is set in the same place as the folder, or later, must agree with `config.json`. A
+recipe's own architecture and weights give way to a folder that a file or the command line names.
 """
 
 from __future__ import annotations
@@ -32,8 +32,7 @@ def with_huggingface(
         edited: the fields that files or the command line have set; the others are the recipe's.
 
     Returns:
-        the configuration, and for each problem the field it is about and a line. A model whose folder is no use is
-        left as it is.
+        the configuration, and for each problem its field and a line. A model whose folder is unusable stays as it is.
     """
     edited = set(edited)
     problems: list[tuple[FieldPath, str]] = []
@@ -53,7 +52,7 @@ def resolved(cfg: ConfigContainer) -> ConfigContainer:
     """`with_huggingface` of a configuration made in Python.
 
     Raises:
-        ConfigError: folders that are no use, or fields that contradict them.
+        ConfigError: folders that cannot be used, or fields that contradict them.
     """
     cfg, problems = with_huggingface(cfg)
     if problems:
@@ -82,14 +81,14 @@ def _filled(model: Any, path: FieldPath, edited: set[FieldPath]) -> tuple[Any, l
         for field in found.fields
         if field in given and _meaning(model, field) != _meaning(filled, field)
     ]
-    # What a file leaves to be worked out may have been written out here; both mean the same.
+    # A size that the file leaves out may be written out here; both mean the same.
     return replace(filled, **{f: getattr(model, f) for f in given if found.fields[f] is None}), wrong
 
 
 def _meaning(model: GPTModelProvider, field: str) -> Any:
     """A field's value, with None replaced by what it stands for."""
     if field == "rope_scaling_factor" and not model.rope_scaling:
-        return None  # of no consequence
+        return None  # has no effect
     return getattr(explicit(model), field)
 
 
@@ -106,7 +105,7 @@ def _checkpoint(cfg: ConfigContainer, edited: set[FieldPath]) -> Any:
 
 
 def _tokenizer(cfg: ConfigContainer) -> Any:
-    """The tokenizer, the student's folder's and else the teacher's where none is named; and the teacher's own."""
+    """The tokenizer of the student's folder, else of the teacher's, where none is named; and the teacher's own."""
     given = cfg.tokenizer
     if given.tokenizer_type != "huggingface" or cfg.dataset.mock:
         return given

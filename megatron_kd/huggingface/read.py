@@ -1,8 +1,8 @@
-"""Reading Hugging Face weights into the memory that megatron-core's shards have, each rank its own slices.
+"""Reads Hugging Face weights into the memory of megatron-core's shards, each rank its own slices.
 
 Any tensor-, pipeline- or placement-layout is a list of shards, and a shard is a few blocks of rows of files (see
-`tensors`), so no rank ever holds a whole tensor, let alone a model. (ModelOpt's importer fills a whole model, and knows
-neither Mistral, nor a padded vocabulary, nor tied weights on the last of several pipeline stages.)
+`tensors`), so no rank ever holds a whole tensor. ModelOpt's importer fills a whole model, and supports neither
+Mistral, nor a padded vocabulary, nor tied weights on the last of several pipeline stages.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class HuggingFaceWeights:
         Rows of a padded vocabulary become 0.
 
         Raises:
-            InputError: files that are not there or not whole, or of another model; on every rank.
+            InputError: files that are missing, incomplete or of another model; on every rank.
         """
         with raised_together():
             try:
@@ -131,7 +131,7 @@ class Files:
         target[max(0, source.shape[0] - first) :] = 0
 
     def _slices(self, file: Path, name: str) -> Any:
-        """What is indexed to read a part of the tensor `name`."""
+        """The object to index for a part of the tensor `name`."""
         if file not in self._open:
             self._open[file] = self._stack.enter_context(safe_open(file, framework="pt", device="cpu"))
         return self._open[file].get_slice(name)
@@ -148,6 +148,6 @@ def _copy_rows(target: Tensor, tensor: Any, start: int, columns: tuple[slice, ..
 
 def _check_shape(shard: ShardedTensor, source: Source) -> None:
     have, want = tuple(shard.global_shape[shard.prepend_axis_num :]), source.shape
-    # A vocabulary is built wider than it is.
+    # The built vocabulary is padded, the file's is not.
     if have[1:] != want[1:] or (have[0] < want[0] if shard.allow_shape_mismatch else have[0] != want[0]):
-        raise ConfigError([f"{shard.key} has shape {want} by config.json, the model wants {have}"])
+        raise ConfigError([f"{shard.key} has shape {want} by config.json, the model needs {have}"])

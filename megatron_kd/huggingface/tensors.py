@@ -2,7 +2,7 @@
 
 megatron-core keeps Q, K and V as one matrix, group by group (its queries, its key, its value), and gate and up
 projection as one matrix, gate above up. All of it is blocks of whole rows: `blocks` says which rows of which tensor
-lie where, and import, export and the shapes of both sides follow from it. Nothing here needs torch.
+go where, and import, export and the shapes of both sides follow from it. Nothing here needs torch.
 
 V vocabulary, H hidden, Q all queries' channels, K all keys' (or values'), D channels of a head, F feed-forward.
 """
@@ -45,7 +45,7 @@ class Row:
         key: its name in a checkpoint.
         sources: the Hugging Face tensors it is made of, in order, `{}` being the layer, with their shapes in letters.
         when: whether a model has it.
-        by_group: interleaved by query group; otherwise one source lies above the other.
+        by_group: interleaved by query group; otherwise the sources are stacked.
     """
 
     key: str
@@ -86,7 +86,7 @@ TABLE = (
 
 @dataclass(frozen=True)
 class Block:
-    """`rows` rows of the tensor `name` from `start` on, which lie in megatron-core's tensor from `at` on."""
+    """`rows` rows of the tensor `name` from `start` on, at rows `at` and on of megatron-core's tensor."""
 
     name: str
     start: int

@@ -48,7 +48,7 @@ class Handover:
             For each of this peer's micro-batches, what its losses read: [S, B, G] by layer.
 
         Raises:
-            LostRank: a peer does not answer.
+            LostRank: a peer does not respond.
         """
         me = self.transport.rank
         own = self._incoming.get(me, [])

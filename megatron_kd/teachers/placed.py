@@ -60,7 +60,7 @@ class PlacedTeacher:
         """See `Teacher`.
 
         Raises:
-            LostRank: a rank does not answer.
+            LostRank: a rank does not respond.
         """
         states: dict[str, list[Tensor]] = {}
         ahead = iter(micro_batches)

@@ -36,7 +36,7 @@ class Transport(Protocol):
         A buffer is contiguous. Both peers of a message call this, with buffers of one shape and dtype.
 
         Raises:
-            LostRank: a peer does not answer.
+            LostRank: a peer does not respond.
         """
 
 

@@ -41,7 +41,7 @@ class ForwardRun:
         teacher: None where the run has none.
         placement: the strategy of its teacher and how it was chosen.
         faults: what the losses of this rank found wrong since the last step.
-        doing: the phase of the step that this rank is in, for others to know when it does not answer.
+        doing: the phase of the step that this rank is in, for others to know when it does not respond.
         stop: the signals that this rank was sent.
         stopping: a rank was asked to stop; equal on every rank after the same step.
     """

@@ -64,9 +64,8 @@ def check_told(folder: Path, rank: int, fault: Fault) -> None:
     told = (folder / f"told_{rank}").read_text()
     who = "error" if rank == 0 else f"rank {rank}"
     step, phase = fault.instant.step, fault.instant.phase
-    named = (
-        rf"{who}: step \d+, [a-z -]+: rank {fault.rank} died or does not answer \(.*, last seen in step {step}, {phase}"
-    )
+    lost = rf"rank {fault.rank} died or does not respond"
+    named = rf"{who}: step \d+, [a-z -]+: {lost} \(.*, last seen in step {step}, {phase}"
     assert re.search(named, told), f"rank {fault.rank} is not named: {told}"
     assert "Traceback" not in told, f"not in plain words: {told}"
 

@@ -61,16 +61,16 @@ def test_keys_that_a_file_leaves_out_mean_what_transformers_takes(kind: str, tmp
 @pytest.mark.parametrize(
     ("values", "said"),
     [
-        ({"model_type": "gemma2"}, "model_type='gemma2' is not served; those served are llama, mistral, qwen2, qwen3"),
-        ({"model_type": "qwen3_moe"}, "model_type='qwen3_moe' is not served"),
-        ({"model_type": None}, "model_type=None is not served"),
-        ({"architectures": ["LlamaForSequenceClassification"]}, "no language model"),
+        ({"model_type": "gemma2"}, "model_type='gemma2' is not supported; supported are llama, mistral, qwen2, qwen3"),
+        ({"model_type": "qwen3_moe"}, "model_type='qwen3_moe' is not supported"),
+        ({"model_type": None}, "model_type=None is not supported"),
+        ({"architectures": ["LlamaForSequenceClassification"]}, "is not a language model"),
         ({"quantization_config": {"bits": 4}}, "quantised weights are not read"),
-        ({"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu' is not served"),
+        ({"hidden_act": "quick_gelu"}, "hidden_act='quick_gelu' is not supported"),
         ({"attention_bias": True}, "attention_bias=True, mlp_bias=False"),
         ({"partial_rotary_factor": 0.5}, "partial_rotary_factor=0.5"),
-        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn' is not served; those served are llama3"),
-        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "'linear' is not served"),
+        ({"rope_scaling": {"rope_type": "yarn", "factor": 4.0}}, "'yarn' is not supported; supported are llama3"),
+        ({"rope_scaling": {"type": "linear", "factor": 4.0}}, "'linear' is not supported"),
         (
             {"rope_scaling": {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 2.0, "high_freq_factor": 4.0,
                               "original_max_position_embeddings": 8192}},
@@ -89,7 +89,11 @@ def test_what_megatron_core_would_compute_otherwise_is_refused(values: dict, sai
 
 
 def test_a_folder_without_a_readable_config_json_is_refused(tmp_path: Path) -> None:
-    for content, said in ((None, "there is no config.json"), ("{", "cannot be read"), ("[]", "holds no object")):
+    for content, said in (
+        (None, "there is no config.json"),
+        ("{", "cannot be read"),
+        ("[]", "does not hold an object"),
+    ):
         if content is not None:
             (tmp_path / "config.json").write_text(content)
         with pytest.raises(ConfigError, match=said):

@@ -54,12 +54,12 @@ def truncate(folder: Path) -> str:
 def cut_in_the_header(folder: Path) -> str:
     file = files(folder)[0]
     file.write_bytes(file.read_bytes()[:20])
-    return f"{file.name} is truncated or no safetensors file (20 bytes)"
+    return f"{file.name} is truncated or not a safetensors file (20 bytes)"
 
 
 def not_safetensors(folder: Path) -> str:
     files(folder)[0].write_bytes((10).to_bytes(8, "little") + b"x" * 10)
-    return f"{files(folder)[0].name} is no safetensors file"
+    return f"{files(folder)[0].name} is not a safetensors file"
 
 
 def wrong_offsets(folder: Path) -> str:
@@ -97,7 +97,7 @@ def pickles_only(folder: Path) -> str:
     for file in [*files(folder), folder / INDEX]:
         file.unlink()
     (folder / "pytorch_model.bin").write_bytes(b"\x80\x04")
-    return "has pickled weights only (pytorch_model.bin), which can run code and are not read"
+    return "has only pickled weights (pytorch_model.bin), which can run code and are not read"
 
 
 def no_weights(folder: Path) -> str:

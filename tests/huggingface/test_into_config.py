@@ -153,7 +153,10 @@ def test_validate_says_what_is_wrong_with_a_folder(
     model: str, qwen: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (tmp_path / "config.json").write_text('{"model_type": "gemma2"}')
-    for folder, said in ((tmp_path, "model_type='gemma2' is not served"), (tmp_path / "x", "there is no such folder")):
+    for folder, said in (
+        (tmp_path, "model_type='gemma2' is not supported"),
+        (tmp_path / "x", "there is no such folder"),
+    ):
         assert main(["validate", str(RECIPE), f"{model}.hf_path={folder}"]) == 2
         out, err = capsys.readouterr()
         assert out == "" and len(err.splitlines()) == 1 and said in err

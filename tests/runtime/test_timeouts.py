@@ -1,4 +1,4 @@
-"""A rank that does not answer fails the others within the timeout of the phase they are in."""
+"""A rank that does not respond fails the others within the timeout of the phase they are in."""
 
 from __future__ import annotations
 
