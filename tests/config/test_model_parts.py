@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -54,6 +55,31 @@ WEIGHT_SHAPES: dict[str, tuple[Any, Any]] = {
     "qk_layernorm": (False, True),
 }
 
+# The same for values that do not shape weights but change what they compute, and for those that change neither.
+COMPUTATION: dict[str, tuple[Any, Any]] = {
+    "share_embeddings_and_output_weights": (False, True),
+    "normalization": ("RMSNorm", "LayerNorm"),
+    "layernorm_epsilon": (1e-5, 1e-6),
+    "activation_func": ("silu", "relu"),
+    "position_embedding_type": ("rope", "none"),
+    "rotary_base": (1e4, 1e6),
+    "rotary_percent": (1.0, 0.5),
+    "rope_scaling": (True, False),
+    "rope_scaling_factor": (8.0, 32.0),
+    "quantization": (None, "int8"),
+}
+FREE: dict[str, tuple[Any, Any]] = {
+    "num_layers": (4, 2),
+    "seq_length": (64, 32),
+    "vocab_size": (1000, 900),
+    "make_vocab_size_divisible_by": (128, 64),
+    "attention_dropout": (0.0, 0.1),
+    "hidden_dropout": (0.0, 0.1),
+    "init_method_std": (0.02, 0.01),
+    "max_position_embeddings": (64, 128),
+}
+VALUES = WEIGHT_SHAPES | COMPUTATION | FREE
+
 
 def test_the_order_of_fields_is_that_of_the_first_version() -> None:
     assert " ".join(names(GPTModelProvider)) == MODEL
@@ -101,15 +127,27 @@ def _checkpoint(folder: Path, **values: Any) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("name", WEIGHT_SHAPES)
+@pytest.mark.parametrize("name", VALUES)
 def test_a_checkpoint_of_another_shape_is_refused(tmp_path: Path, name: str) -> None:
-    own = {field: value for field, (value, _) in WEIGHT_SHAPES.items()}
-    other = own | {name: WEIGHT_SHAPES[name][1]}
-    checkpoint = _checkpoint(tmp_path / "checkpoint", **other)
+    own = {field: value for field, (value, _) in VALUES.items()}
+    checkpoint = _checkpoint(tmp_path / "checkpoint", **own | {name: VALUES[name][1]})
     cfg = plain(**{f"model.{field}": value for field, value in own.items()} | {"model.init": None})
     cfg.checkpoint.pretrained_checkpoint = str(checkpoint)
     found = [str(problem) for problem in problems(cfg) if "the checkpoint's model has" in str(problem)]
-    assert len(found) == 1 and found[0].startswith(f"model.{name}=")
+    assert len(found) == (name in WEIGHT_SHAPES)
+    assert all(problem.startswith(f"model.{name}=") for problem in found)
+
+
+@pytest.mark.parametrize("name", VALUES)
+def test_copied_layers_are_the_teachers_in_all_but_the_free_fields(name: str) -> None:
+    assert VALUES.keys() == {*names(Architecture), "quantization"}
+    teacher = GPTModelProvider(**{field: own for field, (own, _) in VALUES.items()}, init="random")
+    student = replace(teacher, **{name: VALUES[name][1]}, init="from_teacher")
+    cfg = plain()
+    cfg.model = GPTDistillationProvider.from_student(student, teacher=teacher)
+    refused = [str(problem) for problem in problems(cfg) if "whole layers are copied" in str(problem)]
+    assert len(refused) == (name not in FREE)
+    assert all(f"model.{name}=" in problem for problem in refused)
 
 
 def test_a_checkpoint_says_what_the_model_is_and_nothing_of_the_run(tmp_path: Path) -> None:
