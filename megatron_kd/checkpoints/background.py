@@ -1,7 +1,7 @@
-"""A save that goes on while the run does: the state is copied at once, and written by a thread of each rank.
+"""A save in the background: each rank copies its state at once, and a thread writes the copy while the run continues.
 
-A thread, not a process: one forked beside communication threads or a CUDA context may hang, and one that is started
-anew imports for seconds. torch writes and hashes without holding up the interpreter.
+A thread, not a process: a process forked beside communication threads or a CUDA context may hang, and a spawned one
+imports for seconds. torch releases the interpreter's lock while it writes and hashes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What checkpoints on disk say about themselves, without reading a tensor or importing torch."""
+"""Checkpoints on disk: finding them, their architecture and tokenizer. Reads no tensor and imports no torch."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def architecture_of(checkpoint: str | Path, field: str = "checkpoint") -> GPTMod
 
     Returns:
         its architecture; parallel layout, recompute and origin of weights are the class defaults. `vocab_size` is
-        None where the run took its tokenizer's; then `training.weights.saved_vocab_size` knows it.
+        None where the run took its tokenizer's; then `model_weights.saved_vocab_size` knows it.
 
     Raises:
         InputError: no checkpoint, or one that does not say.

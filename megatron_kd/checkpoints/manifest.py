@@ -79,12 +79,12 @@ def _parsed(content: Any) -> Manifest:
     files = {}
     for name, record in content["files"].items():
         if name in ("", ".", "..", MANIFEST) or "/" in name or "\0" in name:
-            raise ValueError(f"{name!r} is no name of a file in the folder")
+            raise ValueError(f"{name!r} is not the name of a file in the folder")
         if type(record["size"]) is not int or not _SHA256.fullmatch(record["sha256"]):
             raise ValueError(f"{name!r} has no size and SHA-256")
         files[name] = FileRecord(**record)
     if type(content["step"]) is not int:
-        raise ValueError(f"step {content['step']!r} is no number")
+        raise ValueError(f"step {content['step']!r} is not a number")
     return Manifest(content["step"], content["layout"], content["config_sha256"], files)
 
 

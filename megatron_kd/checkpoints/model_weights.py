@@ -66,7 +66,7 @@ def open_weights(path: str | Path, field: str) -> SavedWeights:
     folder = on_rank_0(lambda: find_checkpoint(path, field))
     checkpoint = verify(folder, need_manifest=False)
     if checkpoint.manifest is None and rank_of_ranks()[0] == 0:
-        warnings.warn(f"{field}={folder}: has no manifest, so it cannot be told whether it is intact", stacklevel=2)
+        warnings.warn(f"{field}={folder}: has no manifest, so its integrity cannot be verified", stacklevel=2)
     return SavedWeights(checkpoint, checkpoint.state.vocab_size if checkpoint.state else None, field)
 
 
@@ -103,7 +103,7 @@ def load_scales(chunks: list[DistillableGPTModel], path: str | Path, field: str,
 def vocabulary_mismatch(
     wanted: ShardedTensor, have: tuple[int, ...], saved_ids: int | None, vocab_size: int | None
 ) -> list[str]:
-    """Why a tensor of the padded vocabulary cannot serve a model of another padded width. Its other sizes agree.
+    """Why a tensor of the padded vocabulary does not fit a model of another padded width. Its other sizes agree.
 
     Args:
         wanted: the model's.

@@ -66,17 +66,17 @@ class _Values(pickle.Unpickler):
             return super().find_class(module, name)
         if module == "torch" and isinstance(getattr(torch, name, None), torch.dtype):
             return getattr(torch, name)
-        raise pickle.UnpicklingError(f"it names {module}.{name}, which is no part of a checkpoint")
+        raise pickle.UnpicklingError(f"it names {module}.{name}, which does not belong in a checkpoint")
 
     def persistent_load(self, pid: Any) -> Any:
         raise pickle.UnpicklingError("it refers to objects outside of it")
 
 
 def read_metadata(folder: Path) -> Metadata:
-    """What tensors and objects a checkpoint has, in which of its files, and where in them.
+    """The tensors and objects of a checkpoint, with the file and the position of each.
 
     Raises:
-        CheckpointCorrupt: names `.metadata`, and what in it is not what such a file holds.
+        CheckpointCorrupt: names `.metadata` and the unexpected content.
     """
     path = folder / METADATA
     try:
@@ -111,9 +111,9 @@ def read_common(folder: Path) -> dict[str, Any]:
 
 
 def check_objects(folder: Path, metadata: Metadata, part: int, parts: int) -> None:
-    """Read every `parts`-th object that is no tensor, from number `part` on, as megatron-core would.
+    """Read every `parts`-th object that is not a tensor, from number `part` on, as megatron-core would.
 
-    Tensors need no look: torch reads them with `weights_only=True` itself.
+    Tensors need no check: torch itself reads them with `weights_only=True`.
 
     Raises:
         CheckpointCorrupt: names the object and its file.
@@ -128,7 +128,7 @@ def check_objects(folder: Path, metadata: Metadata, part: int, parts: int) -> No
 
 
 def _values(file: BinaryIO) -> Any:
-    """What `torch.save` wrote. It compresses nothing: a record that is may have any size once it is read."""
+    """The value that `torch.save` wrote. It never compresses, and a compressed record may expand to any size."""
     if zipfile.is_zipfile(file):
         with zipfile.ZipFile(file) as archive:
             if packed := [
@@ -165,7 +165,7 @@ def _refuse_nonsense(metadata: Any, folder: Path) -> None:
         if index.fqn not in metadata.state_dict_metadata:
             raise ValueError(f"it places {index.fqn!r}, which it does not describe")
         if not isinstance(name, str) or Path(name).name != name or name.startswith("."):
-            raise ValueError(f"it places {index.fqn!r} in {name!r}, which is no file of this folder")
+            raise ValueError(f"it places {index.fqn!r} in {name!r}, which is not a file of this folder")
         if name not in sizes:
             sizes[name] = os.lstat(folder / name).st_size
         if not 0 <= info.offset <= info.offset + info.length <= sizes[name]:
@@ -187,7 +187,7 @@ def reason(error: BaseException) -> str:
     """An error in one line: torch explains at length how to load a file regardless."""
     text = str(error) or type(error).__name__
     if named := re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", text):
-        return f"it names {named.group(1)}, which is no value"
+        return f"it names {named.group(1)}, which is not a plain value"
     if told := re.search(r"WeightsUnpickler error: (.*)", text):
         text = told.group(1)
     return first_line(text)

@@ -56,7 +56,7 @@ def verify(folder: Path, *, need_manifest: bool = True) -> Verified:
 
     Args:
         folder: equal on all ranks.
-        need_manifest: false lets a checkpoint of another Megatron program pass, whose bytes nothing vouches for.
+        need_manifest: false accepts a checkpoint of another Megatron program, whose bytes cannot be verified.
 
     Raises:
         CheckpointCorrupt: on every rank; names the file.
@@ -76,7 +76,7 @@ def verify(folder: Path, *, need_manifest: bool = True) -> Verified:
 def opened(folder: Path) -> Verified:
     """A checkpoint that this process reads by itself, other ranks or not, without comparing it with its manifest.
 
-    What `verify` looks for in its pickles is looked for here too.
+    What `verify` checks in pickles is checked here too.
 
     Raises:
         CheckpointCorrupt: names the file.
@@ -96,8 +96,8 @@ def load(state: dict[str, Any], verified: Verified, *, whole: bool = True) -> di
         `state` with what was read, and the values that ranks share.
 
     Raises:
-        InputError: the checkpoint is of another model.
-        CheckpointCorrupt: what is read is not what the index says.
+        InputError: the checkpoint belongs to another model.
+        CheckpointCorrupt: the content does not match the index.
     """
     try:
         loaded: dict[str, Any] = dist_checkpointing.load(state, str(verified.folder), validate_access_integrity=whole)
@@ -125,7 +125,7 @@ def mismatches(
         elif wanted.allow_shape_mismatch and have[1:] == want[1:]:
             problems.update(dict.fromkeys(of_vocabulary(wanted, have)))
         elif have != want:
-            problems[f"{wanted.key} has shape {have}, the model wants {want}"] = None
+            problems[f"{wanted.key} has shape {have}, the model needs {want}"] = None
     return list(problems)
 
 
@@ -162,7 +162,7 @@ def _manifest(folder: Path) -> Manifest:
 
 
 def _read_values(folder: Path, rank: int, ranks: int) -> Metadata:
-    """Refuse what is no value, this rank's part of it. Reads no tensor."""
+    """Refuse objects that are not plain values, this rank's share of them. Reads no tensor."""
     if rank == 0:
         _refuse_backend(folder)
         read_common(folder)

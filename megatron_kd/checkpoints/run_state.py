@@ -39,7 +39,7 @@ class RunState:
 
 
 def read_run_state(checkpoint: Path) -> RunState | None:
-    """What `run_state.json` of a checkpoint says; None where there is none, as in those of other programs.
+    """The content of a checkpoint's `run_state.json`; None where there is none, as in those of other programs.
 
     Raises:
         CheckpointCorrupt: not what such a file holds.

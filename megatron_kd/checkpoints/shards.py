@@ -1,6 +1,6 @@
 """megatron-core's sharded save, in parts: what is planned by all ranks together, and what each writes by itself.
 
-megatron-core's own save writes from processes of its own, and has ranks write between messages: one that cannot write
+megatron-core's own save writes from child processes, and ranks write between collectives: a rank that cannot write
 would leave the others waiting.
 """
 
@@ -36,7 +36,7 @@ Bucket = tuple[str, str, tuple[list[Any], list[Any]]]
 
 @dataclass
 class Plan:
-    """What goes into a checkpoint's files.
+    """The planned content of a checkpoint's files.
 
     Attributes:
         common: what all ranks share; rank 0 writes it.
@@ -59,7 +59,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Shards:
-    """What a rank has written: where each of its tensors is, and its files."""
+    """A rank's written part: the place of each of its tensors, and its files."""
 
     results: list[WriteResult]
     files: dict[str, FileRecord]
@@ -81,7 +81,7 @@ def plan_shards(state: dict[str, Any], folder: Path) -> Plan:
     sharded, common = save_preprocess(state)
     writer, metadata = _Strategy("torch_dist", 1, thread_count=1).async_save(sharded, folder)
     if metadata is not None:
-        del metadata.all_local_plans  # serves to plan the next save, and is larger than all else
+        del metadata.all_local_plans  # would speed up planning the next save, and is larger than all else
         metadata.storage_meta = writer.storage_meta()
     return Plan(common, metadata, writer.write_buckets or [])
 

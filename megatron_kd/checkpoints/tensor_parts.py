@@ -58,7 +58,7 @@ class CheckpointReader:
         """The part of `sizes` from `offset` on, in the dtype it was saved in.
 
         Raises:
-            CheckpointCorrupt: what is in the file is no such tensor.
+            CheckpointCorrupt: the file does not hold such a tensor.
         """
         saved = self._tensors[key]
         target = torch.empty(sizes, dtype=saved.properties.dtype)

@@ -36,7 +36,7 @@ def save_weights(
     """Write a checkpoint that holds a model's weights and nothing to resume from. Every rank must call this.
 
     It is read by `load_weights`, `checkpoint.pretrained_checkpoint` and `model.teacher.checkpoint`, and its
-    architecture by `config.saved.architecture_of`.
+    architecture by `contents.architecture_of`.
 
     Args:
         shards: this rank's part, as `models.weights.local_shards` gives it; in any dtype, which is kept.

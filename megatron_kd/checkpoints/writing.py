@@ -1,6 +1,6 @@
 """Saving: a folder is complete under its name, or not there, and all ranks succeed or fail together.
 
-1. All ranks plan; rank 0 has made a folder of another name, and looks whether the disk has room.
+1. All ranks plan; rank 0 makes a folder under another name, and checks that the disk has room.
 2. Each rank writes its file, hashing what it writes, and waits until it is on the disk.
 3. When all have, rank 0 writes the index and the manifest, and gives the folder its name.
 """
@@ -50,7 +50,7 @@ def save(final: Path, plan: Callable[[Path], Plan], run_config: str, run_state: 
 
     Raises:
         InputError: there is something at `final`.
-        CheckpointNotSaved: on every rank; the disk of one of them is full or fails.
+        CheckpointNotSaved: on every rank; the disk of one of them is full or failing.
     """
     draft = begin(final, plan, run_config, run_state)
     return complete(draft, attempt(draft))
@@ -94,7 +94,7 @@ def complete(draft: Draft, written: Shards | Exception) -> Path:
         with raised_together(), not_saved(draft.final, draft.needed):
             if everyone is not None:
                 _finish(draft, everyone)
-    except MegatronKDError:  # of all ranks, so that nobody writes into the folder any more
+    except MegatronKDError:  # raised on all ranks, so none writes into the folder any more
         if rank_of_ranks()[0] == 0 and draft.folder.exists():
             discard(draft.folder)
         raise

@@ -1,1 +1,1 @@
-"""What a model is worth: losses and agreement with a teacher, answers, and the tasks of EleutherAI's harness."""
+"""Measuring finished models: losses and agreement with a teacher, answers, and the tasks of EleutherAI's harness."""

@@ -1,4 +1,4 @@
-"""What a model on disk answers to prompts, by `transformers`' own `generate`."""
+"""Answers of a model on disk to prompts, by `transformers`' own `generate`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class Generation:
 
     Attributes:
         max_new_tokens: the longest answer.
-        temperature: of the distribution that tokens are drawn from; 0 takes the likeliest.
+        temperature: of the distribution that tokens are drawn from; 0 takes the most likely.
         seed: of each answer's draws, so that it does not depend on what was asked before.
         chat: whether a prompt is what a user says, put into the tokenizer's chat template.
     """
@@ -87,7 +87,7 @@ def _input(tokens: PreTrainedTokenizerBase, prompt: str, chat: bool, model: Path
         said = [{"role": "user", "content": prompt}]
         ids = tokens.apply_chat_template(said, add_generation_prompt=True, return_tensors="pt", return_dict=False)
     if ids.numel() == 0:
-        raise InputError(f"--prompt {prompt!r}: has no tokens; write something to go on from")
+        raise InputError(f"--prompt {prompt!r}: has no tokens; write some text to continue")
     return ids.long()
 
 

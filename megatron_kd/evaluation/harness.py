@@ -26,7 +26,7 @@ def evaluate_tasks(
     batch_size: int = 8,
     **options: Any,
 ) -> dict[str, Any]:
-    """What the harness's `simple_evaluate` returns for a model on disk, without samples.
+    """The results of the harness's `simple_evaluate` for a model on disk, without samples.
 
     Args:
         model: where it lies.
@@ -57,11 +57,11 @@ def evaluate_tasks(
 
 
 def _task_manager(tasks: list[str], include_path: str | None) -> Any:
-    """What knows the tasks; of the harness's own, whose thousands of files take seconds to read, only where needed."""
+    """The index of tasks. The harness's own tasks, thousands of files that take seconds to read, only where needed."""
     from lm_eval.tasks import TaskManager
 
     class Tasks(TaskManager):
-        """Tells of a task that does not load: its YAML, its data and its code are the user's."""
+        """Report a task that does not load: its YAML, its data and its code are the user's."""
 
         def load(self, task_list: Any) -> Any:
             try:

@@ -13,7 +13,7 @@ from megatron_kd.training.run_checkpoint import restore_losses
 from megatron_kd.training.run_data import RunData
 from megatron_kd.training.run_state import ForwardRun, build_forward
 
-# What is comparable between models whatever loss they were trained with; all that is told without their own run.
+# Comparable between models whatever they were trained on; without a model's own run, only these are reported.
 _COMPARABLE = ("lm_loss", "perplexity", "teacher_kl", "teacher_top1_agreement", "teacher_top5_agreement", "tokens")
 
 

@@ -1,4 +1,4 @@
-"""What was measured, as a table and as JSON."""
+"""Measurements as a table and as JSON."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Report:
-    """What was measured, equal on every rank.
+    """The measurements of an evaluation, equal on every rank.
 
     Attributes:
         step: of the checkpoint; None for a Hugging Face folder.
@@ -32,7 +32,7 @@ class Report:
 
 
 def table(report: Report) -> str:
-    """What the command prints."""
+    """The table that the command prints."""
     step = "" if report.step is None else f" (step {report.step})"
     heading = [f"model    {report.model}{step}"]
     if report.teacher is not None:

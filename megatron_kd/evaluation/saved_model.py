@@ -1,4 +1,4 @@
-"""A model on disk: a checkpoint of megatron_kd or a Hugging Face folder, told apart in one place."""
+"""A model on disk: a checkpoint of megatron_kd or a Hugging Face folder; one place tells which."""
 
 from __future__ import annotations
 

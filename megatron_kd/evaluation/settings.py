@@ -1,7 +1,7 @@
-"""What an evaluation runs: a model on disk, its own run's values, and what files and the command line change of them.
+"""The configuration of an evaluation: a model on disk, the values of its own run, and edits by files and command line.
 
-The run's parallel layout is kept where the ranks that were started can be arranged so. Where they cannot, or where the
-command line names a layout, the models start from one rank a copy, and the teacher goes where `auto` puts it.
+The run's parallel layout is kept if the number of ranks allows it. If not, or if the command line names a layout, the
+models start from one rank per copy, and `auto` chooses the teacher's placement.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _DATA = ("text_path", "data_path", "train_data_path", "valid_data_path", "test_d
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What is evaluated.
+    """An evaluation.
 
     Attributes:
         cfg: the configuration, whose weights are the model's.
@@ -69,7 +69,7 @@ def evaluation_of(
 
     Args:
         model: what is evaluated.
-        teacher: what it is compared with; None: the run's own, where the checkpoint is of a distillation.
+        teacher: to compare with; None: the run's own, if the checkpoint comes from a distillation.
         argv: `--config-file FILE`, flags and overrides.
         with_teacher: false leaves the run's own out.
         world_size: number of ranks.
@@ -90,7 +90,7 @@ def evaluation_of(
 
 
 def evaluation_problems(cfg: ConfigContainer, world_size: int) -> Iterator[str]:
-    """What makes an evaluation impossible; how long and how the model is trained is of no consequence."""
+    """Problems of an evaluation. The length and the schedule of training have no effect on it."""
     if cfg.validation.eval_iters < 1:
         yield line(cfg, "validation.eval_iters", "there is nothing to evaluate; set it to 1 or more, in global batches")
     yield from chain(range_problems(cfg), architecture_problems(cfg, None), layout_problems(cfg))

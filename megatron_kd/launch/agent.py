@@ -30,7 +30,7 @@ from megatron_kd.runtime.exit_code import read_exit_code, record_exit_code
 from megatron_kd.runtime.lock import RUN
 from megatron_kd.runtime.signals import PASSED_ON, STOP_SIGNALS
 
-# torchrun sets handlers for the signals it is told of. One that nobody sends leaves ours in place.
+# torchrun replaces the handlers of the signals it is given. One that no process sends leaves ours in place.
 _TORCHRUN_HANDLES = "SIGUSR2"
 
 _SAID_BY_RANKS = (InputError.exit_code, NumericalFault.exit_code, CheckpointCorrupt.exit_code, Preempted.exit_code)

@@ -110,7 +110,7 @@ class LocalLauncher:
 
 
 def agent_command(run_dir: Path, ranks: int, recipe: str, overrides: Sequence[str]) -> list[str]:
-    """What starts `ranks` ranks of a recipe on this machine once."""
+    """The command that starts `ranks` ranks of a recipe on this machine once."""
     torchrun = ["--standalone", f"--nproc-per-node={ranks}", recipe, *overrides]
     return [sys.executable, "-m", "megatron_kd.launch.agent", os.fspath(run_dir), *torchrun]
 

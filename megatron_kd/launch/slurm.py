@@ -15,10 +15,10 @@ _TEMPLATE = Path("launch/slurm/distill.sbatch")
 
 @dataclass(frozen=True, kw_only=True)
 class SlurmJob:
-    """What a job asks for, beside what it runs.
+    """The resources and options of a job.
 
     Attributes:
-        ranks_per_node: ranks of a node, one a GPU where there are any.
+        ranks_per_node: ranks of a node, one per GPU if it has any.
         gpus: whether a node has GPUs.
         directives: further options of sbatch, long ones by name, without dashes; None for one without a value.
         container: an image for pyxis.

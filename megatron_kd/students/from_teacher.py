@@ -26,7 +26,7 @@ def load_from_teacher(chunks: list[DistillableGPTModel], cfg: ConfigContainer, d
     Every rank must call this. Embeddings, final norm and head are the teacher's whole.
 
     Raises:
-        InputError: weights that cannot be read, or are of another model than `model.teacher`; on every rank.
+        InputError: weights that cannot be read, or belong to another model than `model.teacher`; on every rank.
     """
     teacher = cfg.models.teacher
     assert teacher is not None and derived.teacher_vocab_size is not None  # `checks` refuse the run

@@ -5,10 +5,10 @@ sequences: importance_c = sqrt(sum_b (mean_s |x_sbc|)^2), summed over layers whe
 
 | size | x |
 |---|---|
-| hidden size | what the norms before attention and MLP put out, of all layers |
-| FFN hidden size | what the MLP's second matrix reads, a layer at a time |
-| attention heads | what the attention's output projection reads, L2 norm over a head's channels; in its group |
-| layers | 1 - cosine(what the layer reads, what it puts out), mean over tokens, summed over batches |
+| hidden size | the outputs of the norms before attention and MLP, of all layers |
+| FFN hidden size | the inputs of the MLP's second matrix, layer by layer |
+| attention heads | the inputs of the attention's output projection, L2 norm over a head's channels; within its group |
+| layers | 1 - cosine(input of the layer, its output), mean over tokens, summed over batches |
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def measure_and_cut(
 
 
 def _with_layers(state: dict[str, Any], kept: list[int]) -> dict[str, Any]:
-    """The part of a model's state that has the layers `kept`, counted anew."""
+    """The part of a model's state that has the layers `kept`, renumbered."""
     number = {str(old): str(new) for new, old in enumerate(kept)}
     found = {}
     for name, value in state.items():

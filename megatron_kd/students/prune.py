@@ -36,7 +36,7 @@ from megatron_kd.students.pruned_sizes import Sizes, pruned_architecture
 
 @dataclass(frozen=True, kw_only=True)
 class Pruned:
-    """What `prune` made: its folder, both architectures, and which of the teacher's layers were kept."""
+    """The result of `prune`: its folder, both architectures, and the teacher's layers that were kept."""
 
     folder: Path
     teacher: GPTModelProvider

@@ -1,4 +1,4 @@
-"""What stands against a pruning, found before anything is started; all of it at once. Nothing here needs torch."""
+"""Problems of a pruning, all at once and before anything starts. Nothing here needs torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a teacher can be pruned to: sizes, their checks, and the architecture that follows. Nothing here needs torch."""
+"""The sizes that a teacher can be pruned to, their checks, and the architecture that follows. Needs no torch."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What to prune to; None leaves a size as the teacher has it. All are global (unsharded)."""
+    """Target sizes; None keeps the teacher's. All are global (unsharded)."""
 
     num_layers: int | None = None
     hidden_size: int | None = None
