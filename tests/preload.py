@@ -1,4 +1,4 @@
-"""What every rank of a multi-rank test needs, imported once in the server the ranks are forked from."""
+"""Imports of every rank of a multi-rank test, made once in the server that ranks are forked from."""
 
 import gc
 import warnings

@@ -121,7 +121,7 @@ def _rank_main(
         result = fn(*args, **kwargs)
         # Plain bytes: multiprocessing would pass tensors as shared memory, which goes when this rank does.
         pipe.send_bytes(pickle.dumps((True, result)))
-        torch.distributed.barrier()  # nobody leaves while another still talks to it
+        torch.distributed.barrier()  # no rank leaves while another still communicates with it
         torch.distributed.destroy_process_group()
     except BaseException:
         pipe.send_bytes(pickle.dumps((False, traceback.format_exc())))

@@ -66,7 +66,7 @@ class Cluster:
         return done.stdout
 
     def job(self, number: str) -> dict[str, str]:
-        """What `scontrol show job` says of a job: JobState, Restarts, ExitCode and more."""
+        """The fields of `scontrol show job`: JobState, Restarts, ExitCode and more."""
         text = self.command("scontrol", "--oneliner", "show", "job", number)
         return {name: value for name, equals, value in (word.partition("=") for word in text.split()) if equals}
 

@@ -1,4 +1,4 @@
-"""What the documents show is run: every fenced `bash` command and every fenced `python` example.
+"""Runs all that the documents show: every fenced `bash` command and every fenced `python` example.
 
 Runs are shrunk by overrides that are appended; those that want more ranks than two, or weights, are validated.
 In a document, a `yaml` block whose first line is `# some/file.yaml` is that file for the document's commands, and a
@@ -225,7 +225,7 @@ _RULES: dict[str, Callable[[list[str], int], None]] = {
 
 
 def _validate(words: list[str], exit_code: int) -> None:
-    """Check a recipe and its overrides; what has no weights or data here is given made-up ones."""
+    """Check a recipe and its overrides; replace missing weights and data by mock ones."""
     made_up = SMALL_LLAMA if _is_of_real_size(words[0]) else _shrinking(words[0], words)
     named = _make_huggingface_folders(words)
     if named:  # a folder's sizes are not a reader's to change

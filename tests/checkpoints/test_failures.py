@@ -91,7 +91,7 @@ def test_any_failed_operation_fails_all_ranks_and_harms_nothing(tmp_path: Path) 
 
 
 def fail_in_the_background(cfg: ConfigContainer, failing: int) -> str:
-    """On a rank: train while the second save, which goes on in the background, fails on one rank; what is raised."""
+    """On a rank: train while the second save, in the background, fails on one rank; return the error."""
     import torch.distributed as dist
 
     from megatron_kd.training import train as loop
@@ -127,7 +127,7 @@ def test_a_background_save_that_fails_ends_the_run_soon(failing: int, tmp_path: 
 
 @pytest.mark.slow
 def test_a_background_save_is_the_save_of_its_step(tmp_path: Path) -> None:
-    """Bitwise, though training goes on while it is written, and the run's end waits for the last one."""
+    """Bitwise, though training continues while it is written, and the run's end waits for the last one."""
     cfg = asynchronous(tmp_path / "a", iters=5)
     background = run_ranks(2, train_slowly_saved, cfg)
     cfg.checkpoint.async_save, cfg.logger.run_dir = False, str(tmp_path / "b")

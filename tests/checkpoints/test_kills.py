@@ -1,4 +1,4 @@
-"""`kill -9` inside a save, and while an old checkpoint is deleted: the run goes on, bitwise, from the one before."""
+"""`kill -9` inside a save, and while an old checkpoint is deleted: the run resumes, bitwise, from the one before."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ RUN: dict[str, Any] = {
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[tuple[Any, ...]], dict[str, int]]:
-    """Losses and final weights of the run that nobody killed."""
+    """Losses and final weights of a run that was not killed."""
     folder = tmp_path_factory.mktemp("unbroken")
     records = run_ranks(2, train_and_read, tiny_config(folder, **RUN))[0]
     return losses(records), weights_of(folder, 6)

@@ -1,4 +1,4 @@
-"""What a checkpoint must be to be read: each kind of damage and of malice, in each of its files, is refused by name."""
+"""Damaged and malicious checkpoints: each kind of fault, in each of the files, is refused by name."""
 
 from __future__ import annotations
 

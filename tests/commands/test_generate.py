@@ -17,7 +17,7 @@ PROMPTS = ["Ada counts", "Dan"]
 
 
 def by_transformers(folder: Path, prompt: str) -> str:
-    """The likeliest continuation of 8 tokens, one token at a time."""
+    """The most likely continuation of 8 tokens, one token at a time."""
     import torch
     from transformers import AutoModelForCausalLM, AutoTokenizer
 

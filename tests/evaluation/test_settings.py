@@ -1,4 +1,4 @@
-"""What an evaluation takes from its checkpoint's run, and what gives way to the ranks and the command line."""
+"""Values that an evaluation takes from its checkpoint's run, and those that give way to ranks and command line."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.tiny import tiny_config
 
 
 def checkpoint(run: Path, **options: Any) -> SavedModel:
-    """What a run leaves that is looked at before its tensors are."""
+    """The files of a run that are read before its tensors."""
     folder = run / "checkpoints/iter_0000003"
     save_run_config(tiny_config(run, **options), folder / "run_config.yaml")
     (folder / "metadata.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Small random models of every family served, as `transformers` makes and saves them."""
+"""Small random models of every supported family, as `transformers` makes and saves them."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ WORDS = [
     *("checkpoint.save_interval=1000", "checkpoint.most_recent_k=null", "validation.eval_iters=1"),
     *("logger.log_interval=1", "logger.tensorboard=false", "dist.num_threads=1"),
 ]
-# The recipe, whose steps take long as long as a file lies there: SLURM looks at time limits twice a minute.
+# The recipe, whose steps are slow while a file exists: SLURM checks time limits twice a minute.
 SLOWED = f"""\
 import os, time
 from pathlib import Path
@@ -54,7 +54,7 @@ if __name__ == "__main__":
 
 @dataclass
 class Preempted:
-    """What a chain of preemptions has left.
+    """The result of a chain of preemptions.
 
     Attributes:
         job: its number.
@@ -66,7 +66,7 @@ class Preempted:
 
 
 def by_signal(cluster: Cluster, job: str) -> None:
-    """As a partition does that preempts with a grace time: the ranks are told, the job puts itself into the queue."""
+    """As a partition does that preempts with a grace time: the ranks get a signal, the job requeues itself."""
     cluster.command("scancel", "--signal=USR1", job)
 
 
@@ -82,7 +82,7 @@ def by_time_limit(cluster: Cluster, job: str) -> None:
 
 @contextmanager
 def submitting(cluster: Cluster, slowed_by: Path) -> Iterator[None]:
-    """What a job takes along from where it is submitted."""
+    """The environment of a job."""
     variables = {"SLURM_CONF": str(cluster.conf), "PYTHONPATH": str(ROOT), "SLOWED_BY": str(slowed_by)}
     with mock.patch.dict(os.environ, variables):
         yield
@@ -148,7 +148,7 @@ def _wait_for_steps(cluster: Cluster, job: str, run_dir: Path, steps: int) -> No
 def _wait_for_attempt(cluster: Cluster, job: str, run_dir: Path, number: int) -> None:
     def started_or_over() -> bool:
         state = _state(cluster, job)
-        if state == "PENDING":  # or its next attempt would be told at once
+        if state == "PENDING":  # or its next attempt would get the signal at once
             cluster.command("scontrol", "update", f"JobId={job}", "TimeLimit=1-0")
         return (run_dir / "slurm" / f"{job}.{number}").exists() or state in _OVER
 
@@ -163,7 +163,7 @@ def _state(cluster: Cluster, job: str) -> str:
 
 
 def output(run_dir: Path) -> str:
-    """What jobs of a run have printed."""
+    """The output of a run's jobs."""
     return "\n".join(path.read_text() for path in (run_dir / "slurm").glob("*.out"))
 
 

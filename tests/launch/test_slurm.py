@@ -1,4 +1,4 @@
-"""Jobs in a real SLURM: preempted, requeued, resumed, and bitwise as if nothing had been."""
+"""Jobs in a real SLURM: preempted, requeued, resumed, and bitwise as if nothing had happened."""
 
 from __future__ import annotations
 
@@ -36,13 +36,13 @@ def cluster() -> Iterator[Cluster]:
 
 
 def exact(run_dir: Path) -> list[dict[str, Any]]:
-    """What a run has logged, each float to its last bit, without times."""
+    """The log of a run, each float to its last bit, without times."""
     records = [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second")} for r in read_metrics(run_dir)]
     return [{k: v.hex() if isinstance(v, float) else v for k, v in record.items()} for record in records]
 
 
 def test_a_job_that_is_preempted_twice_is_the_run_that_was_not(cluster: Cluster, tmp_path: Path) -> None:
-    """By its time limit, as told by the template's --signal, and from outside. Told by SLURM, ranks save and the job
+    """By its time limit, by the template's --signal, and from outside. At SLURM's signal, ranks save and the job
     puts itself back into the queue; requeued from outside, SLURM does, and once."""
     chain, run_dir = preempted_chain(cluster, tmp_path, ["time limit", "requeue"]), tmp_path / "a run"
     assert (run_dir / "exit_code").read_text() == "0\n"

@@ -1,4 +1,4 @@
-"""What the losses must equal: the definitions, in float64, over the whole vocabulary, by plain autograd.
+"""The reference of the losses: the definitions, in float64, over the whole vocabulary, by plain autograd.
 
 Written from the papers, not from the code under test: probabilities are formed outright and no closed form is used.
 """

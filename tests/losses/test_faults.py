@@ -1,4 +1,4 @@
-"""A loss in a step notes what is wrong and goes on, without a wait for the device; alone it raises."""
+"""A loss in a step notes a fault and continues, without waiting for the device; on its own it raises."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_a_fault_is_noted_and_the_loss_goes_on(loss: Loss, wrong: str, monkeypat
         loss(student, teacher, labels, faults).backward()
     found = met(faults)
     assert found - {"divergence"} == ({wrong} if wrong != "nothing" else set())
-    assert met(faults) == set()  # taken, it starts anew
+    assert met(faults) == set()  # taken, it starts again
 
 
 def _waited(*_: object) -> None:

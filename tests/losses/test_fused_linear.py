@@ -195,7 +195,7 @@ def test_frozen_parts_get_no_gradient():
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize("with_buffer", [False, True])
 def test_main_grad_accumulates(tied, with_buffer):
-    """As megatron-core's DDP has it: a float32 main_grad, and a hook that adds .grad unless told that it is there."""
+    """As megatron-core's DDP has it: a float32 main_grad, and a hook that adds .grad unless it is there already."""
     case = make_case(torch.bfloat16)
     weight = torch.nn.Parameter(case.weight.clone())
     weight.main_grad, weight.grad_added_to_main_grad = torch.ones(V, H), False

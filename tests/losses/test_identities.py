@@ -1,4 +1,4 @@
-"""What must hold whatever the numbers are, and how many collectives a call makes."""
+"""Identities that hold for all numbers, and the number of collectives of a call."""
 
 from __future__ import annotations
 

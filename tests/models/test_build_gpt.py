@@ -97,7 +97,7 @@ def test_parameters_are_of_the_given_precision() -> None:
     assert model["logits"].dtype == torch.bfloat16
 
 
-# What megatron-core calls by the same name as a provider does, each with a value that is not its default.
+# Fields that megatron-core names alike, each with a value that is not its default.
 UNUSUAL: dict[str, Any] = {
     "num_layers": 3,
     "hidden_size": 48,

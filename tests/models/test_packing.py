@@ -42,7 +42,7 @@ def test_segments_are_where_positions_begin_again() -> None:
 @pytest.mark.parametrize("groups", [4, 2])
 def test_packed_attention_is_that_of_the_block_diagonal_mask(groups: int) -> None:
     sample = torch.stack([torch.tensor([i for i, n in enumerate(row) for _ in range(n)]) for row in ROWS])
-    apart = sample[:, None, :, None] != sample[:, None, None, :]  # [B, 1, S, S], true where nobody looks
+    apart = sample[:, None, :, None] != sample[:, None, None, :]  # [B, 1, S, S], true where attention is masked
     results = []
     for extra in ({"attention_mask": apart}, {"packed_seq_params": packed_segments(_positions())}):
         inputs = _inputs(groups)

@@ -24,7 +24,7 @@ TP2 = [
     *("model.tensor_model_parallel_size=2", "model.teacher.tensor_model_parallel_size=2"),
     *("model.sequence_parallel=true", "model.teacher.sequence_parallel=true"),
 ]
-# What the recipe's layout is at two ranks, as in docs/recipes.md; those with none here are data parallel, or say so.
+# Layouts of recipes at two ranks, as in docs/recipes.md; those with none here are data parallel, or say so.
 LAYOUTS = {
     "distill_llama31_8b-1b": ["model.teacher_device_strategy=balanced"],
     "quantize_distill_llama32_1b": TP2,

@@ -1,4 +1,4 @@
-"""What megatron-core asks of CUDA lands on the CPU; what asks for nothing is left alone."""
+"""Calls of megatron-core to CUDA land on the CPU; all others are left alone."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is kept is what an own float64 computation finds most important, and the student is made of just that."""
+"""The channels kept are the most important by a float64 computation, and the student consists of exactly those."""
 
 from __future__ import annotations
 

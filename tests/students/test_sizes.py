@@ -1,4 +1,4 @@
-"""What a teacher can be pruned to, and how a wish that cannot be is answered."""
+"""The sizes a teacher can be pruned to, and the messages about other sizes."""
 
 from __future__ import annotations
 

@@ -39,7 +39,7 @@ def test_the_smoke_run_prints_one_table_and_writes_it_and_a_picture(tmp_path: Pa
 
 
 def student_runs_differ_only_in_the_teacher(folder: Path) -> None:
-    """The comparison is fair: both students have one configuration, but for the teacher and its losses."""
+    """The comparison is fair: both students have one configuration, except for the teacher and its losses."""
     distilled, labels = (config_from_file(next(folder.glob(f"{kind}-lr*")) / "run_config.yaml") for kind in KINDS)
     for section in ("train", "optimizer", "scheduler", "rng", "dataset", "tokenizer", "validation", "ddp"):
         assert getattr(distilled, section) == getattr(labels, section)

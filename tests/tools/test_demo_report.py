@@ -1,4 +1,4 @@
-"""The demo's table and picture, from made-up results."""
+"""The demo's table and picture, from synthetic results."""
 
 from __future__ import annotations
 

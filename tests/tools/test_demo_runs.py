@@ -1,4 +1,4 @@
-"""When the demo's runs are reused, resumed, made anew, and how one that fails is told. No training happens here."""
+"""When the demo reuses, resumes or repeats its runs, and how it reports one that fails. No training happens here."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the placement benchmark says of memory and traffic is exact; its times are nobody's business here.
+"""The placement benchmark's memory and traffic are exact; its times are not tested.
 
 `tests/test_readme.py` runs the benchmark itself, in processes of its own.
 """

@@ -29,7 +29,7 @@ class AllocationCounter(TorchDispatchMode):
         self._seen: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
 
     def forget_peak(self) -> None:
-        """Count the peak anew, from what is alive now."""
+        """Reset the peak to what is alive now."""
         self.peak_bytes = self.live_bytes
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:

@@ -1,4 +1,4 @@
-"""What a process takes of its machine, from Linux's /proc: memory, and time by what it was spent on.
+"""A process's use of its machine, from Linux's /proc: memory, and time by what it was spent on.
 
 `Pss` counts a page that n processes share as one n-th of a page in each, so that a sum over processes counts it once.
 """

@@ -1,4 +1,4 @@
-"""What a rank of `rank_sets` needs, imported once in the server that ranks are forked from."""
+"""Imports of a rank of `rank_sets`, made once in the server that ranks are forked from."""
 
 import warnings
 

@@ -6,10 +6,10 @@
 
 Prints a markdown table with the goals in its head, and says where a figure misses one. Memory is the peak of tensors
 allocated beyond the inputs of the step, by counting the allocations of a run on tensors without data, so neither what
-else the machine does nor its memory plays a part; the head's gradient lies in buffers made before on all sides and is
+else the machine does nor its memory plays a part; the head's gradient is in buffers made before on all sides and is
 not counted. Time is the median (range) over `--repeats` rounds, in which the sides take turns, of the
 ratio of one round's forward and backward; with `--repeats 0` there are none. `--processor-time` takes the processor's
-seconds of rank 0 instead of the clock's, for a busy machine; one thread a rank then, since threads that wait count too.
+seconds of rank 0 instead of wall time, for a busy machine; use one thread per rank then: waiting threads count too.
 
 - materialised / ModelOpt: both get the same logits [N, V/tp].
 - fused / (logits + ModelOpt): both get the same hidden states and heads, and make the student's hidden gradient and

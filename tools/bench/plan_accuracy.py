@@ -3,7 +3,7 @@
     torchrun --nproc_per_node=2 tools/bench/plan_accuracy.py --recipe recipes/tiny/distill_tiny.py \
         model.vocab_size=2048 model.tensor_model_parallel_size=2 model.teacher.tensor_model_parallel_size=2
 
-Runs on CPUs, with random weights and made-up tokens. Model state is every parameter, gradient buffer and optimizer
+Runs on CPUs, with random weights and mock tokens. Model state is every parameter, gradient buffer and optimizer
 tensor; the peak is that of the second step, whose storages are counted as they come and go.
 """
 

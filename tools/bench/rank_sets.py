@@ -1,4 +1,4 @@
-"""Sets of gloo ranks that stay alive and do what they are told, so that several kinds of run can take turns.
+"""Sets of gloo ranks that stay alive and run the functions they are sent, so that several kinds of run can take turns.
 
 Ranks are forked from one server process that has done the imports, which cost seconds a process.
 """
@@ -15,7 +15,7 @@ from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
 
-# What is asked of a rank by name: a function of nothing whose result pickles.
+# A rank is asked by name for a function without arguments whose result pickles.
 Answers = dict[str, Callable[[], Any]]
 # Builds what a rank is to have; a module-level function.
 Build = Callable[..., AbstractContextManager[Answers]]

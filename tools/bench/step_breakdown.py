@@ -8,7 +8,7 @@
 Runs a recipe (`--recipe`, the tiny distillation) with its overrides, random weights for the teacher, no checkpoints
 and no evaluation, and times it from outside, with a hook of the loop: by the phases that a step reports, and inside
 them by hooks on teacher and student. A part's time is its own, without the parts inside it; on CUDA the device is
-waited for at every border, which costs some overlap.
+synchronised at every boundary, which costs some overlap.
 `--mid-size` makes it teacher 8 x 512, student 4 x 256, V = 32768 and 4 made-up sequences of 512 tokens a step.
 """
 
@@ -57,7 +57,7 @@ _RANDOM_TEACHER = ("model.teacher.checkpoint=null", "model.teacher.init=random")
 _MODELS = ("teacher forward", "student forward", "fused head and loss", "student backward", "optimizer step")
 _LOOP = "loop, logging, progress"
 _GLUE = "schedule, losses, glue"
-# What the time of a phase is called, less that of the parts inside it; others have their own name.
+# Names of phases whose time excludes the parts inside them; others keep their own name.
 _PHASES = {
     "reading data": "reading the batch",
     "forward and backward": _GLUE,

@@ -3,7 +3,7 @@
     python tools/bench/teacher_placement.py
     python tools/bench/teacher_placement.py --ranks 2 --teacher-layout 1x2 --sides colocated balanced gpu0
 
-Each side is a set of processes of its own, one a rank, with one thread each; the sets take turns, so that a change of
+Each side is a set of processes of its own, one per rank, with one thread each; the sets take turns, so that a change of
 the machine's load hits all. Time ratios are of one round. What the tables say:
 
 - MB are of weights, counted by tensor: a sum over ranks has the same memory once. `Pss` is what the system counts of a

@@ -52,7 +52,7 @@ _MARK = "@bench "  # what a child says to its parent starts with it; everything 
 
 @dataclass(frozen=True)
 class Sizes:
-    """What both implementations are given: "layers x hidden" of both models, vocabulary, batch and threads."""
+    """The inputs of both implementations: "layers x hidden" of both models, vocabulary, batch and threads."""
 
     teacher: str = "8x256"
     student: str = "4x128"
@@ -100,7 +100,7 @@ class Memory:
 
     @property
     def increment(self) -> float:
-        """What the steps need beyond the imports."""
+        """The steps' needs beyond the imports."""
         return self.peak - self.imports
 
 
@@ -262,7 +262,7 @@ Step = Callable[[], Any]
 
 @contextmanager
 def trainer_step(side: str, sizes: Sizes) -> Iterator[Step]:
-    """A step of this project's trainer, on made-up data."""
+    """A step of this project's trainer, on mock data."""
     from megatron_kd.training.attempts import train_step
 
     with _our_run(sizes, side) as (run, batches):
@@ -421,7 +421,7 @@ def gkd_loss(student_BSV: Any, teacher_BSV: Any, labels_BS: Any, temperature: fl
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the benchmark and print its table; as a child, serve one side."""
+    """Run the benchmark and print its table; as a child process, run one side."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     sizes = Sizes()
     for name in ("teacher", "student"):

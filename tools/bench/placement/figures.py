@@ -1,4 +1,4 @@
-"""What `teacher_placement.py` is asked to measure and what it measures; arithmetic on it."""
+"""The settings and the measurements of `teacher_placement.py`, and arithmetic on them."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Side:
-    """A place for the teacher. `teacher_batch`: sequences of its forward; None: the student's micro-batch."""
+    """A placement. `teacher_batch`: sequences of its forward; None: the student's micro-batch."""
 
     strategy: str
     share: bool = True
@@ -77,7 +77,7 @@ class Spent:
 
 @dataclass(frozen=True)
 class Traffic:
-    """Bytes a step that the hand-over sends between all ranks, and what the teacher's logits would take instead."""
+    """Bytes per step that the hand-over sends between all ranks, and what the teacher's logits would take instead."""
 
     hidden: int
     logits: int

@@ -109,7 +109,7 @@ def _layout(text: str) -> dict[str, int]:
 
 
 def micro_batches(sizes: Sizes, layout: Layout) -> Iterator[MicroBatch]:
-    """Made-up ones without end, different on each data-parallel rank."""
+    """An endless stream of mock ones, different on each data-parallel rank."""
     generator = torch.Generator().manual_seed(layout.dp.rank)
     shape = sizes.micro_batch, sizes.seq
     while True:
