@@ -34,6 +34,10 @@ LossResult = tuple[Tensor, Tensor, Tensor]  # total [], num_tokens [] int, repor
 class Objective(Protocol):
     """What the loop needs of a training objective."""
 
+    @property
+    def balancer(self) -> Balancer | None:
+        """What weighs the losses against each other; None where there is but one."""
+
     def begin(self, index: int, loss_mask_BS: Tensor) -> None:
         """Called on every stage before the forward of micro-batch `index` of a step."""
 
@@ -49,6 +53,8 @@ class Objective(Protocol):
 
 class LanguageModelling:
     """Plain next-token cross entropy. The model's output is its loss per token, [B, S]."""
+
+    balancer = None
 
     def begin(self, index: int, loss_mask_BS: Tensor) -> None:
         """Nothing to prepare."""

@@ -7,7 +7,7 @@ from megatron_kd.evaluation.report import Report
 from megatron_kd.evaluation.settings import Evaluation
 from megatron_kd.runtime.timeouts import set_group_timeouts
 from megatron_kd.runtime.watch import end_rank, watching
-from megatron_kd.training.evaluate import evaluate, measured
+from megatron_kd.training.held_out import evaluate
 from megatron_kd.training.prepare import check_files, checked_tokenizer, ranks_of, with_text_tokenised
 from megatron_kd.training.run_checkpoint import restore_losses
 from megatron_kd.training.run_data import RunData
@@ -39,7 +39,8 @@ def measure(evaluation: Evaluation) -> Report:
         set_group_timeouts(cfg.dist.step_timeout_s)
         run.doing.enter("evaluation", run.step)
         with watching(run.doing, None, end_rank):
-            result = measured(run, evaluate(run, data.validation()), training=False)
+            result = evaluate(run, data.validation())
+        assert result is not None, "nobody can ask this command to stop and wait for its ranks"
         if not evaluation.own:
             result = {name: result[name] for name in _COMPARABLE if name in result}
         return _report(run, evaluation, result)

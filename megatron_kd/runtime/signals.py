@@ -1,7 +1,7 @@
 """Being asked to stop: SIGTERM and SIGUSR1, which schedulers send before they take a machine away, and Ctrl-C.
 
 A rank that starts up has nothing to lose and ends where it is. One that trains only notes the signal: the ranks
-agree on the step to stop after (`training.step`), and a checkpoint is never interrupted, however many signals come.
+agree on the step to stop after (`training.forward_pass`), and no signal interrupts a checkpoint, however many come.
 """
 
 from __future__ import annotations

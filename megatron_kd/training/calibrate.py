@@ -8,8 +8,8 @@ import torch
 
 from megatron_kd.models.fake_quantization import calibrate_inputs, needs_calibration
 from megatron_kd.models.micro_batch import MicroBatch
+from megatron_kd.training.forward_pass import forward_batch
 from megatron_kd.training.run_state import Run
-from megatron_kd.training.step import forward_backward
 
 
 @torch.no_grad()
@@ -25,8 +25,6 @@ def calibrate(run: Run, micro_batches: Iterator[MicroBatch]) -> None:
     batches = min(run.cfg.model.quantization_calibration_batches, run.derived.train_iters)  # there are no more
     for chunk in run.chunks:
         chunk.eval()
-    calibrate_inputs(
-        run.students, lambda: [forward_backward(run, micro_batches, forward_only=True) for _ in range(batches)]
-    )
+    calibrate_inputs(run.students, lambda: [forward_batch(run, micro_batches) for _ in range(batches)])
     for chunk in run.chunks:
         chunk.train()

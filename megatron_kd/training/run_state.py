@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
@@ -22,7 +22,6 @@ from megatron_kd.models.build_gpt import DTYPES
 from megatron_kd.models.fake_quantization import fake_quantise
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.runtime.layout import Layout
-from megatron_kd.runtime.signals import StopSignals
 from megatron_kd.runtime.watch import Doing
 from megatron_kd.students.from_teacher import load_from_teacher
 from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
@@ -42,8 +41,6 @@ class ForwardRun:
         placement: the strategy of its teacher and how it was chosen.
         faults: what the losses of this rank found wrong since the last step.
         doing: the phase of the step that this rank is in, for others to know when it does not respond.
-        stop: the signals that this rank was sent.
-        stopping: a rank was asked to stop; equal on every rank after the same step.
     """
 
     cfg: ConfigContainer
@@ -57,13 +54,11 @@ class ForwardRun:
     faults: Faults
     doing: Doing
     step: int = 0
-    stop: StopSignals = field(default_factory=StopSignals)
-    stopping: bool = False
 
     @property
     def balancer(self) -> Balancer | None:
         """The loss balancer, where this run has one."""
-        return getattr(self.objective, "balancer", None)
+        return self.objective.balancer
 
 
 @dataclass(frozen=True)

@@ -15,13 +15,11 @@ from megatron_kd.huggingface.into_config import resolved
 from megatron_kd.runtime.exit_code import record_exit_code
 from megatron_kd.runtime.signals import StopSignals, listening
 from megatron_kd.runtime.watch import end_rank, watching
-from megatron_kd.training.attempts import train_step
-from megatron_kd.training.evaluate import measured
 from megatron_kd.training.hooks.hook import Hook, Loop
 from megatron_kd.training.hooks.in_order import hooks_in_order
-from megatron_kd.training.run_state import Run
+from megatron_kd.training.records import step_record
 from megatron_kd.training.starting import started_run
-from megatron_kd.training.step import StepReport
+from megatron_kd.training.step import train_step
 
 
 def distill(cfg: ConfigContainer, hooks: Sequence[Hook] = ()) -> dict[str, float]:
@@ -66,15 +64,15 @@ def train(cfg: ConfigContainer, hooks: Sequence[Hook] = ()) -> dict[str, float]:
         MegatronKDError: see the exit codes in `megatron_kd.errors`.
     """
     with listening() as stop, started_run(resolved(cfg)) as (run, data, resumption):
-        loop = Loop(run, resumption, hooks_in_order(data, hooks))
+        loop = Loop(run, resumption, hooks_in_order(data, stop, hooks))
         with _under_way(loop, stop):
             batches = data.training(run.step)
             while loop.steps_left and not loop.stopping:
                 loop.announce(Hook.before_step)
                 start = time.perf_counter()
-                report = train_step(run, batches)
-                loop.stopping = run.stopping
-                loop.announce(Hook.after_step, _record(run, report, time.perf_counter() - start))
+                report = train_step(run, batches, stop)
+                loop.stopping = report.stop_requested
+                loop.announce(Hook.after_step, step_record(run, report, time.perf_counter() - start))
             _raise_if_work_is_left(loop)
             return dict(loop.evaluation)
 
@@ -86,7 +84,6 @@ def _under_way(loop: Loop, stop: StopSignals) -> Iterator[None]:
     From here on a signal to stop is noted, for the ranks to agree on their last step.
     """
     run = loop.run
-    run.stop = stop
     stop.defer()
     run.doing.enter("before the first step")
     run_dir = Path(run.cfg.logger.run_dir)
@@ -105,18 +102,6 @@ def _close(hook: Hook, loop: Loop, kind: type | None, error: BaseException | Non
 def _give_up(run_dir: Path, lost: LostRank) -> None:
     record_exit_code(run_dir, lost.exit_code)
     end_rank(lost)
-
-
-def _record(run: Run, report: StepReport, seconds: float) -> dict[str, float]:
-    """The "train" line of a step in `metrics.jsonl`."""
-    return {
-        **measured(run, report.means, training=True),
-        "grad_norm": report.grad_norm,
-        "lr": report.lr,
-        "tokens": report.tokens,
-        "tokens_per_second": report.tokens / seconds,
-        "seconds": seconds,
-    }
 
 
 def _raise_if_work_is_left(loop: Loop) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,6 +14,7 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.kd_config import ModelOptDistillConfig
 from megatron_kd.distillation.balance import Balancer
 from megatron_kd.distillation.logits import FusedLogits
+from tests.distillation.passes import forward_backward
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config
 from tools.bench.allocations import AllocationCounter
@@ -69,7 +71,6 @@ def largest_tensors_of_a_step(cfgs: list[ConfigContainer]) -> list[int]:
     from megatron_kd.runtime.start import running_ranks
     from megatron_kd.training.run_data import RunData
     from megatron_kd.training.run_state import build_run
-    from megatron_kd.training.step import forward_backward
 
     found = []
     for cfg in cfgs:
@@ -79,7 +80,7 @@ def largest_tensors_of_a_step(cfgs: list[ConfigContainer]) -> list[int]:
             run = build_run(cfg, values, layout)
             batches = RunData(cfg, values, layout, load_tokenizer(cfg.tokenizer)).training(0)
             with AllocationCounter() as counter:
-                forward_backward(run, batches, forward_only=False)
+                forward_backward(run, list(islice(batches, values.num_microbatches)))
             found.append(counter.largest_numel)
     return found
 

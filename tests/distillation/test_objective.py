@@ -11,6 +11,7 @@ from torch import Tensor
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.models.micro_batch import MicroBatch
+from tests.distillation.passes import forward_backward
 from tests.ranks import run_ranks
 from tests.tiny import VOCAB, tiny_config
 
@@ -26,9 +27,9 @@ def one_step(cfg: ConfigContainer, *, masked: int = 0) -> dict[str, Any]:
     from megatron_kd.config.derived import derived
     from megatron_kd.data.tokens.tokenizer import load_tokenizer
     from megatron_kd.runtime.start import running_ranks
+    from megatron_kd.training.forward_pass import forward_batch, means_of
     from megatron_kd.training.run_data import RunData
     from megatron_kd.training.run_state import build_run
-    from megatron_kd.training.step import forward_backward, means_of
 
     model = cfg.model
     with running_ranks(
@@ -43,10 +44,10 @@ def one_step(cfg: ConfigContainer, *, masked: int = 0) -> dict[str, Any]:
             batch.loss_mask[:, :masked] = 0.0
         hidden = _hidden_states(run, batches)
         run.chunks[0].zero_grad_buffer()
-        means, tokens = means_of(forward_backward(run, iter(batches), forward_only=False))
+        means, tokens = means_of(forward_backward(run, batches))
         with torch.no_grad():
             run.chunks[0].eval()
-            evaluated, _ = means_of(forward_backward(run, iter(batches), forward_only=True))
+            evaluated, _ = means_of(forward_batch(run, iter(batches)).sums)
         gradients = {n: p.main_grad.clone() for n, p in run.students[0].named_parameters() if p.requires_grad}
         shards = {"student": _head(run.students[0]), "teacher": _head(run.teacher.model)}
         return {"means": means, "tokens": tokens, "evaluated": evaluated, "grads": gradients,

@@ -121,8 +121,6 @@ NOT_IN_A_CHECKPOINT = {
         "placement": "from cfg and the ranks",
         "faults": "taken in each step",
         "doing": "what is being done",
-        "stop": "signals of this process",
-        "stopping": "follows from the signals of all ranks",
     },
     "Balancer": {"config": "from cfg"},
     "Best": {},

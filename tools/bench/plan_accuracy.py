@@ -31,8 +31,8 @@ from megatron_kd.planning.setup import setup
 from megatron_kd.resolve.configuration import load_config
 from megatron_kd.resolve.recipe_files import load_recipe
 from megatron_kd.runtime.start import running_ranks
-from megatron_kd.training.attempts import train_step
 from megatron_kd.training.run_state import Run, build_run
+from megatron_kd.training.step import train_step
 from tools.bench.allocations import AllocationCounter
 
 _BENCH = (

@@ -263,7 +263,7 @@ Step = Callable[[], Any]
 @contextmanager
 def trainer_step(side: str, sizes: Sizes) -> Iterator[Step]:
     """A step of this project's trainer, on mock data."""
-    from megatron_kd.training.attempts import train_step
+    from megatron_kd.training.step import train_step
 
     with _our_run(sizes, side) as (run, batches):
         yield lambda: train_step(run, batches)

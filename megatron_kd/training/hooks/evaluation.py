@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from megatron_kd.runtime.signals import StopSignals
 from megatron_kd.runtime.together import on_rank_0
-from megatron_kd.training.evaluate import evaluate, measured
+from megatron_kd.training.held_out import evaluate
 from megatron_kd.training.hooks.hook import Hook, Loop
 from megatron_kd.training.hooks.metrics import has_record
 from megatron_kd.training.run_data import RunData
@@ -19,10 +20,11 @@ class Evaluation(Hook):
 
     Args:
         data: of the run.
+        stop: the signals of this rank.
     """
 
-    def __init__(self, data: RunData) -> None:
-        self._data = data
+    def __init__(self, data: RunData, stop: StopSignals) -> None:
+        self._data, self._stop = data, stop
 
     def before_run(self, loop: Loop) -> None:
         """Evaluate if the attempt before this one was stopped before it could."""
@@ -35,15 +37,13 @@ class Evaluation(Hook):
             self._evaluate(loop)
 
     def _evaluate(self, loop: Loop) -> None:
-        run = loop.run
-        run.doing.enter("evaluation")
-        values = {} if loop.stopping else evaluate(run, self._data.validation())
-        loop.stopping = run.stopping
-        if loop.stopping:
-            loop.owes_evaluation = True
+        loop.run.doing.enter("evaluation")
+        values = None if loop.stopping else evaluate(loop.run, self._data.validation(), self._stop)
+        if values is None:
+            loop.stopping = loop.owes_evaluation = True
             return
-        loop.evaluation = measured(run, values, training=False)
-        loop.announce(Hook.after_evaluation, loop.evaluation)
+        loop.evaluation = values
+        loop.announce(Hook.after_evaluation, values)
 
 
 def _is_due(loop: Loop) -> bool:

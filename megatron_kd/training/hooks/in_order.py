@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from megatron_kd.runtime.signals import StopSignals
 from megatron_kd.training.hooks.best import BestValidation
 from megatron_kd.training.hooks.evaluation import Evaluation
 from megatron_kd.training.hooks.hf_export import HuggingFaceExport
@@ -14,7 +15,7 @@ from megatron_kd.training.hooks.saving import Saving
 from megatron_kd.training.run_data import RunData
 
 
-def hooks_in_order(data: RunData, extra: Sequence[Hook]) -> tuple[Hook, ...]:
+def hooks_in_order(data: RunData, stop: StopSignals, extra: Sequence[Hook]) -> tuple[Hook, ...]:
     """Those that every run has, and the user's.
 
     First those that only take note of a step, then those that do something after it, whose events reach the others
@@ -26,6 +27,6 @@ def hooks_in_order(data: RunData, extra: Sequence[Hook]) -> tuple[Hook, ...]:
         BestValidation(),
         HuggingFaceExport(),
         *extra,
-        Evaluation(data),
+        Evaluation(data, stop),
         Saving(),  # last: a checkpoint holds the best validation, that of its own step included
     )

@@ -275,9 +275,9 @@ ROWS = (
         mutants=(
             Mutant(
                 "only the rank that got the signal stops",
-                "megatron_kd/training/step.py",
-                "    run.stopping = asked_to_stop > 0\n",
-                "    run.stopping = run.stop.received is not None\n",
+                "megatron_kd/training/forward_pass.py",
+                "stop_requested=asked_anywhere > 0",
+                "stop_requested=asked",
                 told="other exit codes|no answer",
             ),
             Mutant(

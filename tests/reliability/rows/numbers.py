@@ -205,7 +205,7 @@ ROWS = (
             ),
             Mutant(
                 "samples of all ranks are blamed for one's",
-                "megatron_kd/training/attempts.py",
+                "megatron_kd/training/fault_records.py",
                 "    if found:\n        return found\n",
                 "",
                 told="faults.jsonl says",
@@ -222,7 +222,7 @@ ROWS = (
         mutants=(
             Mutant(
                 "what the losses found is not looked at",
-                "megatron_kd/training/step.py",
+                "megatron_kd/training/forward_pass.py",
                 "    raise_faults([fault for fault in FAULTS if values.pop(fault)], where)\n",
                 "    raise_faults([fault for fault in FAULTS if values.pop(fault) < 0], where)\n",
                 told="the run says .*, not 'step",
@@ -241,7 +241,7 @@ ROWS = (
         mutants=(
             Mutant(
                 "a batch without tokens is divided by their number",
-                "megatron_kd/training/step.py",
+                "megatron_kd/training/forward_pass.py",
                 "value / max(tokens, 1)",
                 "value / tokens",
                 told="ZeroDivisionError",
@@ -260,16 +260,16 @@ ROWS = (
         mutants=(
             Mutant(
                 "the second attempt draws other random numbers",
-                "megatron_kd/training/attempts.py",
-                "    set_random_state(before)\n",
-                "    _ = before, set_random_state\n",
+                "megatron_kd/training/step.py",
+                "            set_random_state(before)\n",
+                "            _ = before, set_random_state\n",
                 told="other losses|other weights",
             ),
             Mutant(
                 "a fault that passed is not recorded",
-                "megatron_kd/training/attempts.py",
-                '    _record(run, run.step, "transient", first, samples)\n',
-                "    _ = first\n",
+                "megatron_kd/training/step.py",
+                "                record_transient_fault(run, first)\n",
+                "                pass\n",
                 told="faults.jsonl says",
             ),
         ),

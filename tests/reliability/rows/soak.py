@@ -167,8 +167,8 @@ ROWS = (
             ),
             Mutant(
                 "a step that is tried again draws other random numbers",
-                "megatron_kd/training/attempts.py",
-                "    set_random_state(before)\n",
+                "megatron_kd/training/step.py",
+                "            set_random_state(before)\n",
                 "",
                 told="other losses",
             ),

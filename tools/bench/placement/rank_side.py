@@ -32,8 +32,8 @@ from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.start import running_ranks
 from megatron_kd.teachers.placed import PlacedTeacher
 from megatron_kd.teachers.transfers import Exchange
-from megatron_kd.training.attempts import train_step
 from megatron_kd.training.run_state import Run, build_run
+from megatron_kd.training.step import train_step
 from tools.bench import host
 from tools.bench.placement.figures import BODY, HEAD, STUDENT, Holding, RankMemory, Side, Sizes, Spent, Traffic
 from tools.bench.rank_sets import Answers

@@ -1,0 +1,45 @@
+"""Losses and agreement with the teacher on held-out data."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+import torch
+
+from megatron_kd.distillation.objective import REPORTED
+from megatron_kd.models.micro_batch import MicroBatch
+from megatron_kd.runtime.signals import StopSignals
+from megatron_kd.training.forward_pass import Totals, forward_batch, means_of
+from megatron_kd.training.records import measured
+from megatron_kd.training.run_state import ForwardRun
+
+
+@torch.no_grad()
+def evaluate(
+    run: ForwardRun, micro_batches: Iterator[MicroBatch], stop: StopSignals | None = None
+) -> dict[str, float] | None:
+    """Mean losses over `validation.eval_iters` global batches, equal on every rank.
+
+    Args:
+        run: its weights are read, nothing is changed.
+        micro_batches: yields this rank's micro-batches, from the first validation sample on.
+        stop: the signals of this rank; None where it cannot be asked to stop.
+
+    Returns:
+        The means that this run measures, `perplexity`, and `tokens` (unmasked tokens evaluated); None where a rank
+        was asked to stop.
+    """
+    for chunk in run.chunks:
+        chunk.eval()
+    batches: list[Totals] = []
+    # One global batch at a time: a teacher elsewhere hands over what it has of one.
+    while len(batches) < run.cfg.validation.eval_iters and not any(batch.stop_requested for batch in batches):
+        batches.append(forward_batch(run, micro_batches, stop))
+    for chunk in run.chunks:
+        chunk.train()
+    if any(batch.stop_requested for batch in batches):
+        return None
+    means, tokens = means_of({name: sum(batch.sums[name] for batch in batches) for name in REPORTED})
+    values = {**means, "perplexity": math.exp(min(means["lm_loss"], 700.0)), "tokens": tokens}
+    return measured(run, values, training=False)
