@@ -107,7 +107,14 @@ WORDS = [
         "an id that is none",
         _LITERAL,
     ),
-    Word(r"\bthat (is|are) no \w+", "invalid; that is not a", "a label that is no id", _LITERAL),
+    Word(
+        r"(?<!there\s)\b(is|are|was|were) no (?!(longer|more|less|better|different)\b)\w+",
+        "is not a, invalid",
+        "a label that is no id",
+        _LITERAL,
+    ),
+    Word(r"\bunbroken\b", "uninterrupted", "the losses of the unbroken run", _LITERAL),
+    Word(r"\bin vain\b", "without success, times out", "a rank that is waited for in vain", _LITERAL),
     Word(r"\bas if nothing had been\b", "as if nothing had happened", "it runs as if nothing had been", _LITERAL),
     Word(r"\bat the (first|second|next) attempt\b", "on the ... attempt", "gone at the second attempt", _LITERAL),
     Word(
