@@ -24,7 +24,7 @@ from megatron_kd.checks.schedules import (
 from megatron_kd.checks.student_from_teacher import from_teacher_problems
 from megatron_kd.checks.weight_origins import weight_problems
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.placement.refusals import placement_problems
+from megatron_kd.placement.registry import placement_problems
 
 
 def problems(cfg: ConfigContainer, world_size: int | None = None, tokenizer_vocab_size: int | None = None) -> list[str]:

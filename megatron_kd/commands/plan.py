@@ -21,14 +21,14 @@ from megatron_kd.checks.parallel_layout import layout_problems
 from megatron_kd.checks.ranges import range_problems
 from megatron_kd.commands.arguments import add_overrides, add_recipe, config_words, too_small
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.derived import model_parallel_size, vocab_width
+from megatron_kd.config.derived import derived, model_parallel_size, vocab_width
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.kd_rules import kd_config_problems
 from megatron_kd.config.problem import line
 from megatron_kd.errors import ConfigError
+from megatron_kd.placement.workload import workload
 from megatron_kd.planning.estimate import choose
 from megatron_kd.planning.placement_table import plan_text
-from megatron_kd.planning.setup import setup
 from megatron_kd.resolve.configuration import merge, naming_flags
 from megatron_kd.resolve.recipe_files import load_recipe
 
@@ -65,9 +65,8 @@ def run(args: argparse.Namespace) -> int:
     if wrong:
         raise ConfigError(list(dict.fromkeys(wrong)))
     memory = memory_bytes(args.memory) if args.memory else _configured_memory(cfg)
-    machine = {"ranks_per_machine": args.gpus_per_machine, "device": args.device}
-    choice = choose(cfg, world_size, memory, **machine)
-    print(plan_text(setup(cfg, world_size, **machine), choice, memory), end="")
+    planned = workload(cfg, derived(cfg, world_size), ranks_per_machine=args.gpus_per_machine, device=args.device)
+    print(plan_text(planned, choose(planned, memory), memory), end="")
     return 0
 
 

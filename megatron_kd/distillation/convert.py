@@ -126,7 +126,7 @@ def _convert(
     model = mtd.convert(student, mode=[("kd_loss", settings)])
     # Set by us in the order of the pairs: ModelOpt collects them in a set, whose order differs between ranks.
     model._loss_modules = nn.ModuleDict({str(p.index): p.projection for p in pairs if p.projection is not None})
-    if teacher.strategy == "colocated":
+    if teacher.in_student_pipeline:
         # Two models in one pipeline: hidden states travel concatenated, and no language-modelling loss of the teacher.
         mtd_megatron.adjust_distillation_model_for_mcore(
             model, mtd_megatron.DistillationConfig(skip_lm_loss=kd_config.skip_lm_loss)

@@ -31,7 +31,7 @@ from megatron_kd.config.sections import CheckpointConfig
 from megatron_kd.config.values import FieldPath
 from megatron_kd.errors import ConfigError
 from megatron_kd.evaluation.saved_model import SavedModel
-from megatron_kd.placement.refusals import placement_problems
+from megatron_kd.placement.registry import placement_problems
 from megatron_kd.resolve.configuration import defaults_for, merge, naming_flags
 from megatron_kd.resolve.edits import Source
 

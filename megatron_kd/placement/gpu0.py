@@ -2,10 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
+from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
-from megatron_kd.placement.grid import TeacherGrid
+from megatron_kd.config.problem import line
+from megatron_kd.placement.grid import Grid
+from megatron_kd.placement.refusals import not_forward_only, not_hidden_states, not_whole
+from megatron_kd.placement.strategy import Strategy
+from megatron_kd.placement.workload import Workload
 
 
-def one_rank_grid(model: GPTDistillationProvider) -> TeacherGrid:
-    """One copy on one rank."""
-    return TeacherGrid(tp=1, pp=1, dp=1, first_rank=model.teacher_rank)
+class Gpu0(Strategy):
+    """One copy on one rank, which runs the whole global batch."""
+
+    name = "gpu0"
+
+    def problems(self, cfg: ConfigContainer, model: GPTDistillationProvider, world_size: int | None) -> Iterator[str]:
+        """A layout of the teacher's own, and a rank that there is not."""
+        yield from not_forward_only(cfg, model)
+        yield from not_hidden_states(model)
+        yield from not_whole(cfg, model, self.name)
+        if world_size is not None and model.teacher_rank >= world_size:
+            yield line(cfg, "model.teacher_rank", f"there are {world_size} ranks; choose one of 0 to {world_size - 1}")
+
+    def grid(self, run: Workload) -> Grid:
+        """One copy on one rank."""
+        return Grid(tp=1, pp=1, dp=1, first_rank=run.model.teacher_rank)

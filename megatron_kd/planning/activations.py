@@ -12,6 +12,7 @@ from dataclasses import dataclass
 
 from megatron_kd.config.gpt_model import WEIGHT_ONLY, GPTModelProvider
 from megatron_kd.placement.parameters import LayerSizes, layer_sizes
+from megatron_kd.placement.workload import Workload
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,11 @@ class Work:
     itemsize: int
     device: str
 
+    @classmethod
+    def of(cls, run: Workload, model: GPTModelProvider, *, sequences: int, tp: int, itemsize: int) -> Work:
+        """A micro-batch of one of the models of `run`; both read the student's tokens."""
+        return cls(sequences, run.model.seq_length, tp, model.sequence_parallel and tp > 1, itemsize, run.device)
+
     @property
     def tokens(self) -> int:
         """S B."""
@@ -51,6 +57,11 @@ class Work:
     def whole(self, width: int) -> int:
         """Bytes of [S, B, width]."""
         return self.tokens * width * self.itemsize
+
+
+def student_work(run: Workload) -> Work:
+    """One micro-batch of the student on a rank."""
+    return Work.of(run, run.model, sequences=run.micro_batch_size, tp=run.student.tp, itemsize=run.itemsize)
 
 
 def layer_kept(model: GPTModelProvider, work: Work) -> int:

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
-from megatron_kd.config.container import ConfigContainer
 from megatron_kd.errors import ConfigError
-from megatron_kd.placement.grid import TeacherGrid
-from megatron_kd.placement.refusals import STRATEGIES, Strategy, strategy_problems
-from megatron_kd.planning.flops import Flops, busiest_rank, flops_per_token, pipeline_bubble, teacher_bubble
-from megatron_kd.planning.memory import RankMemory, host_copy, rank_memories, stages_of
-from megatron_kd.planning.setup import Device, Setup, setup
+from megatron_kd.placement.grid import Grid
+from megatron_kd.placement.registry import STRATEGIES
+from megatron_kd.placement.strategy import Strategy
+from megatron_kd.placement.workload import Workload
+from megatron_kd.planning.flops import Flops, busiest_rank, flops_per_token, student_bubble, teacher_bubble
+from megatron_kd.planning.memory import RankMemory, rank_memories
+from megatron_kd.planning.scenario import Scenario
 from megatron_kd.planning.traffic import Traffic, traffic
 
 # Of a device's memory, what a plan may fill: the rest is for the allocator's gaps, communicators, the CUDA context
@@ -44,8 +46,8 @@ class Estimate:
     """One strategy.
 
     Attributes:
-        strategy: its name.
-        teacher: the layout of the teacher's body.
+        strategy: where the teacher is.
+        teacher: the ranks of the teacher's body.
         ranks: memory of one rank of each kind.
         host_copy: bytes of the teacher in a machine's host memory, outside its ranks' own.
         host_bytes_per_machine: bytes of a machine's host memory in all.
@@ -54,11 +56,11 @@ class Estimate:
         bubble, teacher_bubble: shares of the student's and the teacher's pass that stages wait for each other.
         traffic: of a step.
         seconds: a rough time of a step, to compare with.
-        cannot: why this layout cannot be served; empty if it can.
+        cannot: why the strategy does not support this layout; empty if it does.
     """
 
     strategy: Strategy
-    teacher: TeacherGrid
+    teacher: Grid
     ranks: tuple[RankMemory, ...]
     host_copy: int
     host_bytes_per_machine: int
@@ -94,78 +96,45 @@ class Choice:
     estimates: tuple[Estimate, ...]
 
 
-def estimate(
-    cfg: ConfigContainer,
-    world_size: int,
-    strategy: Strategy,
-    *,
-    ranks_per_machine: int | None = None,
-    device: Device = "cuda",
-) -> Estimate:
-    """What `strategy` needs on `world_size` ranks.
-
-    Args:
-        cfg: a distillation without `problems`; its own `model.teacher_device_strategy` is not read.
-        world_size: number of ranks.
-        strategy: where the teacher is to be.
-        ranks_per_machine: ranks that share a host; None: 8, or all if they are fewer.
-        device: what ranks compute on.
-
-    Raises:
-        InputError: there is no teacher, or the vocabulary's size is unknown.
-    """
-    return estimate_of(setup(cfg, world_size, ranks_per_machine=ranks_per_machine, device=device), strategy)
-
-
-def estimate_of(plan: Setup, strategy: Strategy) -> Estimate:
-    """The same, of resolved values."""
-    cannot = tuple(strategy_problems(plan.cfg, strategy, plan.world_size))
-    ranks = tuple(rank_memories(plan, strategy))
-    copy = host_copy(plan, strategy)
-    moved = traffic(plan, strategy)
-    on_cpu = plan.device == "cpu"
+def estimate(run: Workload, strategy: Strategy) -> Estimate:
+    """What `strategy` needs; the configuration's own `model.teacher_device_strategy` is not read."""
+    scenario = Scenario(run, strategy)
+    ranks = tuple(rank_memories(scenario))
+    host_copy, moved = strategy.host_bytes(run), traffic(scenario)
+    on_cpu = run.device == "cpu"
     return Estimate(
         strategy=strategy,
-        teacher=plan.teacher_grid(strategy),
+        teacher=scenario.grid,
         ranks=ranks,
-        host_copy=copy,
-        host_bytes_per_machine=copy + (_fullest_machine(plan, strategy) if on_cpu else 0),
-        shared_on_device=copy // plan.ranks_per_machine if on_cpu else 0,
-        flops=flops_per_token(plan),
-        bubble=pipeline_bubble(plan.student.pp, plan.chunks, plan.num_microbatches),
-        teacher_bubble=teacher_bubble(plan, strategy),
+        host_copy=host_copy,
+        host_bytes_per_machine=host_copy + (_fullest_machine(scenario, ranks) if on_cpu else 0),
+        shared_on_device=host_copy // run.ranks_per_machine if on_cpu else 0,
+        flops=flops_per_token(run),
+        bubble=student_bubble(run),
+        teacher_bubble=teacher_bubble(scenario),
         traffic=moved,
-        seconds=_seconds(plan, strategy, moved),
-        cannot=cannot,
+        seconds=_seconds(scenario, moved),
+        cannot=tuple(strategy.problems(run.cfg, run.model, run.world_size)),
     )
 
 
-def choose(
-    cfg: ConfigContainer,
-    world_size: int,
-    device_memory_bytes: float | None,
-    *,
-    ranks_per_machine: int | None = None,
-    device: Device = "cuda",
-) -> Choice:
-    """What `auto` takes: of the strategies that can serve the layout and fit, the fastest.
+def choose(run: Workload, device_memory_bytes: float | None) -> Choice:
+    """What `auto` takes: of the strategies that support the layout and fit, the fastest.
 
     Args:
-        cfg, world_size, ranks_per_machine, device: see `estimate`.
+        run: a distillation without `problems`.
         device_memory_bytes: of a rank's device; None where it is unknown, and then the number of devices decides.
 
     Raises:
-        InputError: see `estimate`; or no strategy can serve the layout.
+        ConfigError: no strategy supports the layout.
     """
-    plan = setup(cfg, world_size, ranks_per_machine=ranks_per_machine, device=device)
-    estimates = tuple(estimate_of(plan, strategy) for strategy in STRATEGIES)
+    estimates = tuple(estimate(run, strategy) for strategy in STRATEGIES)
     able = [estimate.strategy for estimate in estimates if not estimate.cannot]
     if not able:
         raise ConfigError(list(dict.fromkeys(why for estimate in estimates for why in estimate.cannot)))
     if device_memory_bytes is None:
-        wanted: Strategy = "balanced" if world_size > 1 else "cpu"
-        counted = f"{world_size} devices" if world_size > 1 else "one device"
-        strategy = wanted if wanted in able else able[0]
+        counted = f"{run.world_size} devices" if run.world_size > 1 else "one device"
+        strategy = next((one for one in able if one.for_unknown_memory(run.world_size)), able[0])
         return Choice(strategy, f"the device's memory is unknown, and there are {counted}", estimates)
     return _fastest(estimates, device_memory_bytes)
 
@@ -178,27 +147,28 @@ def _fastest(estimates: tuple[Estimate, ...], memory: float) -> Choice:
         least = min(able, key=lambda estimate: estimate.peak_bytes)
         needs = f"{least.peak_bytes / 1e9:.1f} GB"
         return Choice(least.strategy, f"none fits in {limit}; this one needs least, {needs} a rank", estimates)
-    # On equal times the order of STRATEGIES decides: fewer things that have to work together come first.
-    best = min(fitting, key=lambda estimate: (round(estimate.seconds, 9), STRATEGIES.index(estimate.strategy)))
-    others = [e.strategy for e in able if e not in fitting]
+    best = min(
+        fitting, key=lambda estimate: round(estimate.seconds, 9)
+    )  # of equals the first, as strategies are listed
+    others = [e.strategy.name for e in able if e not in fitting]
     left_out = f"; {', '.join(others)} would not fit" if others else ""
     reason = f"the fastest of those that fit in {limit} of a rank's memory{left_out}"
     return Choice(best.strategy, reason, estimates)
 
 
-def _seconds(plan: Setup, strategy: Strategy, moved: Traffic) -> float:
+def _seconds(scenario: Scenario, moved: Traffic) -> float:
     """Work and traffic one after the other. Tensor parallelism stays in a machine, as does all if there is one."""
-    speeds = SPEEDS[plan.device]
-    links = speeds.machine if plan.machines == 1 else speeds.links
-    seconds = busiest_rank(plan, strategy) / speeds.operations
+    speeds = SPEEDS[scenario.run.device]
+    links = speeds.machine if scenario.run.machines == 1 else speeds.links
+    seconds = busiest_rank(scenario) / speeds.operations
     seconds += moved.tensor_parallel / speeds.machine + (moved.total - moved.tensor_parallel) / links
     return seconds + moved.streamed / speeds.host
 
 
-def _fullest_machine(plan: Setup, strategy: Strategy) -> int:
-    """Bytes of all ranks of the machine that needs most."""
-    totals = {(m.student_stage, m.teacher_stage): m.peak.total for m in rank_memories(plan, strategy)}
-    sums = [0] * plan.machines
-    for rank in range(plan.world_size):
-        sums[rank // plan.ranks_per_machine] += totals[stages_of(plan, strategy, rank)]
+def _fullest_machine(scenario: Scenario, ranks: Sequence[RankMemory]) -> int:
+    """Bytes of all ranks of the machine that needs most; `ranks` has one of each kind."""
+    totals = {(m.student_stage, m.teacher_stage): m.peak.total for m in ranks}
+    sums = [0] * scenario.run.machines
+    for rank in range(scenario.run.world_size):
+        sums[rank // scenario.run.ranks_per_machine] += totals[scenario.stages(rank)]
     return max(sums)

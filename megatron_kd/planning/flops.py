@@ -10,10 +10,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_kd.config.gpt_model import GPTModelProvider
-from megatron_kd.placement.grid import TeacherGrid
 from megatron_kd.placement.parameters import layer_sizes, shard_parameters
-from megatron_kd.placement.refusals import Strategy
-from megatron_kd.planning.setup import Setup
+from megatron_kd.placement.workload import Workload
+from megatron_kd.planning.scenario import Scenario
 
 
 @dataclass(frozen=True)
@@ -38,14 +37,14 @@ class Flops:
         return self.teacher + self.student + self.recompute + self.attention
 
 
-def flops_per_token(plan: Setup) -> Flops:
+def flops_per_token(run: Workload) -> Flops:
     """Operations of a token of training; they do not depend on where the teacher is."""
-    student, teacher = plan.model, plan.teacher
-    twice = recomputed_share(student, plan.student.pp * plan.chunks)
+    student, teacher = run.model, run.teacher
+    twice = recomputed_share(student, run.student.pp * run.chunks)
     attention_again = 1.0 if student.recompute_granularity == "selective" else twice
     return Flops(
-        teacher=2 * _matrix_weights(teacher, plan.padded_vocab_size),
-        student=6 * _matrix_weights(student, plan.padded_vocab_size),
+        teacher=2 * _matrix_weights(teacher, run.padded_vocab_size),
+        student=6 * _matrix_weights(student, run.padded_vocab_size),
         recompute=2 * twice * _layer_weights(student),
         attention=attention_flops(teacher) + (3 + attention_again) * attention_flops(student),
     )
@@ -67,27 +66,30 @@ def recomputed_share(model: GPTModelProvider, parts: int) -> float:
 
 def pipeline_bubble(stages: int, chunks: int, num_microbatches: int) -> float:
     """The share of a pass that a pipeline's stages wait for each other (Narayanan et al. 2021, arXiv:2104.04473)."""
-    return (stages - 1) / (num_microbatches * chunks + stages - 1)
+    return (stages - 1) / (num_microbatches * chunks + stages - 1) if stages > 1 else 0.0
 
 
-def teacher_bubble(plan: Setup, strategy: Strategy) -> float:
+def student_bubble(run: Workload) -> float:
+    """The same for the student's pipeline."""
+    return pipeline_bubble(run.student.pp, run.chunks, run.num_microbatches)
+
+
+def teacher_bubble(scenario: Scenario) -> float:
     """The same for the teacher's own pass; in the student's pipeline, the student's."""
-    grid = plan.teacher_grid(strategy)
-    if strategy == "colocated":
-        return pipeline_bubble(grid.pp, plan.chunks, plan.num_microbatches)
-    return pipeline_bubble(grid.pp, 1, plan.forwards_a_round(strategy))
+    if scenario.strategy.in_student_pipeline:
+        return student_bubble(scenario.run)
+    return pipeline_bubble(scenario.grid.pp, 1, scenario.forwards_a_round)
 
 
-def busiest_rank(plan: Setup, strategy: Strategy) -> float:
+def busiest_rank(scenario: Scenario) -> float:
     """Operations that fit in the time of a step on the rank that has most to do, waiting for other stages included."""
-    flops, tokens = flops_per_token(plan), plan.tokens_per_step
-    teacher_attention = attention_flops(plan.teacher)
-    student = (flops.total - flops.teacher - teacher_attention) * tokens / plan.world_size
-    student /= 1 - pipeline_bubble(plan.student.pp, plan.chunks, plan.num_microbatches)
-    grid: TeacherGrid = plan.teacher_grid(strategy)
-    sequences = plan.teacher_sequences(strategy) * plan.model.seq_length
-    teacher = (flops.teacher + teacher_attention) * sequences / (grid.tp * grid.pp)
-    return student + teacher / (1 - teacher_bubble(plan, strategy))
+    run, grid = scenario.run, scenario.grid
+    flops, teacher_attention = flops_per_token(run), attention_flops(run.teacher)
+    student = (flops.total - flops.teacher - teacher_attention) * run.tokens_per_step / run.world_size
+    student /= 1 - student_bubble(run)
+    tokens = scenario.teacher_sequences * run.model.seq_length
+    teacher = (flops.teacher + teacher_attention) * tokens / (grid.tp * grid.pp)
+    return student + teacher / (1 - teacher_bubble(scenario))
 
 
 def _matrix_weights(model: GPTModelProvider, padded_vocab_size: int) -> int:

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from megatron_kd.config.kd_config import why_materialised
 from megatron_kd.losses.kinds import TEMPORARIES
 from megatron_kd.losses.sizes import BLOCK_BYTES, chunk_rows, tile_bytes, tile_rows
-from megatron_kd.planning.activations import Work
-from megatron_kd.planning.setup import Setup
+from megatron_kd.placement.workload import Workload
+from megatron_kd.planning.activations import Work, student_work
 
 _TOKEN_STATISTICS = 120  # bytes a token of float64 sums, factors and labels
 
@@ -30,75 +30,75 @@ class LossMemory:
     lasting: int = 0
 
 
-def logits_loss(plan: Setup) -> LossMemory:
+def logits_loss(run: Workload) -> LossMemory:
     """The logit loss of one micro-batch, with its language-modelling loss."""
-    work = plan.student_work
-    return _materialised(plan, work) if why_materialised(plan.model.kd_config) else _fused(plan, work)
+    work = student_work(run)
+    return _materialised(run, work) if why_materialised(run.model.kd_config) else _fused(run, work)
 
 
-def pair_kept(plan: Setup) -> int:
+def pair_kept(run: Workload) -> int:
     """What the loss of one layer pair keeps for its backward beside both models' hidden states."""
-    work, width = plan.student_work, plan.teacher.hidden_size
+    work, width = student_work(run), run.teacher.hidden_size
     elements = work.held_tokens * width
     kept = 4 * elements * (1 if work.itemsize == 4 else 2)  # the normalised teacher, and the student as float32
-    if plan.model.hidden_size != width:
+    if run.model.hidden_size != width:
         kept += elements * work.itemsize  # projected
     return kept
 
 
-def pair_working(plan: Setup) -> int:
+def pair_working(run: Workload) -> int:
     """What the loss of one layer pair needs for a moment: three float32 copies."""
-    return 3 * 4 * plan.student_work.held_tokens * plan.teacher.hidden_size
+    return 3 * 4 * student_work(run).held_tokens * run.teacher.hidden_size
 
 
-def _fused(plan: Setup, work: Work) -> LossMemory:
-    width = plan.padded_vocab_size // work.tp
-    hidden, teacher = plan.model.hidden_size, plan.teacher.hidden_size
+def _fused(run: Workload, work: Work) -> LossMemory:
+    width = run.padded_vocab_size // work.tp
+    hidden, teacher = run.model.hidden_size, run.teacher.hidden_size
     matrix, tokens = width * hidden, work.tokens
-    gathered = tokens * (hidden * work.itemsize + teacher * plan.teacher_itemsize) if work.sequence_parallel else 0
+    gathered = tokens * (hidden * work.itemsize + teacher * run.teacher_itemsize) if work.sequence_parallel else 0
     own_gradients = 4 * matrix + work.whole(hidden)  # the head's, in float32, and the hidden states'
     statistics = _TOKEN_STATISTICS * tokens
-    forward = own_gradients + gathered + statistics + _chunks(plan, work, width)
+    forward = own_gradients + gathered + statistics + _chunks(run, work, width)
     # The head's gradient is added to the buffer; autograd is handed a dummy of the weight's type.
     dummy = matrix * work.itemsize
     backward = own_gradients + dummy + work.whole(hidden)
-    tied = plan.model.share_embeddings_and_output_weights and plan.student.pp == 1
+    tied = run.model.share_embeddings_and_output_weights and run.student.pp == 1
     lasting = 4 * matrix
     return LossMemory(forward, backward, lasting + work.hidden(hidden) + (dummy if tied else 0), lasting)
 
 
-def _chunks(plan: Setup, work: Work, width: int) -> int:
+def _chunks(run: Workload, work: Work, width: int) -> int:
     """Logits of a chunk of both models, and what is larger: the buffers of a tile, or those of the matrix products."""
     chunk = min(chunk_rows(width, work.device), work.tokens)
     tile = min(chunk, tile_rows(width, work.device))
     on_cpu = work.device == "cpu"
     item = 4 if on_cpu else work.itemsize
-    logits = chunk * width * (item + (4 if on_cpu else plan.teacher_itemsize))
+    logits = chunk * width * (item + (4 if on_cpu else run.teacher_itemsize))
     # Exponentials, the LM loss's logits, a copy of logits that are not float32 themselves, and temporaries.
-    copies = 0 if on_cpu else (work.itemsize < 4) + (plan.teacher_itemsize < 4)
-    kd = plan.model.kd_config
+    copies = 0 if on_cpu else (work.itemsize < 4) + (run.teacher_itemsize < 4)
+    kd = run.model.kd_config
     buffers = 4 * tile * width * ((1 if kd.skip_lm_loss else 2) + copies + TEMPORARIES[kd.logits_loss_kind])
     # The student's hidden states of the chunk.
-    cast = 4 * chunk * plan.model.hidden_size if on_cpu and work.itemsize < 4 else 0
-    return logits + cast + max(buffers, _products(plan, work, width, chunk))
+    cast = 4 * chunk * run.model.hidden_size if on_cpu and work.itemsize < 4 else 0
+    return logits + cast + max(buffers, _products(run, work, width, chunk))
 
 
-def _products(plan: Setup, work: Work, width: int, chunk: int) -> int:
+def _products(run: Workload, work: Work, width: int, chunk: int) -> int:
     """What low precision needs beside logits: on a CPU to cast the heads, on a GPU to add up the head's gradient."""
-    hidden, teacher = plan.model.hidden_size, plan.teacher.hidden_size
+    hidden, teacher = run.model.hidden_size, run.teacher.hidden_size
     if work.device != "cpu":
         return width * hidden * work.itemsize if work.itemsize < 4 else 0
     needs = [0]
-    for size, itemsize in ((hidden, work.itemsize), (teacher, plan.teacher_itemsize)):
+    for size, itemsize in ((hidden, work.itemsize), (teacher, run.teacher_itemsize)):
         if itemsize < 4:  # a block of the head, and the hidden states of the chunk or their gradient
             needs.append(min(BLOCK_BYTES, 4 * width * size) + 4 * chunk * size)
     return max(needs)
 
 
-def _materialised(plan: Setup, work: Work) -> LossMemory:
+def _materialised(run: Workload, work: Work) -> LossMemory:
     """Both models' logits, and in the backward the gradient of the student's, or one for each loss in training."""
-    width, kd = plan.padded_vocab_size // work.tp, plan.model.kd_config
-    student, teacher = work.whole(width), work.tokens * width * plan.teacher_itemsize
+    width, kd = run.padded_vocab_size // work.tp, run.model.kd_config
+    student, teacher = work.whole(width), work.tokens * width * run.teacher_itemsize
     tile_buffers = 3 + TEMPORARIES[kd.logits_loss_kind]
     working = tile_buffers * max(tile_bytes(work.device), 4 * width) + _TOKEN_STATISTICS * work.tokens
     held = student if kd.logit_kl_topk else student + teacher  # the teacher's top k have been picked by then

@@ -6,21 +6,21 @@ from collections.abc import Callable, Sequence
 
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.placement.parameters import shard_parameters
+from megatron_kd.placement.workload import Workload
 from megatron_kd.planning.estimate import USABLE, Choice, Estimate
 from megatron_kd.planning.memory import PARTS
-from megatron_kd.planning.setup import Setup
 
 GB, MB = 1e9, 1e6
 
 
-def plan_text(plan: Setup, choice: Choice, device_memory_bytes: float | None) -> str:
+def plan_text(run: Workload, choice: Choice, device_memory_bytes: float | None) -> str:
     """What `megatron-kd plan` prints."""
     blocks = [
-        _heading(plan),
+        _heading(run),
         _grid(_rows(choice.estimates, device_memory_bytes)),
         _work(choice.estimates[0]),
-        *(f"{e.strategy} cannot serve this: {'; '.join(e.cannot)}" for e in choice.estimates if e.cannot),
-        f"auto takes {choice.strategy}: {choice.reason}",
+        *(f"{e.strategy.name} does not support this: {'; '.join(e.cannot)}" for e in choice.estimates if e.cannot),
+        f"auto takes {choice.strategy.name}: {choice.reason}",
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -30,14 +30,14 @@ def memory_table(estimates: Sequence[Estimate], device_memory_bytes: float | Non
     return _grid(_rows(estimates, device_memory_bytes))
 
 
-def _heading(plan: Setup) -> str:
-    cfg, width = plan.cfg, plan.padded_vocab_size
-    teacher, student = (_billions(model, width) for model in (plan.teacher, plan.model))
+def _heading(run: Workload) -> str:
+    cfg, width = run.cfg, run.padded_vocab_size
+    teacher, student = (_billions(model, width) for model in (run.teacher, run.model))
     return (
-        f"{teacher} -> {student} on {plan.world_size} {'GPUs' if plan.device == 'cuda' else 'CPU ranks'}, "
-        f"{plan.ranks_per_machine} a machine; student {plan.student}, {cfg.mixed_precision.precision}\n"
-        f"a step: {plan.global_batch_size} sequences of {plan.model.seq_length} tokens, "
-        f"{plan.num_microbatches} micro-batch{'' if plan.num_microbatches == 1 else 'es'} "
+        f"{teacher} -> {student} on {run.world_size} {'GPUs' if run.device == 'cuda' else 'CPU ranks'}, "
+        f"{run.ranks_per_machine} a machine; student {run.student}, {cfg.mixed_precision.precision}\n"
+        f"a step: {run.global_batch_size} sequences of {run.model.seq_length} tokens, "
+        f"{run.num_microbatches} micro-batch{'' if run.num_microbatches == 1 else 'es'} "
         f"of {cfg.train.micro_batch_size} a rank"
     )
 
@@ -49,7 +49,7 @@ def _billions(model: GPTModelProvider, width: int) -> str:
 
 def _rows(estimates: Sequence[Estimate], memory: float | None) -> list[list[str]]:
     unit, amount = _unit(max(e.peak_bytes for e in estimates))
-    rows = [["", *(e.strategy for e in estimates)], ["teacher's body", *(str(e.teacher) for e in estimates)]]
+    rows = [["", *(e.strategy.name for e in estimates)], ["teacher's body", *(str(e.teacher) for e in estimates)]]
     rows.append([f"largest rank at its peak, {unit}", *("" for _ in estimates)])
     rows += [[f"  {part}", *(amount(e.largest.peak.parts[part]) for e in estimates)] for part in PARTS]
     if any(e.shared_on_device for e in estimates):

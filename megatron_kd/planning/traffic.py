@@ -8,13 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_kd.config.gpt_model import GPTModelProvider
-from megatron_kd.placement.parameters import shard_parameters
-from megatron_kd.placement.refusals import Strategy
+from megatron_kd.placement.workload import Workload
 from megatron_kd.planning.flops import recomputed_share
-from megatron_kd.planning.memory import body_bytes, gradient_itemsize, trained_parameters
-from megatron_kd.planning.pairs import delivered_layers
-from megatron_kd.planning.setup import Setup
+from megatron_kd.planning.scenario import Scenario
+from megatron_kd.planning.student_memory import gradient_itemsize, trained_parameters
 
 
 @dataclass(frozen=True)
@@ -43,73 +40,48 @@ class Traffic:
         return self.tensor_parallel + self.pipeline + self.data_parallel + self.hand_over
 
 
-def traffic(plan: Setup, strategy: Strategy) -> Traffic:
+def traffic(scenario: Scenario) -> Traffic:
     """The traffic of one step."""
-    placed = strategy != "colocated"
+    run, strategy = scenario.run, scenario.strategy
+    handed_over = strategy.handed_over_bytes(run)
+    logits = run.tokens_per_step * run.padded_vocab_size * run.teacher_itemsize / run.world_size
     return Traffic(
-        tensor_parallel=_tensor_parallel(plan, strategy),
-        pipeline=_pipeline(plan, strategy),
-        data_parallel=_data_parallel(plan),
-        hand_over=_hand_over(plan) if placed else 0.0,
-        as_logits=plan.tokens_per_step * plan.padded_vocab_size * plan.teacher_itemsize / plan.world_size
-        if placed
-        else 0.0,
-        streamed=_streamed(plan, strategy),
+        tensor_parallel=_tensor_parallel(scenario),
+        pipeline=_pipeline(scenario),
+        data_parallel=_data_parallel(run),
+        hand_over=handed_over,
+        as_logits=logits if handed_over else 0.0,
+        streamed=strategy.streamed_bytes(run),
     )
 
 
-def _tensor_parallel(plan: Setup, strategy: Strategy) -> float:
+def _tensor_parallel(scenario: Scenario) -> float:
     """Two all-reduces a layer and direction, and one each at embedding and head; as much with sequence parallelism."""
-    layers = plan.model.num_layers
-    passes = 4 * layers + 2 * recomputed_share(plan.model, plan.student.pp * plan.chunks) * layers + 2
-    student = passes * _ring(plan.student.tp, 2) * _hidden_a_step(plan, plan.model, plan.itemsize)
-    tp = plan.teacher_grid(strategy).tp
-    teacher = 2 * plan.teacher.num_layers * _ring(tp, 2) * _hidden_a_step(plan, plan.teacher, plan.teacher_itemsize)
-    return student * plan.student.tp / plan.world_size + teacher * tp / plan.world_size
+    run, layers = scenario.run, scenario.run.model.num_layers
+    passes = 4 * layers + 2 * recomputed_share(run.model, run.student.pp * run.chunks) * layers + 2
+    student = passes * _ring(run.student.tp, 2) * run.student_hidden_bytes
+    tp = scenario.grid.tp
+    teacher = 2 * run.teacher.num_layers * _ring(tp, 2) * run.teacher_hidden_bytes
+    return student * run.student.tp / run.world_size + teacher * tp / run.world_size
 
 
-def _pipeline(plan: Setup, strategy: Strategy) -> float:
-    """Between neighbouring stages: the student's both ways, the teacher's forward; joined under `colocated`."""
-    borders = plan.student.pp * plan.chunks - 1
-    hidden = _hidden_a_step(plan, plan.model, plan.itemsize)
-    teacher = _hidden_a_step(plan, plan.teacher, plan.teacher_itemsize)
-    if strategy == "colocated":
-        return 2 * borders * (hidden + teacher) * _copies(plan) / plan.world_size
-    grid = plan.teacher_grid(strategy)
-    sent = 2 * borders * hidden * _copies(plan) + (grid.pp - 1) * teacher * grid.tp
-    return sent / plan.world_size
+def _pipeline(scenario: Scenario) -> float:
+    """Between neighbouring stages: the student's both ways, the teacher's forward; joined in the student's pipeline."""
+    run, grid = scenario.run, scenario.grid
+    borders = run.student.pp * run.chunks - 1
+    student, teacher = run.student_hidden_bytes, run.teacher_hidden_bytes
+    if scenario.strategy.in_student_pipeline:
+        return 2 * borders * (student + teacher) * run.receivers / run.world_size
+    sent = 2 * borders * student * run.receivers + (grid.pp - 1) * teacher * grid.tp
+    return sent / run.world_size
 
 
-def _data_parallel(plan: Setup) -> float:
-    dp, stages = plan.student.dp, plan.student.pp
-    parameters = sum(trained_parameters(plan, stage) for stage in range(stages)) / stages
-    if plan.distributed_optimizer:
-        return _ring(dp, 1) * parameters * (gradient_itemsize(plan) + plan.itemsize)
-    return _ring(dp, 2) * parameters * gradient_itemsize(plan)
-
-
-def _hand_over(plan: Setup) -> float:
-    """Each shard of the student gets all positions, or its part of them under sequence parallelism."""
-    layers = sum(len(delivered_layers(plan, stage)) for stage in range(plan.student.pp))
-    return layers * _hidden_a_step(plan, plan.teacher, plan.teacher_itemsize) * _copies(plan) / plan.world_size
-
-
-def _streamed(plan: Setup, strategy: Strategy) -> float:
-    """All layers of the body, once a micro-batch of the teacher."""
-    if strategy != "cpu" or plan.device == "cpu":
-        return 0.0
-    shard = shard_parameters(plan.teacher, padded_vocab_size=plan.padded_vocab_size)
-    forwards = -(-plan.teacher_sequences(strategy) // plan.teacher_micro_batch_size)
-    return float(forwards * (body_bytes(plan, shard) - shard.embedding * plan.teacher_itemsize))
-
-
-def _copies(plan: Setup) -> int:
-    """How often a shard group of the student receives the same hidden states."""
-    return 1 if plan.model.sequence_parallel else plan.student.tp
-
-
-def _hidden_a_step(plan: Setup, model: GPTModelProvider, itemsize: int) -> float:
-    return float(plan.tokens_per_step * model.hidden_size * itemsize)
+def _data_parallel(run: Workload) -> float:
+    dp, stages = run.student.dp, run.student.pp
+    parameters = sum(trained_parameters(run, stage) for stage in range(stages)) / stages
+    if run.cfg.ddp.use_distributed_optimizer:
+        return _ring(dp, 1) * parameters * (gradient_itemsize(run) + run.itemsize)
+    return _ring(dp, 2) * parameters * gradient_itemsize(run)
 
 
 def _ring(ranks: int, times: int) -> float:

@@ -19,6 +19,7 @@ from megatron_kd.config.text_files import is_text_file
 from megatron_kd.config.values import FieldPath, show
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.architecture import is_huggingface_folder
+from megatron_kd.placement.registry import CHOICES
 from megatron_kd.resolve.edits import Edit, Source
 
 # Options that are no fields. `joined` has to know that they take a value.
@@ -91,7 +92,7 @@ FLAGS = (
          "the teacher's weights: a checkpoint, `checkpoints` or run folder of megatron_kd, or a Hugging Face folder",
          _teacher),
     Flag("--teacher_device_strategy", "NAME", f"`{_STRATEGY}`",
-         "where the teacher lives: auto, colocated, balanced, gpu0 or cpu", _field(_STRATEGY)),
+         f"where the teacher lives: {', '.join(CHOICES[:-1])} or {CHOICES[-1]}", _field(_STRATEGY)),
     Flag("--teacher_on_cpu", None, f"`{_STRATEGY}=cpu`", "keep the teacher in host memory",
          _fixed(model__teacher_device_strategy="cpu")),
     Flag("--balance_teacher", None, f"`{_STRATEGY}=balanced`", "spread the teacher over all ranks",

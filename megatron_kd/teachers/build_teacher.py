@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import replace
 
 import torch
@@ -12,38 +11,36 @@ from torch import Tensor, nn
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
-from megatron_kd.config.stages import LayerPlace
 from megatron_kd.models.build_gpt import DTYPES, ModelShard, build_body
 from megatron_kd.models.gpt import DistillableGPTModel
-from megatron_kd.placement.rounds import micro_batches_a_round
-from megatron_kd.placement.strategies import placed_grid
+from megatron_kd.placement.strategy import Strategy
+from megatron_kd.placement.wanted import Readers, read_on, wanted_layers
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.together import from_all, raised_together
 from megatron_kd.teachers.body import TeacherBody
-from megatron_kd.teachers.colocated import ColocatedTeacher
 from megatron_kd.teachers.fill import fill, writer
 from megatron_kd.teachers.handover import Handover
 from megatron_kd.teachers.head import TeacherHead, empty_head, head_shard
+from megatron_kd.teachers.in_pipeline import ColocatedTeacher
 from megatron_kd.teachers.placed import PlacedTeacher
 from megatron_kd.teachers.protocol import Teacher
 from megatron_kd.teachers.proxy import TeacherProxy
 from megatron_kd.teachers.shared_memory import is_first_of_machine, shared_tensors
 from megatron_kd.teachers.streaming import must_stream, stream_layers
-from megatron_kd.teachers.teacher_layout import create_teacher_layout
+from megatron_kd.teachers.teacher_layout import create_teacher_layout, running_workload
 from megatron_kd.teachers.transfers import Exchange, StudentRank
 from megatron_kd.teachers.transport import GroupTransport
-from megatron_kd.teachers.wanted import local_names, readers, wanted_layers
 
 
 def build_teacher(
-    cfg: ConfigContainer, model: GPTDistillationProvider, derived: Derived, layout: Layout, strategy: str
+    cfg: ConfigContainer, model: GPTDistillationProvider, derived: Derived, layout: Layout, strategy: Strategy
 ) -> Teacher:
-    """Build `model.teacher` under a strategy that can serve the run. Every rank must call this.
+    """Build `model.teacher` under a strategy that supports the run. Every rank must call this.
 
     Raises:
         InputError: weights that do not fit, a layer that does not exist, or no room; on every rank.
     """
-    if strategy == "colocated":
+    if strategy.in_student_pipeline:
         return ColocatedTeacher(_whole(cfg, model, derived, layout), layout)
     return _placed(cfg, model, derived, layout, strategy)
 
@@ -64,24 +61,21 @@ def _whole(
 
 
 def _placed(
-    cfg: ConfigContainer, model: GPTDistillationProvider, derived: Derived, layout: Layout, strategy: str
+    cfg: ConfigContainer, model: GPTDistillationProvider, derived: Derived, layout: Layout, strategy: Strategy
 ) -> PlacedTeacher:
-    provider, in_host_memory = model.teacher, strategy == "cpu"
-    shared = in_host_memory and model.share_teacher
+    provider, run = model.teacher, running_workload(cfg, derived, layout)
+    shared = strategy.in_host_memory and model.share_teacher
     dtype = DTYPES[derived.teacher_dtype or derived.student_dtype]
-    ranks_per_machine = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
-    grid = placed_grid(model, strategy, layout.world_size, ranks_per_machine, derived.padded_vocab_size)
-    read = readers(model.kd_config, model, layout)
-    wanted = wanted_layers(read, provider, grid)
-    rows, teacher_rows = cfg.train.micro_batch_size, model.teacher_micro_batch_size or cfg.train.micro_batch_size
-    a_round = micro_batches_a_round(derived.num_microbatches, rows * layout.dp.size, grid.dp, teacher_rows, grid.pp)
+    grid = strategy.grid(run)
+    wanted = wanted_layers(run.readers, provider.num_layers, grid)
+    a_round = run.micro_batches_a_round(grid)
     exchange = Exchange(
         grid=grid,
         students=_students(layout),
         layers=wanted,
         num_microbatches=a_round,
-        micro_batch_size=rows,
-        teacher_micro_batch_size=teacher_rows,
+        micro_batch_size=run.micro_batch_size,
+        teacher_micro_batch_size=run.teacher_micro_batch_size,
         seq_length=model.seq_length,
         student_shards=layout.tp.size if model.sequence_parallel else 1,
         teacher_shards=grid.tp if provider.sequence_parallel and grid.tp > 1 else 1,
@@ -89,7 +83,7 @@ def _placed(
     teacher_layout = create_teacher_layout(grid, layout)
     body_model = None
     if teacher_layout is not None:
-        memory = torch.device("cpu") if in_host_memory else layout.device
+        memory = torch.device("cpu") if strategy.in_host_memory else layout.device
         body_model = _body(model, derived, teacher_layout, memory, shared=shared)
     head = _empty_head(model, derived, layout) if layout.is_last_stage else None
     mine = body_model if not shared or is_first_of_machine(layout.world) else None
@@ -97,13 +91,13 @@ def _placed(
     dist.barrier(layout.world.group)  # nobody reads shared memory before it is filled
     body = None
     with raised_together():
-        if body_model is not None and in_host_memory and must_stream(layout.device):
+        if body_model is not None and strategy.in_host_memory and must_stream(layout.device):
             stream_layers(body_model, layout.device)
         if body_model is not None and teacher_layout is not None:
             body = TeacherBody(
                 body_model,
                 teacher_layout,
-                local_names(wanted, provider, grid, teacher_layout.pp.rank),
+                {layer.name: layer.local_name for layer in wanted if layer.teacher_stage == teacher_layout.pp.rank},
                 seq_length=model.seq_length,
                 micro_batch_size=exchange.teacher_micro_batch_size,
                 packed=cfg.dataset.packed_sequence,
@@ -116,8 +110,8 @@ def _placed(
     teacher_head = None
     if head is not None:
         teacher_head = TeacherHead(head, _vocab_size(derived), layout, model.sequence_parallel)
-    proxies = _proxies(read, layout, teacher_head, provider.hidden_size)
-    return PlacedTeacher(strategy, body, proxies, rounds, layout)
+    proxies = _proxies(run.readers, layout, teacher_head, provider.hidden_size)
+    return PlacedTeacher(strategy.name, body, proxies, rounds, layout)
 
 
 def _vocab_size(derived: Derived) -> int:
@@ -172,14 +166,9 @@ def _fill(
     fill(body, heads, writer(cfg, provider, _vocab_size(derived)), int8_layers=int8_layers)
 
 
-def _proxies(
-    read: dict[str, set[LayerPlace]], layout: Layout, head: TeacherHead | None, hidden_size: int
-) -> dict[int, TeacherProxy]:
+def _proxies(read: Readers, layout: Layout, head: TeacherHead | None, hidden_size: int) -> dict[int, TeacherProxy]:
     proxies = {}
     for chunk in range(layout.chunks):
-        here = sorted(
-            name for name, places in read.items() if any((p.stage, p.chunk) == (layout.pp.rank, chunk) for p in places)
-        )
-        if here:
+        if here := read_on(read, layout.pp.rank, chunk):
             proxies[chunk] = TeacherProxy(here, head if chunk == layout.chunks - 1 else None, hidden_size)
     return proxies

@@ -1,16 +1,31 @@
-"""The process groups of a teacher that has a parallel layout of its own."""
+"""The ranks that are running: the workload they share, and the process groups of a teacher with its own layout."""
 
 from __future__ import annotations
+
+import os
 
 import torch.distributed as dist
 from megatron.core.hyper_comm_grid import HyperCommGrid
 from megatron.core.process_groups_config import ProcessGroupCollection
 
-from megatron_kd.placement.grid import TeacherGrid
+from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.derived import Derived
+from megatron_kd.placement.grid import Grid
+from megatron_kd.placement.workload import Workload, workload
 from megatron_kd.runtime.layout import Axis, Layout
 
 
-def create_teacher_layout(grid: TeacherGrid, student: Layout) -> Layout | None:
+def running_workload(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Workload:
+    """The distillation of `cfg` on the ranks that are running, whose student has `layout`."""
+    return workload(
+        cfg,
+        derived,
+        ranks_per_machine=int(os.environ.get("LOCAL_WORLD_SIZE", "1")),
+        device="cuda" if layout.device.type == "cuda" else "cpu",
+    )
+
+
+def create_teacher_layout(grid: Grid, student: Layout) -> Layout | None:
     """Make the process groups of a teacher in the student's world, each rank of which must call this.
 
     Returns:

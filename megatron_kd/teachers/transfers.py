@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 
-from megatron_kd.placement.grid import TeacherGrid
+from megatron_kd.placement.grid import Grid
+from megatron_kd.placement.wanted import WantedLayer
 
 
 @dataclass(frozen=True)
@@ -63,15 +64,6 @@ class Piece:
 
 
 @dataclass(frozen=True)
-class WantedLayer:
-    """A teacher layer whose output the student's losses read, and the student's stages where they do."""
-
-    name: str
-    teacher_stage: int
-    student_stages: frozenset[int]
-
-
-@dataclass(frozen=True)
 class Exchange:
     """One global batch: its shape, the two layouts, and what travels.
 
@@ -86,7 +78,7 @@ class Exchange:
             1 where every rank holds it whole.
     """
 
-    grid: TeacherGrid
+    grid: Grid
     students: tuple[StudentRank, ...]
     layers: tuple[WantedLayer, ...]
     num_microbatches: int

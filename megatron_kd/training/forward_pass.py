@@ -143,7 +143,7 @@ def _loss(run: ForwardRun, loss_mask_BS: Tensor, output: Tensor) -> LossResult:
 
 def _joint_shapes(run: ForwardRun, shape: dict[str, int]) -> Any:
     # Under pipeline parallelism, ModelOpt sends the hidden states of student and teacher concatenated.
-    if run.teacher is None or not run.teacher.in_student_pipeline:
+    if run.teacher is None or not run.teacher.in_student_pipeline or run.layout.pp.size == 1:
         return None
     return mtd_megatron.get_tensor_shapes_adjust_fn_for_distillation(
         run.chunks, decoder_seq_length=shape["seq_length"], **shape

@@ -30,7 +30,7 @@ def _of_the_losses(run: Run) -> list[str]:
         return []
     lines = list[str]()
     if run.placement is not None:
-        lines += [*run.placement.lines, f"teacher: {run.placement.strategy}"]
+        lines += [*run.placement.lines, f"teacher: {run.placement.strategy.name}"]
     reason = why_materialised(kd)
     lines.append(f"logit loss: materialised, since {reason}" if reason else "logit loss: fused, without logits")
     lines += _shared_ids(run.cfg, run.derived)

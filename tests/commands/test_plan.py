@@ -27,7 +27,7 @@ def test_a_large_run_is_planned_without_weights_data_or_torch() -> None:
     assert result.stdout.startswith("70.6 B -> 8.0 B on 64 GPUs, 8 a machine; student TP 2 x PP 1 x DP 32, bf16\n")
     for words_of_row in (*PARTS, "host memory a machine", "pipeline bubble", "fits in 90% of 80 GB", "2 N_t"):
         assert words_of_row in result.stdout
-    assert "colocated cannot serve this: model.tensor_model_parallel_size=2" in result.stdout
+    assert "colocated does not support this: model.tensor_model_parallel_size=2" in result.stdout
     assert "auto takes balanced: the fastest of those that fit" in result.stdout
 
 

@@ -97,7 +97,7 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({"model.teacher.num_layers": 5, **pp(2)}, ["model.teacher.num_layers=5", BOTH_PP[1] + "=2"]),
     ({"model.pipeline_model_parallel_size": 2} | COLOCATED, [BOTH_PP[0] + "=2", BOTH_PP[1] + "=1", "layout"]),
     ({"model.virtual_pipeline_model_parallel_size": 2, **pp(2)} | COLOCATED,
-     ["model.virtual_pipeline_model_parallel_size=2", "ModelOpt's pipeline mechanism cannot serve"]),
+     ["model.virtual_pipeline_model_parallel_size=2", "ModelOpt's pipeline mechanism does not support"]),
     # batch
     ({"train.train_iters": None}, ["train.train_iters=null", "train.num_epochs=null", "set one"]),
     ({"train.num_epochs": 2.0}, ["train.num_epochs=2.0, dataset.mock=true", "no epochs"]),

@@ -13,7 +13,7 @@ from megatron_kd.config.kd_config import why_materialised
 from megatron_kd.losses import sizes
 from megatron_kd.losses.keywords import fused_linear_divergence
 from megatron_kd.planning.loss_memory import logits_loss
-from megatron_kd.planning.setup import setup
+from tests.planning.workloads import workload_of
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config
 from tools.bench.allocations import AllocationCounter
@@ -37,7 +37,7 @@ def test_the_fused_loss_works_in_the_pieces_that_a_plan_counts(
     monkeypatch.setattr(sizes, "_CPU_TILE", sizes._CPU_TILE // shrink)
     model = {"seq_length": TOKENS, "vocab_size": WIDE}
     cfg = tiny_config(tmp_path, precision=precision, micro_batch_size=1, student=model, teacher=model)
-    planned = logits_loss(setup(cfg, 1, device="cpu")).forward
+    planned = logits_loss(workload_of(cfg, 1, device="cpu")).forward
     assert planned == pytest.approx(
         fused_peak(cfg.model.hidden_size, cfg.model.teacher.hidden_size, precision), rel=0.01
     )
@@ -57,9 +57,10 @@ def fused_peak(student: int, teacher: int, precision: str) -> int:
 
 def output_layer_calls(configs: list[ConfigContainer]) -> list[int]:
     """On a rank, for each configuration: how often a training step computes the student's logits."""
+    from megatron_kd.training.attempts import train_step
+
     from megatron_kd.config.derived import derived
     from megatron_kd.runtime.start import running_ranks
-    from megatron_kd.training.attempts import train_step
     from megatron_kd.training.run_state import build_run
     from tools.bench.plan_accuracy import made_up
 
@@ -79,6 +80,6 @@ def test_logits_exist_where_a_plan_counts_them(tmp_path: Path) -> None:
     for cfg, calls, (name, (_, kept)) in zip(
         configs, run_ranks(1, output_layer_calls, configs)[0], FORMS.items(), strict=True
     ):
-        counted = logits_loss(setup(cfg, 1, device="cpu"))
+        counted = logits_loss(workload_of(cfg, 1, device="cpu"))
         assert bool(calls) == kept == (why_materialised(cfg.model.kd_config) is not None), name
         assert (counted.lasting == 0) == kept, name  # the head's gradient has a buffer of its own without logits

@@ -11,10 +11,12 @@ import pytest
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.placement.parameters import shard_parameters
-from megatron_kd.placement.refusals import STRATEGIES
+from megatron_kd.placement.registry import STRATEGIES, strategy_named
+from megatron_kd.placement.strategy import Strategy
 from megatron_kd.planning.estimate import estimate
-from megatron_kd.planning.memory import BODY, HANDED, HEAD, MOMENTS, OPTIMIZER, PARTS, host_copy, rank_memory
-from megatron_kd.planning.setup import setup
+from megatron_kd.planning.memory import BODY, HANDED, HEAD, MOMENTS, OPTIMIZER, PARTS, rank_memory
+from megatron_kd.planning.scenario import Scenario
+from tests.planning.workloads import scenario, workload_of
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config
 
@@ -79,37 +81,40 @@ def test_a_step_needs_what_was_estimated(name: str, tmp_path: Path) -> None:
 
 def test_bodies_and_heads_are_exact_shards(tmp_path: Path) -> None:
     cfg = config(tmp_path, micro_batch_size=2)
-    plan = setup(cfg, 4, device="cpu")
-    width, teacher = plan.padded_vocab_size, plan.teacher
+    run = workload_of(cfg, 4, device="cpu")
+    scenarios = {strategy.name: Scenario(run, strategy) for strategy in STRATEGIES}
+    width, teacher = run.padded_vocab_size, run.teacher
     whole = shard_parameters(teacher, padded_vocab_size=width)
     head = 4 * width * teacher.hidden_size
-    grid = plan.teacher_grid("balanced")
+    grid = scenarios["balanced"].grid
     for rank in range(4):
         shard = shard_parameters(teacher, padded_vocab_size=width, tp=grid.tp, pp=grid.pp, stage=grid.stage(rank) or 0)
-        parts = {strategy: rank_memory(plan, strategy, rank).peak.parts for strategy in STRATEGIES}
+        parts = {name: rank_memory(scenario, rank).peak.parts for name, scenario in scenarios.items()}
         assert (parts["balanced"][BODY], parts["balanced"][HEAD]) == (4 * shard.body, head)
         assert (parts["gpu0"][BODY], parts["gpu0"][HEAD]) == (4 * whole.body if rank == 0 else 0, head)
         assert (parts["cpu"][BODY], parts["cpu"][HEAD]) == (0, head)
         assert parts["colocated"][BODY] + parts["colocated"][HEAD] == 4 * whole.total
-    assert max(rank_memory(plan, "balanced", r).peak.parts[BODY] for r in range(4)) <= 1.1 / 4 * 4 * whole.body
-    assert host_copy(plan, "cpu") == 4 * whole.body
-    assert host_copy(replace(plan, model=replace(plan.model, share_teacher=False)), "cpu") == 4 * 4 * whole.body
+    largest = max(rank_memory(scenarios["balanced"], rank).peak.parts[BODY] for rank in range(4))
+    assert largest <= 1.1 / 4 * 4 * whole.body
+    on_host = strategy_named("cpu").host_bytes
+    assert on_host(run) == 4 * whole.body
+    assert on_host(replace(run, model=replace(run.model, share_teacher=False))) == 4 * 4 * whole.body
 
 
 def test_the_head_is_divided_over_the_students_shards_and_on_its_last_stage(tmp_path: Path) -> None:
-    plan = setup(config(tmp_path, tp=2, pp=2, micro_batch_size=2), 4, device="cpu")
-    heads = [rank_memory(plan, "gpu0", rank).peak.parts[HEAD] for rank in range(4)]
-    half = 4 * plan.padded_vocab_size * plan.teacher.hidden_size // 2
+    planned = scenario(config(tmp_path, tp=2, pp=2, micro_batch_size=2), 4, "gpu0", device="cpu")
+    heads = [rank_memory(planned, rank).peak.parts[HEAD] for rank in range(4)]
+    half = 4 * planned.run.padded_vocab_size * planned.run.teacher.hidden_size // 2
     assert heads == [0, 0, half, half]
 
 
 def test_hidden_states_of_a_step_are_held_where_the_losses_are(tmp_path: Path) -> None:
-    plan = setup(config(tmp_path, pp=2, micro_batch_size=2), 4, device="cpu")
+    planned = scenario(config(tmp_path, pp=2, micro_batch_size=2), 4, "gpu0", device="cpu")
     received = 4 * 64 * 192 * 4  # sequences of a rank, tokens, hidden size, bytes
     for rank, expected in ((0, 0), (3, received)):
-        moments = {moment.name: moment for moment in rank_memory(plan, "gpu0", rank).moments}
+        moments = {moment.name: moment for moment in rank_memory(planned, rank).moments}
         assert moments["backward"].parts[HANDED] == expected
-    assert {m.name for r in range(4) for m in rank_memory(plan, "gpu0", r).moments} == set(MOMENTS)
+    assert {m.name for r in range(4) for m in rank_memory(planned, r).moments} == set(MOMENTS)
 
 
 def test_teacher_precision_and_quantisation(tmp_path: Path) -> None:
@@ -118,7 +123,7 @@ def test_teacher_precision_and_quantisation(tmp_path: Path) -> None:
 
     def body(**values: Any) -> int:
         changed = replace(cfg, model=replace(cfg.model, **values))
-        return estimate(changed, 1, "colocated", device="cpu").largest.peak.parts[BODY]
+        return estimate(workload_of(changed, 1, device="cpu"), strategy_named("colocated")).largest.peak.parts[BODY]
 
     shard = shard_parameters(cfg.model.teacher, padded_vocab_size=3072)
     assert body() == 2 * body(teacher_dtype="bfloat16") == 4 * shard.body
@@ -130,16 +135,21 @@ def test_teacher_precision_and_quantisation(tmp_path: Path) -> None:
 def test_optimizer_state_is_divided_over_data_parallel_ranks(tmp_path: Path) -> None:
     def state(ranks: int, **options: Any) -> int:
         cfg = config(tmp_path, micro_batch_size=2, **options)
-        return estimate(cfg, ranks, "colocated", device="cpu").ranks[0].moments[0].parts[OPTIMIZER]
+        return (
+            estimate(workload_of(cfg, ranks, device="cpu"), strategy_named("colocated"))
+            .ranks[0]
+            .moments[0]
+            .parts[OPTIMIZER]
+        )
 
     assert state(1) == pytest.approx(4 * state(4), abs=64)
     assert state(1) == state(4, distributed_optimizer=False)
     assert state(1, precision="bf16") == 1.5 * state(1)  # with float32 master weights
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-def test_parts_add_up_and_the_peak_is_the_largest_moment(strategy: str, tmp_path: Path) -> None:
-    found = estimate(config(tmp_path, pp=2, micro_batch_size=2), 4, strategy)  # type: ignore[arg-type]
+@pytest.mark.parametrize("strategy", STRATEGIES, ids=lambda strategy: strategy.name)
+def test_parts_add_up_and_the_peak_is_the_largest_moment(strategy: Strategy, tmp_path: Path) -> None:
+    found = estimate(workload_of(config(tmp_path, pp=2, micro_batch_size=2), 4), strategy)
     for rank in found.ranks:
         assert all(tuple(moment.parts) == PARTS and moment.total > 0 for moment in rank.moments)
         assert rank.peak.total == max(moment.total for moment in rank.moments)

@@ -9,8 +9,11 @@ import pytest
 from megatron_kd.checks import problems
 from megatron_kd.commands import plan as command
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.derived import derived
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.placement.parameters import shard_parameters
+from megatron_kd.placement.registry import asked_strategy
+from megatron_kd.placement.workload import workload
 from megatron_kd.planning.estimate import choose
 from megatron_kd.resolve.configuration import resolve
 from megatron_kd.resolve.recipe_files import list_recipes, load_recipe
@@ -93,16 +96,19 @@ def layouts(name: str) -> list[tuple[GPTDistillationProvider, ConfigContainer, i
 def test_it_fits_the_hardware_it_names(name: str) -> None:
     for model, cfg, gpus, memory in layouts(name):
         assert not list(command.plan_problems(cfg, gpus))
-        choice = choose(cfg, gpus, memory, ranks_per_machine=8, device="cuda")
-        strategy = choice.strategy if model.teacher_device_strategy == "auto" else model.teacher_device_strategy
-        chosen = next(estimate for estimate in choice.estimates if estimate.strategy == strategy)
+        choice = choose(workload(cfg, derived(cfg, gpus), ranks_per_machine=8, device="cuda"), memory)
+        strategy = asked_strategy(model) or choice.strategy
+        chosen = next(estimate for estimate in choice.estimates if estimate.strategy is strategy)
         assert not chosen.cannot
         assert chosen.fits(memory), chosen.peak_bytes
     (gpus, memory), (more, smaller) = HARDWARE[name]
-    said = {1: "one GPU of", 8: "a machine of 8 GPUs of", 64: "8 machines of 8 GPUs of"}
-    assert f"{said[gpus]} {memory} GB" in recipe_path(name).read_text()
-    assert f"{8 if more > 8 else more} GPUs" in conf_of(name).read_text()
-    assert smaller == 80 or f"{smaller} GB" in conf_of(name).read_text()
+    named = {1: "on one", 8: "on one node of eight", 64: "on eight nodes of eight"}
+    first_line = recipe_path(name).read_text().partition("\n")[0].replace("on one or more", "on one")
+    assert f"{named[gpus]} {memory} GB GPU" in first_line
+    size = "" if smaller == 80 else f"{smaller} GB "
+    assert f"{'eight nodes of ' if more > 8 else ''}eight {size}GPUs" in conf_of(name).read_text().replace(
+        "Eight", "eight"
+    )
 
 
 @pytest.mark.parametrize("name", HARDWARE)

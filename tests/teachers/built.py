@@ -7,6 +7,7 @@ import torch.distributed as dist
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import derived
+from megatron_kd.placement.registry import strategy_named
 from megatron_kd.runtime.layout import Layout, create_layout
 from megatron_kd.teachers.build_teacher import build_teacher
 from megatron_kd.teachers.protocol import Teacher
@@ -25,5 +26,5 @@ def student_layout(cfg: ConfigContainer) -> Layout:
 
 def built_teacher(cfg: ConfigContainer, layout: Layout) -> Teacher:
     """The teacher of `cfg`, as a run builds it."""
-    strategy = cfg.model.teacher_device_strategy
+    strategy = strategy_named(cfg.model.teacher_device_strategy)
     return build_teacher(cfg, cfg.model, derived(cfg, dist.get_world_size()), layout, strategy)

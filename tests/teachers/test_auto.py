@@ -30,7 +30,7 @@ def chosen(cfg: ConfigContainer) -> dict[str, Any]:
             choice = choose_strategy(cfg, cfg.model, derived(cfg, layout.world_size), layout)
         except InputError as error:
             return {"error": str(error)}
-        return {"strategy": choice.strategy, "lines": choice.lines}
+        return {"strategy": choice.strategy.name, "lines": choice.lines}
 
 
 def config(folder: Path, strategy: str, memory_gb: float | None, **student: Any) -> ConfigContainer:

@@ -12,9 +12,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from megatron_kd.placement.grid import TeacherGrid
+from megatron_kd.placement.grid import Grid
+from megatron_kd.placement.wanted import WantedLayer
 from megatron_kd.teachers.handover import Handover
-from megatron_kd.teachers.transfers import Exchange, StudentRank, WantedLayer
+from megatron_kd.teachers.transfers import Exchange, StudentRank
 from tests.ranks import run_ranks
 
 S, G, FINAL, MLP = 8, 3, "decoder.final_layernorm", "decoder.layers.0.mlp"
@@ -22,13 +23,16 @@ S, G, FINAL, MLP = 8, 3, "decoder.final_layernorm", "decoder.layers.0.mlp"
 Received = list[dict[str, Tensor]]  # of one peer: by micro-batch, then layer
 
 
-def exchange(students: tuple[StudentRank, ...], grid: TeacherGrid, *, student_shards: int = 1) -> Exchange:
+def exchange(students: tuple[StudentRank, ...], grid: Grid, *, student_shards: int = 1) -> Exchange:
     """Two micro-batches of two rows a replica of the student; the teacher runs three rows at a time."""
     last = max(student.stage for student in students)
     return Exchange(
         grid=grid,
         students=students,
-        layers=(WantedLayer(FINAL, grid.pp - 1, frozenset({last})), WantedLayer(MLP, 0, frozenset({0, last}))),
+        layers=(
+            WantedLayer(FINAL, FINAL, grid.pp - 1, frozenset({last})),
+            WantedLayer(MLP, MLP, 0, frozenset({0, last})),
+        ),
         num_microbatches=2,
         micro_batch_size=2,
         teacher_micro_batch_size=3,
@@ -42,12 +46,10 @@ REPLICAS = (StudentRank(0, replica=0, stage=0, shard=0), StudentRank(1, replica=
 STAGES = (StudentRank(0, replica=0, stage=0, shard=0), StudentRank(1, replica=0, stage=1, shard=0))
 SHARDS = (StudentRank(0, replica=0, stage=0, shard=0), StudentRank(1, replica=0, stage=0, shard=1))
 EXCHANGES = {
-    "DP2, a teacher outside": exchange(REPLICAS, TeacherGrid(1, 1, 1, first_rank=2)),
-    "PP2, a teacher outside": exchange(STAGES, TeacherGrid(1, 1, 1, first_rank=2)),
-    "DP2, a teacher of two stages, one of them outside": exchange(REPLICAS, TeacherGrid(1, 2, 1, first_rank=1)),
-    "sequence parallel, two copies of the teacher": exchange(
-        SHARDS, TeacherGrid(1, 1, 2, first_rank=1), student_shards=2
-    ),
+    "DP2, a teacher outside": exchange(REPLICAS, Grid(1, 1, 1, first_rank=2)),
+    "PP2, a teacher outside": exchange(STAGES, Grid(1, 1, 1, first_rank=2)),
+    "DP2, a teacher of two stages, one of them outside": exchange(REPLICAS, Grid(1, 2, 1, first_rank=1)),
+    "sequence parallel, two copies of the teacher": exchange(SHARDS, Grid(1, 1, 2, first_rank=1), student_shards=2),
 }
 PEERS = 3
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.models.int8 import Int8Linear
-from megatron_kd.teachers.colocated import ColocatedTeacher
+from megatron_kd.teachers.in_pipeline import ColocatedTeacher
 from megatron_kd.teachers.placed import PlacedTeacher
 from tests.ranks import run_ranks
 from tests.teachers.built import built_teacher, student_layout

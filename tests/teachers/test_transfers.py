@@ -7,8 +7,9 @@ import itertools
 import pytest
 import torch
 
-from megatron_kd.placement.grid import TeacherGrid
-from megatron_kd.teachers.transfers import Exchange, StudentRank, WantedLayer
+from megatron_kd.placement.grid import Grid
+from megatron_kd.placement.wanted import WantedLayer
+from megatron_kd.teachers.transfers import Exchange, StudentRank
 
 SEQ = 8
 
@@ -19,7 +20,7 @@ def students(tp: int, pp: int, dp: int) -> tuple[StudentRank, ...]:
 
 
 def exchange(
-    student: tuple[int, int, int], grid: TeacherGrid, *, shards: tuple[bool, bool], rows: tuple[int, int, int]
+    student: tuple[int, int, int], grid: Grid, *, shards: tuple[bool, bool], rows: tuple[int, int, int]
 ) -> Exchange:
     student_parallel, teacher_parallel = shards
     num_microbatches, micro_batch_size, teacher_micro_batch_size = rows
@@ -27,8 +28,8 @@ def exchange(
         grid=grid,
         students=students(*student),
         layers=(
-            WantedLayer("decoder.final_layernorm", grid.pp - 1, frozenset({student[1] - 1})),
-            WantedLayer("decoder.layers.0.mlp", 0, frozenset(range(student[1]))),
+            WantedLayer("decoder.final_layernorm", "decoder.final_layernorm", grid.pp - 1, frozenset({student[1] - 1})),
+            WantedLayer("decoder.layers.0.mlp", "decoder.layers.0.mlp", 0, frozenset(range(student[1]))),
         ),
         num_microbatches=num_microbatches,
         micro_batch_size=micro_batch_size,
@@ -58,9 +59,7 @@ def everything(e: Exchange) -> dict[tuple[int, str, int, int], torch.Tensor]:
 @pytest.mark.parametrize("shards", itertools.product([False, True], repeat=2))
 @pytest.mark.parametrize("rows", [(2, 2, 1), (3, 2, 4), (1, 3, 2), (4, 1, 3)])
 @pytest.mark.parametrize("student", [(1, 1, 4), (2, 1, 2), (1, 2, 2), (2, 2, 1)])
-@pytest.mark.parametrize(
-    "grid", [TeacherGrid(1, 1, 4), TeacherGrid(2, 2, 1), TeacherGrid(4, 1, 1), TeacherGrid(1, 1, 1, 3)]
-)
+@pytest.mark.parametrize("grid", [Grid(1, 1, 4), Grid(2, 2, 1), Grid(4, 1, 1), Grid(1, 1, 1, 3)])
 def test_every_position_arrives_once_and_is_the_right_one(grid, student, rows, shards) -> None:
     e = exchange(student, grid, shards=shards, rows=rows)
     held = everything(e)
@@ -90,5 +89,5 @@ def _check_arrivals(e: Exchange, held: dict, target: StudentRank, layer: str) ->
 
 
 def test_equal_layouts_need_no_traffic() -> None:
-    e = exchange((2, 1, 2), TeacherGrid(2, 1, 2), shards=(False, False), rows=(2, 2, 4))
+    e = exchange((2, 1, 2), Grid(2, 1, 2), shards=(False, False), rows=(2, 2, 4))
     assert not any(list(e.pieces(s, t)) for s in range(4) for t in e.students if t.rank != s)

@@ -26,11 +26,13 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import derived
 from megatron_kd.errors import ConfigError, MegatronKDError
 from megatron_kd.models.micro_batch import MicroBatch
-from megatron_kd.planning.memory import MOMENTS, host_copy, rank_memory
-from megatron_kd.planning.setup import setup
+from megatron_kd.placement.registry import strategy_named
+from megatron_kd.planning.memory import MOMENTS, rank_memory
+from megatron_kd.planning.scenario import Scenario
 from megatron_kd.resolve.configuration import load_config
 from megatron_kd.resolve.recipe_files import load_recipe
 from megatron_kd.runtime.start import running_ranks
+from megatron_kd.teachers.teacher_layout import running_workload
 from megatron_kd.training.run_state import Run, build_run
 from megatron_kd.training.step import train_step
 from tools.bench.allocations import AllocationCounter
@@ -85,10 +87,11 @@ def compare(cfg: ConfigContainer) -> list[Compared]:
             train_step(run, batches)  # optimizer state is made by the first step
             counter.forget_peak()
             train_step(run, batches)
-        plan, strategy = setup(cfg, layout.world_size, device="cpu"), run.teacher.strategy
-        memory = rank_memory(plan, strategy, layout.rank)
+        scenario = Scenario(running_workload(cfg, run.derived, layout), strategy_named(run.teacher.strategy))
+        memory = rank_memory(scenario, layout.rank)
         # A rank sees the whole of the copy in host memory that it computes from, its own or the machine's.
-        mapped = host_copy(plan, strategy) // (1 if plan.model.share_teacher else plan.ranks_per_machine)
+        ranks_per_copy = 1 if scenario.run.model.share_teacher else scenario.run.ranks_per_machine
+        mapped = scenario.strategy.host_bytes(scenario.run) // ranks_per_copy
         estimated = memory.state + mapped, memory.peak.total + mapped
         numbers = estimated[0], state_bytes(run), estimated[1], counter.peak_bytes, MOMENTS.index(memory.peak.name)
         mine = torch.tensor(numbers)

@@ -29,7 +29,7 @@ from megatron.core.pipeline_parallel import schedules
 from megatron_kd.errors import ConfigError, MegatronKDError
 from megatron_kd.resolve.configuration import load_config
 from megatron_kd.resolve.recipe_files import load_recipe
-from megatron_kd.teachers.colocated import ColocatedTeacher
+from megatron_kd.teachers.in_pipeline import ColocatedTeacher
 from megatron_kd.training.hooks.hook import Hook, Loop
 from megatron_kd.training.run_state import Run
 from megatron_kd.training.train import train

@@ -101,7 +101,7 @@ ROWS = (
         mutants=(
             Mutant(
                 "a teacher's layout is not compared with the student's",
-                "megatron_kd/placement/refusals.py",
+                "megatron_kd/placement/colocated.py",
                 "if getattr(model, name) != getattr(model.teacher, name):",
                 "if getattr(model, name) is None:",
                 told="errors instead of 1 name both sides",

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from megatron_kd.config.stages import place_of
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.micro_batch import MicroBatch
+from megatron_kd.placement.colocated import Colocated
 from megatron_kd.runtime.layout import Layout
 
 
@@ -20,12 +21,12 @@ class ColocatedTeacher:
         layout: the student's, and the teacher's.
     """
 
-    strategy = "colocated"
+    strategy = Colocated.name
+    in_student_pipeline = Colocated.in_student_pipeline
 
     def __init__(self, model: DistillableGPTModel, layout: Layout) -> None:
         self.model, self._layout = model.requires_grad_(False).eval(), layout
         self.hidden_size = model.config.hidden_size
-        self.in_student_pipeline = layout.pp.size > 1
 
     def module(self, chunk: int) -> nn.Module:
         """See `Teacher`."""
