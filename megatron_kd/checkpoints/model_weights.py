@@ -11,7 +11,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 from megatron_kd.checkpoints.contents import find_checkpoint
 from megatron_kd.checkpoints.reading import Verified, load, mismatches, opened, refuse_other_model, verify
-from megatron_kd.checkpoints.run_state import read_run_state
+from megatron_kd.checkpoints.saved_state import read_run_state
 from megatron_kd.models.fake_quantization import expect_input_scales, is_scale
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.models.weights import local_shards

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from megatron_kd.checkpoints.contents import MANIFEST, METADATA, RUN_STATE, step_of
 from megatron_kd.checkpoints.manifest import Manifest, read_manifest, strangers
 from megatron_kd.checkpoints.pickles import check_objects, read_common, read_metadata, reason
-from megatron_kd.checkpoints.run_state import RunState, read_run_state
+from megatron_kd.checkpoints.saved_state import RunState, read_run_state
 from megatron_kd.checkpoints.shards import BACKEND, COMMON_BACKEND
 from megatron_kd.errors import CheckpointCorrupt, InputError
 from megatron_kd.runtime.files import FileRecord, why_not

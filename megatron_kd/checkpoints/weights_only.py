@@ -9,7 +9,7 @@ from typing import Any
 
 from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
-from megatron_kd.checkpoints.run_state import RunState
+from megatron_kd.checkpoints.saved_state import RunState
 from megatron_kd.checkpoints.shards import plan_shards
 from megatron_kd.checkpoints.writing import save
 from megatron_kd.config.document import write_yaml

@@ -15,7 +15,7 @@ from pathlib import Path
 from megatron_kd.checkpoints.contents import MANIFEST, METADATA, RUN_STATE
 from megatron_kd.checkpoints.folders import discard, make_partial, publish
 from megatron_kd.checkpoints.manifest import Manifest
-from megatron_kd.checkpoints.run_state import RunState
+from megatron_kd.checkpoints.saved_state import RunState
 from megatron_kd.checkpoints.shards import BACKEND, COMMON_BACKEND, Plan, Shards, write_index, write_shards
 from megatron_kd.config.run_config import RUN_CONFIG
 from megatron_kd.errors import CheckpointNotSaved, MegatronKDError

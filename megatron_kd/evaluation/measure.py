@@ -8,10 +8,11 @@ from megatron_kd.evaluation.settings import Evaluation
 from megatron_kd.runtime.timeouts import set_group_timeouts
 from megatron_kd.runtime.watch import end_rank, watching
 from megatron_kd.training.held_out import evaluate
-from megatron_kd.training.prepare import check_files, checked_tokenizer, ranks_of, with_text_tokenised
 from megatron_kd.training.run_checkpoint import restore_losses
 from megatron_kd.training.run_data import RunData
+from megatron_kd.training.run_inputs import check_files, checked_tokenizer, with_text_tokenised
 from megatron_kd.training.run_state import ForwardRun, build_forward
+from megatron_kd.training.starting import ranks_of
 
 # Comparable between models whatever they were trained on; without a model's own run, only these are reported.
 _COMPARABLE = ("lm_loss", "perplexity", "teacher_kl", "teacher_top1_agreement", "teacher_top5_agreement", "tokens")

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors import SafetensorError
 
-from megatron_kd.checkpoints.run_state import RunState
+from megatron_kd.checkpoints.saved_state import RunState
 from megatron_kd.checkpoints.tensor_parts import Part, plan_parts
 from megatron_kd.checkpoints.weights_only import weights_config
 from megatron_kd.checkpoints.writing import save

@@ -11,7 +11,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 from megatron_kd.checkpoints.folders import checkpoint_path, delete_old
 from megatron_kd.checkpoints.model_weights import vocabulary_mismatch
 from megatron_kd.checkpoints.reading import Verified, load, mismatches, refuse_other_model, verify
-from megatron_kd.checkpoints.run_state import RunState
+from megatron_kd.checkpoints.saved_state import RunState
 from megatron_kd.checkpoints.shards import plan_shards
 from megatron_kd.checkpoints.writing import Draft, attempt, begin, complete
 from megatron_kd.config.run_config import dump_config

@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived, derived
 from megatron_kd.config.run_config import save_run_config
+from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.space import not_written
+from megatron_kd.runtime.start import running_ranks
 from megatron_kd.runtime.timeouts import set_group_timeouts
 from megatron_kd.runtime.together import on_rank_0
 from megatron_kd.training.calibrate import calibrate
-from megatron_kd.training.prepare import check_files, checked_tokenizer, prepare, ranks_of
 from megatron_kd.training.resume import Resumption, resume
 from megatron_kd.training.run_data import RunData
 from megatron_kd.training.run_folder import alone_in
+from megatron_kd.training.run_inputs import check_files, checked_tokenizer, with_known_length
 from megatron_kd.training.run_state import Run, build_run
 
 
@@ -31,7 +33,7 @@ def started_run(cfg: ConfigContainer) -> Iterator[tuple[Run, RunData, Resumption
     tokenizer = checked_tokenizer(cfg)
     check_files(cfg)
     with ranks_of(cfg) as layout, alone_in(Path(cfg.logger.run_dir)):
-        cfg = prepare(cfg, layout, tokenizer)
+        cfg = with_known_length(cfg, layout, tokenizer)
         values = derived(cfg, layout.world_size, tokenizer.vocab_size)
         on_rank_0(partial(_write_config, cfg, values))
         data = RunData(cfg, values, layout, tokenizer)
@@ -40,6 +42,19 @@ def started_run(cfg: ConfigContainer) -> Iterator[tuple[Run, RunData, Resumption
         calibrate(run, data.training(0))
         set_group_timeouts(cfg.dist.step_timeout_s)
         yield run, data, resumption
+
+
+def ranks_of(cfg: ConfigContainer) -> AbstractContextManager[Layout]:
+    """This rank of the run, up and in its layout inside the context."""
+    return running_ranks(
+        tensor_model_parallel_size=cfg.model.tensor_model_parallel_size,
+        pipeline_model_parallel_size=cfg.model.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=cfg.model.virtual_pipeline_model_parallel_size,
+        seed=cfg.rng.seed,
+        backend=cfg.dist.distributed_backend,
+        timeout_s=cfg.dist.startup_timeout_s,
+        num_threads=cfg.dist.num_threads,
+    )
 
 
 def _write_config(cfg: ConfigContainer, values: Derived) -> None:

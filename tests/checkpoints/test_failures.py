@@ -94,14 +94,14 @@ def fail_in_the_background(cfg: ConfigContainer, failing: int) -> str:
     """On a rank: train while the second save, in the background, fails on one rank; return the error."""
     import torch.distributed as dist
 
-    from megatron_kd.training import train as loop
+    from megatron_kd.training.train import train
     from tests.tiny import read_metrics
 
     here = dist.get_rank() == failing
     act = at(0, fail(errno.EIO), lambda op: op.name == "sync" and "0000004.partial" in str(op.path) and here)
     with operations(Path(cfg.logger.run_dir), act):
         try:
-            loop.train(cfg)
+            train(cfg)
         except CheckpointNotSaved as error:
             assert len(threading.enumerate()) == 1 or all("checkpoint" not in t.name for t in threading.enumerate())
             return f"{read_metrics(Path(cfg.logger.run_dir))[-1]['step']} {error}"
@@ -154,11 +154,11 @@ def die_in_the_background(cfg: ConfigContainer) -> None:
     """On a rank: rank 1 is killed while its thread writes the second checkpoint."""
     import torch.distributed as dist
 
-    from megatron_kd.training import train as loop
+    from megatron_kd.training.train import train
 
     act = at(0, kill, lambda op: op.name == "write" and "0000004.partial" in str(op.path) and dist.get_rank() == 1)
     with operations(Path(cfg.logger.run_dir), act):
-        loop.train(cfg)
+        train(cfg)
 
 
 @pytest.mark.slow

@@ -108,20 +108,20 @@ def test_disagreements() -> None:
 def test_a_run_is_refused_before_ranks_meet(
     tokenizer_folder: Path, teacher_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from megatron_kd.training import train as loop
+    from megatron_kd.training.train import train
 
     def too_late(**_: object) -> None:
         raise AssertionError("ranks were started")
 
-    monkeypatch.setattr("megatron_kd.training.prepare.running_ranks", too_late)
+    monkeypatch.setattr("megatron_kd.training.starting.running_ranks", too_late)
     edit(teacher_folder, lambda content: swap(content, 300, 301))
     with pytest.raises(ConfigError, match="2 of the 400 ids"):
-        loop.train(config(tokenizer_folder, teacher_folder))
+        train(config(tokenizer_folder, teacher_folder))
     with pytest.raises(ConfigError, match=r"model\.teacher\.vocab_size=300: the tokenizer has 400 ids"):
-        loop.train(config(tokenizer_folder, None, teacher_ids=300))
+        train(config(tokenizer_folder, None, teacher_ids=300))
     shutil.rmtree(teacher_folder)
     with pytest.raises(InputError, match=r"tokenizer\.teacher_tokenizer_model=.*neither a folder nor a file"):
-        loop.train(config(tokenizer_folder, teacher_folder))
+        train(config(tokenizer_folder, teacher_folder))
 
 
 def test_a_tokenizer_without_tokens_has_none_to_compare(tokenizer_folder: Path, teacher_folder: Path) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 from tests.hooks import On
 
@@ -59,11 +60,8 @@ def filled_at(disk: Path, step: int, left: int, *, checked: bool) -> Iterator[No
         if here and checked:
             fill(disk, left)
 
-    writing.refuse_full_disk = refuse_full_disk
-    try:
+    with mock.patch.object(writing, "refuse_full_disk", refuse_full_disk):
         yield
-    finally:
-        writing.refuse_full_disk = original
 
 
 def full_between(disk: Path, full: int, room: int) -> On:

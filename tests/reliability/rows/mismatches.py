@@ -47,7 +47,7 @@ def tokenizers(draw: Draw, student: Path, size: int) -> None:
     from unittest import mock
 
     from megatron_kd.errors import ConfigError
-    from megatron_kd.training import train as loop
+    from megatron_kd.training.train import train
     from tools.bench.allocations import AllocationCounter
 
     teacher = Path(shutil.copytree(student, draw.folder / "teacher"))
@@ -61,11 +61,11 @@ def tokenizers(draw: Draw, student: Path, size: int) -> None:
     cfg.tokenizer = TokenizerConfig(tokenizer_model=str(student), teacher_tokenizer_model=str(teacher))
     told = ""
     too_late = mock.patch(
-        "megatron_kd.training.prepare.running_ranks", side_effect=AssertionError("ranks were started")
+        "megatron_kd.training.starting.running_ranks", side_effect=AssertionError("ranks were started")
     )
     with too_late, AllocationCounter() as counter:
         try:
-            loop.train(cfg)
+            train(cfg)
         except ConfigError as error:
             told = str(error)
     assert f"2 of the {size} ids that both models have stand for different tokens: {min(first, second)} is" in told

@@ -14,7 +14,7 @@ from megatron_kd.data.tokens.tokenizer import load_tokenizer
 from megatron_kd.errors import InputError
 from megatron_kd.runtime.start import running_ranks
 from megatron_kd.runtime.together import on_rank_0
-from megatron_kd.training.prepare import prepare
+from megatron_kd.training.run_inputs import with_known_length
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config
 
@@ -39,7 +39,7 @@ def prepared(cfg: ConfigContainer) -> ConfigContainer | str:
     """On a rank: the configuration as it is run, or what is wrong with it."""
     with running_ranks(tensor_model_parallel_size=1, pipeline_model_parallel_size=1, seed=1) as layout:
         try:
-            return prepare(cfg, layout, load_tokenizer(cfg.tokenizer))
+            return with_known_length(cfg, layout, load_tokenizer(cfg.tokenizer))
         except InputError as error:
             return str(error)
 

@@ -1,9 +1,8 @@
-"""What a run does before it builds anything: text becomes tokens, and what only the start can tell becomes numbers."""
+"""What a run is given: its tokenizer, its files, its text as tokens, and a length that follows from the data."""
 
 from __future__ import annotations
 
 import os
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +18,6 @@ from megatron_kd.data.tokens.tokenizer import Tokenizer, load_tokenizer
 from megatron_kd.errors import ConfigError
 from megatron_kd.resolve.at_start import settled, with_tokens_at
 from megatron_kd.runtime.layout import Layout
-from megatron_kd.runtime.start import running_ranks
 from megatron_kd.runtime.together import on_rank_0
 
 
@@ -48,20 +46,7 @@ def check_files(cfg: ConfigContainer) -> None:
     check_data_files(cfg.dataset, hashes=int(os.environ.get("RANK", "0")) == 0)
 
 
-def ranks_of(cfg: ConfigContainer) -> AbstractContextManager[Layout]:
-    """This rank of the run, up and in its layout inside the context."""
-    return running_ranks(
-        tensor_model_parallel_size=cfg.model.tensor_model_parallel_size,
-        pipeline_model_parallel_size=cfg.model.pipeline_model_parallel_size,
-        virtual_pipeline_model_parallel_size=cfg.model.virtual_pipeline_model_parallel_size,
-        seed=cfg.rng.seed,
-        backend=cfg.dist.distributed_backend,
-        timeout_s=cfg.dist.startup_timeout_s,
-        num_threads=cfg.dist.num_threads,
-    )
-
-
-def prepare(cfg: ConfigContainer, layout: Layout, tokenizer: Tokenizer) -> ConfigContainer:
+def with_known_length(cfg: ConfigContainer, layout: Layout, tokenizer: Tokenizer) -> ConfigContainer:
     """`cfg` as it is run: its text tokenised, its batch and its length as numbers. All ranks must call this.
 
     Raises:
