@@ -157,7 +157,7 @@ def workload(
         student=Grid(tp, pp, values.data_parallel_size, copies_first=True),
         ranks_per_machine=min(ranks_per_machine or 8, values.world_size),
         device=device,
-        chunks=model.virtual_pipeline_model_parallel_size or 1,
+        chunks=model.chunks,
         global_batch_size=values.global_batch_size,
         num_microbatches=values.num_microbatches,
         teacher_micro_batch_size=model.teacher_micro_batch_size or cfg.train.micro_batch_size,
