@@ -37,9 +37,18 @@ class ConfigError(InputError):
 
 
 class NumericalFault(MegatronKDError, ArithmeticError):
-    """A loss or gradient that is not finite."""
+    """A loss or gradient that is not finite.
+
+    Args:
+        message: whose, and where.
+        sample_ids: the samples of this rank in whose micro-batches it was met, where that is known.
+    """
 
     exit_code = 17
+
+    def __init__(self, message: str, sample_ids: Sequence[int] = ()):
+        self.sample_ids = list(sample_ids)
+        super().__init__(message)
 
 
 class LostRank(MegatronKDError, ConnectionError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,24 +26,22 @@ class Losses(NamedTuple):
 
 @dataclass
 class Balancer:
-    """Gives the weights of a step's losses.
+    """Gives the weights of a step's losses, before the step.
 
     `global`: from the means of the previous step, one value for all ranks and micro-batches, so that a step
-    does not depend on how its batch is split; 1.0 on the first step. `static`: from the config.
-    `modelopt`: from the micro-batch itself, by ModelOpt's `LogitsAndIntermediatesLossBalancer`.
+    does not depend on how its batch is split; 1.0 on the first step. `static`: from the config. (`modelopt` weighs
+    each micro-batch by its own losses, see `balanced`.)
     """
 
     config: ModelOptDistillConfig
     previous: Losses | None = None
 
-    def weights(self, micro_batch: Losses) -> Losses:
-        """The weights for a micro-batch whose losses are `micro_batch` (scalar tensors, sums over its tokens)."""
+    def weights(self) -> Losses:
+        """The weights of the next step's losses."""
         kd = self.config
         if kd.loss_balancer == "static":
             scale = 1.0 if kd.skip_lm_loss else kd.kd_loss_scale
             weights = Losses(1.0, scale * kd.logits_loss_weight, scale * kd.intermediate_loss_weight)
-        elif kd.loss_balancer == "modelopt":
-            weights = balanced(Losses(*(loss.detach() for loss in micro_batch)), kd)
         elif self.previous is None:
             weights = Losses(1.0, 1.0 if kd.skip_lm_loss else kd.kd_loss_scale, 1.0)
             weights = weights._replace(intermediate=weights.logits)
@@ -50,9 +49,9 @@ class Balancer:
             weights = balanced(self.previous, kd)
         return weights._replace(lm=0.0) if kd.skip_lm_loss else weights
 
-    def observe(self, means: Losses) -> None:
-        """Take in the token-weighted means of a whole step's losses, equal on all ranks."""
-        self.previous = means
+    def observe(self, means: Mapping[str, float]) -> None:
+        """Take in what a step reported: token-weighted means of its losses, equal on all ranks."""
+        self.previous = Losses(means["lm_loss"], means["logits_loss"], means["intermediate_loss"])
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

@@ -13,13 +13,15 @@ from torch import nn
 
 from megatron_kd.config.kd_config import ModelOptDistillConfig, why_materialised
 from megatron_kd.distillation.balance import Balancer
-from megatron_kd.distillation.criteria import HiddenLoss, LogitsDivergence
-from megatron_kd.distillation.logits import FusedLogits, MaterialisedLogits
-from megatron_kd.distillation.objective import Distillation, ModelOptDistillation
-from megatron_kd.distillation.pairs import InjectedPairs, LayerPair, pairs_of_rank
-from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.distillation.captured import HiddenCriterion, LogitsCriterion, ModelOptDistillation
+from megatron_kd.distillation.forward import Forward
+from megatron_kd.distillation.logits import ComparedLogits, FusedLogits, LogitsLoss, MaterialisedLogits
+from megatron_kd.distillation.objective import Distillation
+from megatron_kd.distillation.pairs import LayerPair, inject_pairs, pairs_of_rank
+from megatron_kd.models.gpt import DistillableGPTModel, Headed, no_head
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.modelopt import mtd, mtd_megatron
+from megatron_kd.teachers.in_flight import InFlight
 from megatron_kd.teachers.protocol import Teacher
 
 
@@ -39,6 +41,7 @@ def build_distillation(
     teacher: Teacher,
     kd_config: ModelOptDistillConfig,
     layout: Layout,
+    in_flight: InFlight[Forward],
     *,
     seed: int,
 ) -> BuiltDistillation:
@@ -49,6 +52,7 @@ def build_distillation(
         teacher: wherever it lives.
         kd_config: losses and layer pairs.
         layout: this rank's place in the student's layout.
+        in_flight: where both models' parts find the forward under way.
         seed: of the projections between hidden sizes that differ.
 
     Raises:
@@ -61,12 +65,10 @@ def build_distillation(
     ]
     balancer, head = Balancer(kd_config), models[-1] if models[-1].post_process else None
     if kd_config.loss_balancer == "modelopt":
-        return BuiltDistillation(models, ModelOptDistillation(head, teacher, balancer, layout))
-    logits = None
-    if head is not None:
-        logits = (MaterialisedLogits if why_materialised(kd_config) else FusedLogits)(head, balancer, layout)
-    injected = InjectedPairs(models, teacher, pairs, max(len(kd_config.intermediate_layer_pairs), 1), layout)
-    return BuiltDistillation(models, Distillation(logits, teacher, injected, balancer, layout))
+        return BuiltDistillation(models, ModelOptDistillation(head, balancer, layout, in_flight))
+    logits = None if head is None else _logits_loss(head, kd_config, layout)
+    inject_pairs(models, pairs, max(len(kd_config.intermediate_layer_pairs), 1), layout, in_flight)
+    return BuiltDistillation(models, Distillation(head, logits, balancer, in_flight))
 
 
 def projection_sharded_state(models: list[DistillableGPTModel], layout: Layout) -> dict[str, ShardedTensor]:
@@ -118,16 +120,15 @@ def _convert(
     layout: Layout,
 ) -> DistillableGPTModel:
     module = teacher.module(chunk)
-    student.skip_lm_loss = kd_config.skip_lm_loss
     if module is None:
         return student
-    criterion = _criteria(student, module, pairs, kd_config, layout)
+    criterion = _criteria(student, module, pairs, kd_config, layout) if kd_config.loss_balancer == "modelopt" else {}
     settings = {"teacher_model": module, "criterion": criterion, "loss_balancer": _NoBalancer()}
     model = mtd.convert(student, mode=[("kd_loss", settings)])
     # Set by us in the order of the pairs: ModelOpt collects them in a set, whose order differs between ranks.
     model._loss_modules = nn.ModuleDict({str(p.index): p.projection for p in pairs if p.projection is not None})
     if teacher.in_student_pipeline:
-        # Two models in one pipeline: hidden states travel concatenated, and no language-modelling loss of the teacher.
+        # Two models in one pipeline: hidden states travel concatenated.
         mtd_megatron.adjust_distillation_model_for_mcore(
             model, mtd_megatron.DistillationConfig(skip_lm_loss=kd_config.skip_lm_loss)
         )
@@ -141,19 +142,31 @@ def _criteria(
     kd_config: ModelOptDistillConfig,
     layout: Layout,
 ) -> dict[tuple[str, str], nn.Module]:
-    """What ModelOpt is to capture and compare: materialised logits, and pairs under its own balancer."""
+    """What ModelOpt is to capture and compare under its own balancer; logits come first."""
     criteria: dict[tuple[str, str], nn.Module] = {}
-    if student.post_process and why_materialised(kd_config):
-        logits = LogitsDivergence(kd_config, _shared_ids(student, teacher), layout.tp.group, student.faults)
-        criteria[(kd_config.logit_layers[0], kd_config.logit_layers[1])] = logits
-    if kd_config.loss_balancer == "modelopt":
-        criteria.update({(p.student, p.teacher): HiddenLoss(p) for p in pairs})
+    if student.post_process:
+        compared = _compared_logits(student, teacher, kd_config, layout)
+        criteria[(kd_config.logit_layers[0], kd_config.logit_layers[1])] = LogitsCriterion(compared)
+    criteria.update({(pair.student, pair.teacher): HiddenCriterion(pair) for pair in pairs})
     return criteria
 
 
-def _shared_ids(*models: nn.Module) -> int | None:
-    """How many ids, from 0 on, all of `models` have; None where none of them says how many it has."""
-    return min((model.true_vocab_size for model in models if model.true_vocab_size is not None), default=None)
+def _logits_loss(head: mtd.DistillationModel, kd_config: ModelOptDistillConfig, layout: Layout) -> LogitsLoss:
+    """The loss of the last stage's logits; neither model's output layer runs unless it asks for logits."""
+    teacher = head.teacher_model
+    teacher.head_function = no_head
+    if why_materialised(kd_config):
+        compared = _compared_logits(head, teacher, kd_config, layout)
+        return MaterialisedLogits(teacher, compared, skip_lm_loss=kd_config.skip_lm_loss)
+    return FusedLogits(teacher, kd_config, layout, sequence_parallel=head.config.sequence_parallel)
+
+
+def _compared_logits(
+    student: Headed, teacher: Headed, kd_config: ModelOptDistillConfig, layout: Layout
+) -> ComparedLogits:
+    """Over the ids, from 0 on, that both models have."""
+    sizes = [size for size in (student.true_vocab_size, teacher.true_vocab_size) if size is not None]
+    return ComparedLogits(kd_config, min(sizes, default=None), layout.tp.group)
 
 
 class _NoBalancer(mtd.DistillationLossBalancer):

@@ -20,21 +20,33 @@ from torch import Tensor, nn
 
 from megatron_kd.config.kd_config import ModelOptDistillConfig
 from megatron_kd.config.stages import place_of
+from megatron_kd.distillation.forward import Forward
 from megatron_kd.errors import InputError
 from megatron_kd.losses.hidden import HIDDEN_LOSSES
-from megatron_kd.models.gpt import DistillableGPTModel, find_layer
+from megatron_kd.models.gpt import DistillableGPTModel, find_layer, hidden_states_of
 from megatron_kd.runtime.layout import Layout
+from megatron_kd.teachers.in_flight import InFlight
 from megatron_kd.teachers.protocol import Teacher
 
 
 @dataclass(frozen=True)
 class LayerPair:
-    """Two layers, the student's in chunk `chunk` of this rank, by their names in what this rank has of both models."""
+    """Two layers whose outputs a loss compares.
+
+    Attributes:
+        index: of the pair in the configuration.
+        chunk: of this rank, which holds the student's layer.
+        student, teacher: the layers' names in what this rank has of both models.
+        target: the teacher's layer, as the whole teacher calls it.
+        loss: a name in `HIDDEN_LOSSES`.
+        projection: from the student's width to the teacher's; None where they are equal.
+    """
 
     index: int
     chunk: int
     student: str
     teacher: str
+    target: str
     loss: str
     projection: nn.Linear | None
 
@@ -74,51 +86,34 @@ def pairs_of_rank(
         assert module is not None and name is not None, "the teacher serves each chunk that has a paired layer"
         find_layer(module, name, teacher_layer, "model.teacher")
         projection = _projection(students[0], teacher.hidden_size, layout, seed + index)
-        found.append(LayerPair(index, chunk, local_name, name, loss[0] if loss else "cosine", projection))
+        kind = loss[0] if loss else "cosine"
+        found.append(LayerPair(index, chunk, local_name, name, teacher_layer, kind, projection))
     return found
 
 
-class PairSums(NamedTuple):
-    """Sums over unmasked tokens of the mean loss of all pairs: this stage's share, raw and as weighted."""
+def inject_pairs(
+    students: list[DistillableGPTModel],
+    pairs: list[LayerPair],
+    num_pairs: int,
+    layout: Layout,
+    in_flight: InFlight[Forward],
+) -> None:
+    """Add the losses of `pairs` to the student's gradient, by hooks on the layers.
 
-    loss: Tensor
-    weighted: Tensor
-
-
-class InjectedPairs:
-    """Adds the losses of `pairs` to the student's gradient, by hooks on the layers."""
-
-    def __init__(
-        self,
-        students: list[DistillableGPTModel],
-        teacher: Teacher,
-        pairs: list[LayerPair],
-        num_pairs: int,
-        layout: Layout,
-    ) -> None:
-        self._layout = layout
-        self.sequence_parallel = students[0].config.sequence_parallel
-        self._pairs = [_InjectedPair(pair, 1.0 / num_pairs) for pair in pairs]
-        for injected in self._pairs:
-            pair, module = injected.pair, teacher.module(injected.pair.chunk)
-            assert module is not None
-            module.get_submodule(pair.teacher).register_forward_hook(injected.after_teacher)
-            students[pair.chunk].get_submodule(pair.student).register_forward_hook(injected.after_student)
-
-    def begin(self, loss_mask_BS: Tensor, weight: float) -> None:
-        """Announce a micro-batch: its mask, and the weight of the intermediate loss in the total."""
-        for injected in self._pairs:
-            injected.mask_SB, injected.weight = loss_mask_BS.transpose(0, 1), weight
-            injected.tp = self._layout.tp.rank, self._layout.tp.size
-
-    def take_sums(self) -> PairSums:
-        """What has been summed up since the last call, on this rank (under sequence parallelism, of its part)."""
-        zero = torch.zeros((), dtype=torch.float64, device=self._layout.device)
-        loss = sum((injected.take(0) for injected in self._pairs), zero)
-        return PairSums(loss, sum((injected.take(1) for injected in self._pairs), zero))
+    Args:
+        students: this rank's chunks.
+        pairs: this rank's.
+        num_pairs: of the whole student; the intermediate loss is their mean.
+        layout: the student's.
+        in_flight: where the hooks find the forward.
+    """
+    for pair in pairs:
+        student = students[pair.chunk]
+        injected = _InjectedPair(pair, 1.0 / num_pairs, layout, student.config.sequence_parallel, in_flight)
+        student.get_submodule(pair.student).register_forward_hook(injected.after_layer)
 
 
-class _MicroBatch(NamedTuple):
+class _Work(NamedTuple):
     """What a pair's loss needs beside the student's layer."""
 
     target_SBG: Tensor
@@ -127,61 +122,58 @@ class _MicroBatch(NamedTuple):
 
 
 class _InjectedPair:
-    """The hooks of one pair."""
+    """The hook of one pair."""
 
-    def __init__(self, pair: LayerPair, share: float) -> None:
-        self.pair, self._share = pair, share
-        self.mask_SB: Tensor | None = None
-        self.weight = 0.0
-        self.tp = (0, 1)
-        self._target_SBG: Tensor | None = None
-        # Micro-batches whose layer is to run again; megatron-core runs backwards in the order of the forwards.
-        self._to_recompute: deque[_MicroBatch] = deque()
-        self._sums: list[Any] = [0.0, 0.0]
+    def __init__(
+        self, pair: LayerPair, share: float, layout: Layout, sequence_parallel: bool, in_flight: InFlight[Forward]
+    ) -> None:
+        self._pair, self._share, self._in_flight = pair, share, in_flight
+        self._tp, self._sequence_parallel = layout.tp, sequence_parallel
+        # A recomputed layer runs again in the backward, where no forward is under way, so its work has to wait here.
+        # megatron-core runs backwards in the order of the forwards.
+        self._to_recompute: deque[_Work] = deque()
 
-    def after_teacher(self, module: nn.Module, inputs: Any, output: Any) -> None:
-        """Keep the teacher's hidden states for the student's layer."""
-        self._target_SBG = _hidden(output).detach()
-
-    def after_student(self, module: nn.Module, inputs: Any, output: Any) -> Any:
-        """Compute the loss, report it, and hang its gradient on the output."""
-        differentiating = torch.is_grad_enabled()
-        if differentiating and self._to_recompute:
-            batch = self._to_recompute.popleft()
-            return self._inject(output, self._loss(_hidden(output), batch) * batch.weight)
-        batch = self._take_micro_batch()
-        loss = self._loss(_hidden(output), batch)
-        for index, value in enumerate((loss.detach(), loss.detach() * batch.weight)):
-            self._sums[index] = self._sums[index] + value.double()
-        if differentiating:
-            return self._inject(output, loss * batch.weight)
+    def after_layer(self, module: nn.Module, inputs: Any, output: Any) -> Any:
+        """Compute the loss, add it to the step's sums, and hang its gradient on the output."""
+        forward = self._in_flight.now
+        if forward is None:
+            return self._recomputed(output)
+        work = self._work(forward)
+        loss = self._loss(output, work)
+        # Of one tensor-parallel rank, unless each has its part of the sequence.
+        if self._tp.rank == 0 or self._sequence_parallel:
+            forward.sums.add_pair(self._pair.index, loss.detach(), loss.detach() * work.weight)
+        if torch.is_grad_enabled():
+            return _injected(output, loss * work.weight)
         if module.training:
-            self._to_recompute.append(batch)
+            self._to_recompute.append(work)
         return None
 
-    def take(self, index: int) -> Tensor | float:
-        """Read a sum and start it anew."""
-        value, self._sums[index] = self._sums[index], 0.0
-        return value
+    def _recomputed(self, output: Any) -> Any:
+        if not self._to_recompute:  # somebody else calls the model
+            return None
+        work = self._to_recompute.popleft()
+        return _injected(output, self._loss(output, work) * work.weight)
 
-    def _take_micro_batch(self) -> _MicroBatch:
-        target_SBG, self._target_SBG = self._target_SBG, None
-        assert target_SBG is not None and self.mask_SB is not None, "the teacher runs first, after `begin`"
-        mask_SB = self.mask_SB
+    def _work(self, forward: Forward) -> _Work:
+        target_SBG = forward.targets.hidden[self._pair.target]
+        mask_SB = forward.micro_batch.loss_mask.transpose(0, 1)
         if mask_SB.shape[0] != target_SBG.shape[0]:  # this rank's part of the sequence
-            mask_SB = mask_SB.chunk(self.tp[1])[self.tp[0]]
-        return _MicroBatch(target_SBG, mask_SB, self.weight)
+            mask_SB = mask_SB.chunk(self._tp.size)[self._tp.rank]
+        return _Work(target_SBG, mask_SB, forward.weights.intermediate)
 
-    def _loss(self, hidden_SBH: Tensor, batch: _MicroBatch) -> Tensor:
-        if self.pair.projection is not None:
-            hidden_SBH = self.pair.projection(hidden_SBH)
-        losses_SB = self.pair.loss_per_token(hidden_SBH, batch.target_SBG)
-        return (losses_SB * batch.mask_SB).sum() * self._share
+    def _loss(self, output: Any, work: _Work) -> Tensor:
+        hidden_SBH = hidden_states_of(output)
+        if self._pair.projection is not None:
+            hidden_SBH = self._pair.projection(hidden_SBH)
+        losses_SB = self._pair.loss_per_token(hidden_SBH, work.target_SBG)
+        return (losses_SB * work.mask_SB).sum() * self._share
 
-    def _inject(self, output: Any, loss: Tensor) -> Any:
-        if isinstance(output, tuple):
-            return (_Inject.apply(output[0], loss), *output[1:])
-        return _Inject.apply(output, loss)
+
+def _injected(output: Any, loss: Tensor) -> Any:
+    if isinstance(output, tuple):
+        return (_Inject.apply(output[0], loss), *output[1:])
+    return _Inject.apply(output, loss)
 
 
 class _Inject(torch.autograd.Function):
@@ -195,11 +187,6 @@ class _Inject(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
         return grad, ctx.saved_tensors[0]
-
-
-def _hidden(output: Any) -> Tensor:
-    """Layers that put out a bias or a context beside their hidden states give a tuple."""
-    return output[0] if isinstance(output, tuple) else output
 
 
 def _chunk_and_name(layer: str, students: list[DistillableGPTModel], layout: Layout) -> tuple[int, str] | None:

@@ -9,7 +9,7 @@ Shapes: N tokens.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -41,33 +41,27 @@ _ERRORS: dict[Fault, tuple[type[Exception], str]] = {
 
 
 class Faults:
-    """How often each of `FAULTS` occurred since the last `take`, counted on the device, and in which micro-batches."""
+    """The conditions on the numbers of one micro-batch's losses, kept on the device until somebody asks."""
 
-    def __init__(self, device: torch.device):
-        self._counts = torch.zeros(len(FAULTS), dtype=torch.float64, device=device)
-        self._micro_batch = 0
-        self._noted: list[tuple[int, Tensor]] = []  # since the last `take`
-        self._taken: list[tuple[int, Tensor]] = []  # before it
-
-    def begin(self, micro_batch: int) -> None:
-        """Count from now on for this micro-batch."""
-        self._micro_batch = micro_batch
+    def __init__(self) -> None:
+        self.conditions: list[Condition] = []
 
     def note(self, conditions: Sequence[Condition]) -> None:
-        """Count the conditions that are false, without waiting for the device."""
-        for true, fault in conditions:
-            self._counts[FAULTS.index(fault)] += ~true
-            self._noted.append((self._micro_batch, true))
+        """Keep `conditions`, without waiting for the device."""
+        self.conditions.extend(conditions)
 
-    def take(self) -> Tensor:
-        """The counts, [len(FAULTS)], and start again from 0. They are float64 to be summed with a step's losses."""
-        counts, self._counts = self._counts, torch.zeros_like(self._counts)
-        self._taken, self._noted = self._noted, []
-        return counts
+    def any(self) -> bool:
+        """Whether one of them is false. Waits for the device."""
+        return any(not true for true, _ in self.conditions)
 
-    def culprits(self) -> list[int]:
-        """The micro-batches, ascending, of the faults that were last taken on this rank. Waits for the device."""
-        return sorted({micro_batch for micro_batch, true in self._taken if not true})
+
+def count_faults(several: Iterable[Faults], device: torch.device) -> Tensor:
+    """How often each of `FAULTS` occurred, [len(FAULTS)]; float64, to be summed with a step's losses."""
+    counts = torch.zeros(len(FAULTS), dtype=torch.float64, device=device)
+    for faults in several:
+        for true, fault in faults.conditions:
+            counts[FAULTS.index(fault)] += ~true
+    return counts
 
 
 def require(conditions: Sequence[Condition], faults: Faults | None = None) -> None:
@@ -84,7 +78,7 @@ def require(conditions: Sequence[Condition], faults: Faults | None = None) -> No
     raise_faults([fault for true, (_, fault) in zip(met, conditions, strict=True) if not true])
 
 
-def raise_faults(met: Sequence[Fault], where: str = "") -> None:
+def raise_faults(met: Sequence[Fault], where: str = "", sample_ids: Sequence[int] = ()) -> None:
     """Raise the error of the faults in `met`, if there are any.
 
     Logits come first: everything computed from them is wrong too.
@@ -92,11 +86,13 @@ def raise_faults(met: Sequence[Fault], where: str = "") -> None:
     Args:
         met: the faults, in any order.
         where: what the message begins with.
+        sample_ids: those of this rank that they were met in, for a NumericalFault to carry.
     """
     for group in (("student", "teacher"), ("divergence",), ("label",)):
         found = [_ERRORS[fault] for fault in FAULTS if fault in group and fault in met]
         if found:
-            raise found[0][0](where + "; ".join(text for _, text in found))
+            kind, text = found[0][0], where + "; ".join(text for _, text in found)
+            raise NumericalFault(text, sample_ids) if kind is NumericalFault else kind(text)
 
 
 def finite(values: Tensor, fault: Fault) -> Condition:

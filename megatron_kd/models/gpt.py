@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
-import torch
 from megatron.core.dist_checkpointing.mapping import ShardedStateDict
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor, nn
@@ -16,42 +16,50 @@ from megatron_kd.models.fake_quantization import split_gated_scales
 
 
 class Headed(Protocol):
-    """What has an output head: a model's last stage, or what stands in for a teacher's."""
+    """What has an output head: a model's last stage, or what stands in for a teacher's.
+
+    Attributes:
+        true_vocab_size: number of token ids in use; the slots above are padding and take no part in any loss.
+    """
+
+    true_vocab_size: int | None
 
     def head_weight(self) -> Tensor:
         """This rank's rows of the head, [V, H] sharded over V."""
 
+    def logits(self, hidden_SBH: Tensor) -> Tensor:
+        """Of the final hidden states, [S, B, V] sharded over V; of the whole sequence, also under sequence parallelism.
 
-class HeadFunction(Protocol):
-    """What the last stage does with its final hidden states instead of computing logits."""
+        Where hidden states are of this rank's part of the sequence, it gathers them.
+        """
 
-    def __call__(
-        self, model: Headed, hidden_SBH: Tensor, labels_BS: Tensor | None, loss_mask_BS: Tensor | None, /
-    ) -> Tensor:
-        """Return what the model's forward is to return."""
+
+# What a last stage makes of itself and its final hidden states [S, B, H] in place of logits: its model's output.
+HeadFunction = Callable[[Any, Tensor], Any]
 
 
 class DistillableGPTModel(GPTModel):
-    """megatron-core's GPTModel, whose last stage can be told what to do with its final hidden states.
+    """megatron-core's GPTModel, whose last stage can be given another use for its final hidden states.
 
     Attributes:
         true_vocab_size: number of token ids in use; the slots above are padding and take no part in any loss.
-        faults: where the model's losses note what is wrong with their numbers; unset, they raise on this rank alone.
-        head_function: called in place of the output layer, where set; then logits come to be only if it makes them.
-        skip_lm_loss: whether the language-modelling loss is left out, as zeros, in training.
+        head_function: called in place of the output layer, where set; logits exist only if it makes them.
 
     `forward` stays inherited: ModelOpt recognises a model class by it.
     """
 
     true_vocab_size: int | None = None
-    faults: Faults | None = None
     head_function: HeadFunction | None = None
-    skip_lm_loss: bool = False
 
-    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
         if self.head_function is None or not self.post_process:
             return super()._postprocess(hidden_states, *args, **kwargs)
-        return self.head_function(self, hidden_states, kwargs["labels"], kwargs["loss_mask"])
+        return self.head_function(self, hidden_states)
+
+    def logits(self, hidden_SBH: Tensor) -> Tensor:
+        """See `Headed`. It calls the output layer, for hooks to see."""
+        tied = self.share_embeddings_and_output_weights
+        return self.output_layer(hidden_SBH, weight=self.shared_embedding_or_output_weight() if tied else None)[0]
 
     def head_weight(self) -> Tensor:
         """This rank's rows of the output head, [V, H] sharded over V, ready to be read."""
@@ -71,25 +79,39 @@ class DistillableGPTModel(GPTModel):
         return state
 
     def compute_language_model_loss(self, labels: Tensor, logits: Tensor) -> Tensor:
+        """Cross entropy per token, as megatron-core asks for it; see `label_losses`."""
+        return self.label_losses(labels, logits)
+
+    def label_losses(self, labels_BS: Tensor, logits_SBV: Tensor, faults: Faults | None = None) -> Tensor:
         """Cross entropy per token.
 
         Args:
-            labels: [B, S] token ids.
-            logits: [S, B, V] sharded over the vocabulary.
+            labels_BS: token ids.
+            logits_SBV: sharded over the vocabulary.
+            faults: where to note what is wrong with the numbers; None raises on this rank alone.
 
         Returns:
             [B, S] losses in fp32.
         """
-        if self.skip_lm_loss and self.training:
-            return torch.zeros_like(labels, dtype=torch.float32)
         losses_SB = vocab_parallel_cross_entropy(
-            logits,
-            labels.transpose(0, 1),
+            logits_SBV,
+            labels_BS.transpose(0, 1),
             group=self.pg_collection.tp,
             vocab_size=self.true_vocab_size,
-            faults=self.faults,
+            faults=faults,
         )
         return losses_SB.transpose(0, 1).contiguous()
+
+
+def no_head(model: Headed, hidden_SBH: Tensor) -> Tensor:
+    """A `HeadFunction` of a model whose hidden states are all that is wanted."""
+    return hidden_SBH.new_zeros(())
+
+
+def hidden_states_of(output: Any) -> Tensor:
+    """A layer's hidden states, [S, B, H]; layers that put out a bias or a context beside them give a tuple."""
+    hidden_SBH: Tensor = output[0] if isinstance(output, tuple) else output
+    return hidden_SBH
 
 
 def find_layer(model: nn.Module, local_name: str, name: str, field: str) -> nn.Module:

@@ -5,22 +5,27 @@ S sequence, B micro-batch, G teacher hidden.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from megatron.core.pipeline_parallel.p2p_communication import P2PCommunicator
 from torch import Tensor
 
-from megatron_kd.models.gpt import DistillableGPTModel, Headed, find_layer
+from megatron_kd.models.gpt import DistillableGPTModel, find_layer, hidden_states_of, no_head
 from megatron_kd.models.packing import packed_segments
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.teachers.handover import Produced
 
-Inputs = dict[str, Tensor]  # "tokens" and "position_ids", [B, S] each
+
+class Inputs(NamedTuple):
+    """What a forward of the teacher reads, [B, S] each."""
+
+    tokens: Tensor
+    position_ids: Tensor
 
 
 class TeacherBody:
@@ -50,10 +55,8 @@ class TeacherBody:
     ) -> None:
         self.model, self._layout, self._packed = model, layout, packed
         self._shape = {"seq_length": seq_length, "micro_batch_size": micro_batch_size}
-        self._produced: Produced = defaultdict(list)
-        model.head_function = _no_head
-        for name, local_name in layers.items():
-            find_layer(model, local_name, name, "model.teacher").register_forward_hook(self._keep(name))
+        self._layers = {name: find_layer(model, local, name, "model.teacher") for name, local in layers.items()}
+        model.head_function = no_head
         if layout.pp.size > 1:
             self._channel = {
                 "p2p_communicator": P2PCommunicator(pp_group=layout.groups.pp, config=model.config),
@@ -72,33 +75,38 @@ class TeacherBody:
         """
         if not inputs:  # more copies of the teacher than sequences
             return {}
-        get_forward_backward_func(pp_size=self._layout.pp.size)(
-            forward_step_func=partial(_forward_step, self._packed),
-            data_iterator=iter(inputs),
-            model=[self.model],
-            num_microbatches=len(inputs),
-            forward_only=True,
-            **self._shape,
-            **self._channel,
-        )
-        produced, self._produced = self._produced, defaultdict(list)
+        with self._collected() as produced:
+            get_forward_backward_func(pp_size=self._layout.pp.size)(
+                forward_step_func=partial(_forward_step, self._packed),
+                data_iterator=iter(inputs),
+                model=[self.model],
+                num_microbatches=len(inputs),
+                forward_only=True,
+                **self._shape,
+                **self._channel,
+            )
         return produced
 
-    def _keep(self, name: str) -> Any:
-        def after(module: torch.nn.Module, inputs: Any, output: Any) -> None:
-            self._produced[name].append(output[0] if isinstance(output, tuple) else output)
+    @contextmanager
+    def _collected(self) -> Iterator[Produced]:
+        """What the wanted layers put out in the block."""
+        produced: Produced = {name: [] for name in self._layers}
+        hooks = [layer.register_forward_hook(partial(_keep, produced[name])) for name, layer in self._layers.items()]
+        try:
+            yield produced
+        finally:
+            for hook in hooks:
+                hook.remove()
 
-        return after
+
+def _keep(outputs: list[Tensor], module: torch.nn.Module, inputs: Any, output: Any) -> None:
+    outputs.append(hidden_states_of(output))
 
 
 def _forward_step(packed: bool, inputs: Iterator[Inputs], model: DistillableGPTModel) -> tuple[Tensor, Any]:
-    batch = next(inputs)
-    segments = packed_segments(batch["position_ids"]) if packed else None
-    return model(batch["tokens"], batch["position_ids"], None, packed_seq_params=segments), _nothing
-
-
-def _no_head(model: Headed, hidden_SBG: Tensor, labels_BS: Tensor | None, loss_mask_BS: Tensor | None) -> Tensor:
-    return hidden_SBG.new_zeros(())
+    tokens_BS, position_ids_BS = next(inputs)
+    segments = packed_segments(position_ids_BS) if packed else None
+    return model(tokens_BS, position_ids_BS, None, packed_seq_params=segments), _nothing
 
 
 def _nothing(output: Tensor) -> tuple[Tensor, Tensor, None]:

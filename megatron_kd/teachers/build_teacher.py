@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.stages import FINAL_NORM
 from megatron_kd.models.build_gpt import DTYPES, ModelShard, build_body
 from megatron_kd.models.gpt import DistillableGPTModel
 from megatron_kd.placement.strategy import Strategy
@@ -21,6 +23,7 @@ from megatron_kd.teachers.body import TeacherBody
 from megatron_kd.teachers.fill import fill, writer
 from megatron_kd.teachers.handover import Handover
 from megatron_kd.teachers.head import TeacherHead, empty_head, head_shard
+from megatron_kd.teachers.in_flight import InFlight
 from megatron_kd.teachers.in_pipeline import ColocatedTeacher
 from megatron_kd.teachers.placed import PlacedTeacher
 from megatron_kd.teachers.protocol import Teacher
@@ -33,16 +36,24 @@ from megatron_kd.teachers.transport import GroupTransport
 
 
 def build_teacher(
-    cfg: ConfigContainer, model: GPTDistillationProvider, derived: Derived, layout: Layout, strategy: Strategy
+    cfg: ConfigContainer,
+    model: GPTDistillationProvider,
+    derived: Derived,
+    layout: Layout,
+    strategy: Strategy,
+    in_flight: InFlight[Any],
 ) -> Teacher:
     """Build `model.teacher` under a strategy that supports the run. Every rank must call this.
+
+    What stands beside the student finds a micro-batch's targets in `in_flight`.
 
     Raises:
         InputError: weights that do not fit, a layer that does not exist, or no room; on every rank.
     """
     if strategy.in_student_pipeline:
-        return ColocatedTeacher(_whole(cfg, model, derived, layout), layout)
-    return _placed(cfg, model, derived, layout, strategy)
+        layers = {FINAL_NORM, *(teacher_layer for _, teacher_layer, *_ in model.kd_config.intermediate_layer_pairs)}
+        return ColocatedTeacher(_whole(cfg, model, derived, layout), layout, layers, in_flight)
+    return _placed(cfg, model, derived, layout, strategy, in_flight)
 
 
 def _whole(
@@ -61,7 +72,12 @@ def _whole(
 
 
 def _placed(
-    cfg: ConfigContainer, model: GPTDistillationProvider, derived: Derived, layout: Layout, strategy: Strategy
+    cfg: ConfigContainer,
+    model: GPTDistillationProvider,
+    derived: Derived,
+    layout: Layout,
+    strategy: Strategy,
+    in_flight: InFlight[Any],
 ) -> PlacedTeacher:
     provider, run = model.teacher, running_workload(cfg, derived, layout)
     shared = strategy.in_host_memory and model.share_teacher
@@ -110,7 +126,7 @@ def _placed(
     teacher_head = None
     if head is not None:
         teacher_head = TeacherHead(head, _vocab_size(derived), layout, model.sequence_parallel)
-    proxies = _proxies(run.readers, layout, teacher_head, provider.hidden_size)
+    proxies = _proxies(run.readers, layout, teacher_head, in_flight)
     return PlacedTeacher(strategy.name, body, proxies, rounds, layout)
 
 
@@ -166,9 +182,11 @@ def _fill(
     fill(body, heads, writer(cfg, provider, _vocab_size(derived)), int8_layers=int8_layers)
 
 
-def _proxies(read: Readers, layout: Layout, head: TeacherHead | None, hidden_size: int) -> dict[int, TeacherProxy]:
+def _proxies(
+    read: Readers, layout: Layout, head: TeacherHead | None, in_flight: InFlight[Any]
+) -> dict[int, TeacherProxy]:
     proxies = {}
     for chunk in range(layout.chunks):
         if here := read_on(read, layout.pp.rank, chunk):
-            proxies[chunk] = TeacherProxy(here, head if chunk == layout.chunks - 1 else None, hidden_size)
+            proxies[chunk] = TeacherProxy(here, head if chunk == layout.chunks - 1 else None, in_flight)
     return proxies

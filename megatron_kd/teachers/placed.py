@@ -18,9 +18,8 @@ from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.teachers.body import Inputs, TeacherBody
 from megatron_kd.teachers.handover import Handover
+from megatron_kd.teachers.protocol import Targets
 from megatron_kd.teachers.proxy import TeacherProxy
-
-_INPUTS = ("tokens", "position_ids")
 
 
 class PlacedTeacher:
@@ -48,6 +47,25 @@ class PlacedTeacher:
         self.body, self.rounds = body, rounds
         self._proxies, self._layout = proxies, layout
 
+    def deliver(self, micro_batches: Sequence[MicroBatch]) -> list[Targets]:
+        """See `Teacher`.
+
+        Raises:
+            LostRank: a rank does not respond.
+        """
+        targets: list[Targets] = []
+        ahead = iter(micro_batches)
+        for handover in self.rounds:
+            some = list(islice(ahead, handover.exchange.num_microbatches))
+            sequences = Inputs(
+                tokens=self._gathered([batch.tokens for batch in some]),
+                position_ids=self._gathered([batch.position_ids for batch in some]),
+            )
+            produced = self.body(_share(handover, sequences)) if self.body is not None else {}
+            received = handover(produced)
+            targets += [Targets(batch.sample_ids, states) for batch, states in zip(some, received, strict=True)]
+        return targets
+
     def module(self, chunk: int) -> nn.Module | None:
         """See `Teacher`."""
         return self._proxies.get(chunk)
@@ -55,29 +73,6 @@ class PlacedTeacher:
     def name_in_module(self, layer: str) -> str | None:
         """Proxies go by the names of the whole teacher."""
         return layer
-
-    def deliver(self, micro_batches: Sequence[MicroBatch]) -> None:
-        """See `Teacher`.
-
-        Raises:
-            LostRank: a rank does not respond.
-        """
-        states: dict[str, list[Tensor]] = {}
-        ahead = iter(micro_batches)
-        for handover in self.rounds:
-            some = list(islice(ahead, handover.exchange.num_microbatches))
-            sequences = {name: self._gathered([getattr(batch, name) for batch in some]) for name in _INPUTS}
-            produced = self.body(_share(handover, sequences)) if self.body is not None else {}
-            for received in handover(produced):
-                for layer, hidden_SBG in received.items():
-                    states.setdefault(layer, []).append(hidden_SBG)
-        for proxy in self._proxies.values():
-            proxy.deliver(states)
-
-    def select(self, index: int) -> None:
-        """See `Teacher`."""
-        for proxy in self._proxies.values():
-            proxy.select(index)
 
     @property
     def bytes_sent(self) -> int:
@@ -93,7 +88,7 @@ class PlacedTeacher:
                 yield "output_layer.weight", proxy.head.weight
 
     def _gathered(self, parts: list[Tensor]) -> Tensor:
-        """The sequences of the global batch, in the order in which `Exchange` numbers them."""
+        """Of this rank's [B, S] each: those of the global batch, in the order in which `Exchange` numbers them."""
         mine = torch.cat(parts)
         everyones = [torch.empty_like(mine) for _ in range(self._layout.dp.size)]
         dist.all_gather(everyones, mine, group=self._layout.dp.group)
@@ -107,5 +102,5 @@ def _share(handover: Handover, sequences: Inputs) -> list[Inputs]:
     assert place is not None
     share, size = exchange.share(place.replica), exchange.teacher_micro_batch_size
     rows = torch.arange(share.start, share.start + exchange.forwards(place.replica) * size)
-    rows = rows.clamp(max=max(share.stop - 1, 0)).to(sequences["tokens"].device)
-    return [{name: values[some] for name, values in sequences.items()} for some in rows.split(size) if len(some)]
+    rows = rows.clamp(max=max(share.stop - 1, 0)).to(sequences.tokens.device)
+    return [Inputs(*(values[some] for values in sequences)) for some in rows.split(size) if len(some)]

@@ -1,13 +1,35 @@
-"""What the rest of the package knows of a teacher, wherever it lives."""
+"""The seam between a teacher and the losses: micro-batches go in, their targets come out.
+
+Nothing above this knows whether a target was computed beside the student, on another rank, or long ago.
+
+Shapes: S sequence (this rank's part of it under sequence parallelism), B micro-batch, G teacher hidden.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Protocol
 
 from torch import Tensor, nn
 
 from megatron_kd.models.micro_batch import MicroBatch
+
+
+@dataclass(frozen=True, eq=False)  # tensors have no single truth value
+class Targets:
+    """What a teacher says of one micro-batch.
+
+    Distributions over the vocabulary, from a teacher that gives no hidden states, would be one more field.
+
+    Attributes:
+        sample_ids: the micro-batch's.
+        hidden: the output of each teacher layer that a loss on this rank reads, [S, B, G], by the layer's name in the
+            whole teacher. A teacher in the student's pipeline adds them as its layers run, just before the student's.
+    """
+
+    sample_ids: tuple[int, ...]
+    hidden: dict[str, Tensor] = field(default_factory=dict)
 
 
 class Teacher(Protocol):
@@ -23,17 +45,14 @@ class Teacher(Protocol):
     hidden_size: int
     in_student_pipeline: bool
 
+    def deliver(self, micro_batches: Sequence[MicroBatch]) -> list[Targets]:
+        """The targets of a step's or an evaluation's micro-batches; called on every rank, before their forwards."""
+
     def module(self, chunk: int) -> nn.Module | None:
         """What a chunk of the student is paired with; None for a chunk that no loss reads from."""
 
     def name_in_module(self, layer: str) -> str | None:
         """What `module` calls a layer of the whole teacher; None if it is on another pipeline stage."""
-
-    def deliver(self, micro_batches: Sequence[MicroBatch]) -> None:
-        """Called on every rank with its micro-batches, before a step's or an evaluation's forwards."""
-
-    def select(self, index: int) -> None:
-        """Called on every rank before the forward of a micro-batch of those."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The teacher's weights that this rank holds."""

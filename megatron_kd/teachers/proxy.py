@@ -1,4 +1,4 @@
-"""What ModelOpt is given as the teacher where the real one is elsewhere: its ports, replaying what was delivered.
+"""The module that ModelOpt is given as the teacher where the real one is elsewhere: its ports, replaying its targets.
 
 S sequence, B micro-batch, G teacher hidden, V vocabulary.
 """
@@ -12,28 +12,26 @@ from torch import Tensor, nn
 from megatron_kd.config.stages import FINAL_NORM
 from megatron_kd.models.gpt import HeadFunction
 from megatron_kd.teachers.head import TeacherHead
+from megatron_kd.teachers.in_flight import InFlight
 
 
 class TeacherProxy(nn.Module):
     """A module with the teacher's layer names, global ones, and no parameters.
 
-    `forward` sends the delivered hidden states of the selected micro-batch through its ports, for hooks to see, and
-    then through the head, where the student's chunk has one.
+    `forward` sends the targets of the forward under way through its ports, for hooks to see, and then through the head,
+    where the student's chunk has one.
 
     Args:
         layers: names of the layers to have ports for.
         head: the teacher's, for the chunk with the student's; a plain value, so that nothing that walks over
             parameters finds it.
-        hidden_size: G.
+        in_flight: the student's forward, whose targets are replayed.
     """
 
-    def __init__(self, layers: list[str], head: TeacherHead | None, hidden_size: int) -> None:
+    def __init__(self, layers: list[str], head: TeacherHead | None, in_flight: InFlight[Any]) -> None:
         super().__init__()
-        self.hidden_size, self.head = hidden_size, head
+        self.head, self._layers, self._in_flight = head, list(layers), in_flight
         self.head_function: HeadFunction | None = None
-        self._layers = list(layers)
-        self._delivered: dict[str, list[Tensor]] = {}
-        self._index = 0
         for name in self._layers:
             _add_port(self, name, _Port())
         if head is not None:
@@ -44,36 +42,23 @@ class TeacherProxy(nn.Module):
         """The teacher's number of token ids; None for a chunk without its head."""
         return None if self.head is None else self.head.true_vocab_size
 
-    def deliver(self, states: dict[str, list[Tensor]]) -> None:
-        """Take one step's hidden states, by layer and micro-batch."""
-        self._delivered = {name: list(states[name]) for name in self._layers}
-
-    def select(self, index: int) -> None:
-        """Say which micro-batch the next forward is of."""
-        self._index = index
-
     def head_weight(self) -> Tensor:
         """This rank's rows of the teacher's head, [V, G] sharded over V."""
         assert self.head is not None, "the head is with the student's"
         return self.head.weight
 
-    def forward(self, *args: Any, labels: Tensor | None = None, loss_mask: Tensor | None = None, **kwargs: Any) -> Any:
+    def logits(self, hidden_SBG: Tensor) -> Tensor:
+        """[S, B, V] sharded over V, of the whole sequence."""
+        return self.output_layer(hidden_SBG)[0]
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Called with what the student is called with."""
-        for name in self._layers:
-            hidden_SBG = self.get_submodule(name)(self._take(name))
-            if name == FINAL_NORM:
-                final_SBG = hidden_SBG
+        hidden = self._in_flight.forward.targets.hidden
+        outputs = {name: self.get_submodule(name)(hidden[name]) for name in self._layers}
         if self.head is None:
             return None
-        if self.head_function is not None:
-            return self.head_function(self, final_SBG, labels, loss_mask)
-        return self.output_layer(final_SBG)
-
-    def _take(self, name: str) -> Tensor:
-        states = self._delivered[name]
-        taken, states[self._index] = states[self._index], None
-        assert taken is not None, f"micro-batch {self._index} has been read before"
-        return taken
+        head = self.head_function or TeacherProxy.logits
+        return head(self, outputs[FINAL_NORM])
 
 
 class _Port(nn.Module):

@@ -34,7 +34,7 @@ class FailedAttempt:
 
 def failed_attempt(run: Run, batch: Sequence[MicroBatch], fault: NumericalFault) -> FailedAttempt:
     """What there is to know of an attempt that `fault` ended. Every rank must call this."""
-    return FailedAttempt(run.step + 1, str(fault), _samples(run, batch))
+    return FailedAttempt(run.step + 1, str(fault), _samples(fault.sample_ids, batch))
 
 
 def record_transient_fault(run: Run, first: FailedAttempt) -> None:
@@ -48,12 +48,12 @@ def persistent_fault(run: Run, first: FailedAttempt, fault: NumericalFault) -> N
     return NumericalFault(f"{fault}; so it was at the first attempt: {_where(first, run)}")
 
 
-def _samples(run: Run, batch: Sequence[MicroBatch]) -> dict[int, list[int]]:
+def _samples(faulty: list[int], batch: Sequence[MicroBatch]) -> dict[int, list[int]]:
     """The ids of the samples in the micro-batches in which a rank found NaN or Inf, by rank.
 
     All of the step's where the losses were right and only what followed from them was not.
     """
-    everyone = from_all([i for index in run.faults.culprits() for i in batch[index].sample_ids])
+    everyone = from_all(faulty)
     found = {rank: ids for rank, ids in enumerate(everyone) if ids}
     if found:
         return found

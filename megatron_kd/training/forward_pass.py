@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,11 +13,12 @@ import torch
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
-from megatron_kd.distillation.objective import REPORTED, LossResult
+from megatron_kd.distillation.report import REPORTED, LossResult, StepSums
 from megatron_kd.losses.faults import FAULTS, raise_faults
 from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.runtime.modelopt import mtd_megatron
 from megatron_kd.runtime.signals import StopSignals
+from megatron_kd.teachers.protocol import Targets
 from megatron_kd.teachers.transport import HAND_OVER
 from megatron_kd.training.run_state import ForwardRun
 
@@ -45,11 +47,14 @@ def forward_batch(run: ForwardRun, micro_batches: Iterator[MicroBatch], stop: St
     Raises:
         NumericalFault, InputError: see `add_up`.
     """
-    results = schedule(run, next_batch(run, micro_batches), forward_only=True)()
-    return add_up(run, results, stop, f"evaluation after step {run.step}: ")
+    sums = StepSums(run.layout.device)
+    results = schedule(run, next_batch(run, micro_batches), sums, forward_only=True)()
+    return add_up(run, results, sums, stop, f"evaluation after step {run.step}: ")
 
 
-def schedule(run: ForwardRun, micro_batches: Sequence[MicroBatch], *, forward_only: bool) -> Callable[[], list[Tensor]]:
+def schedule(
+    run: ForwardRun, micro_batches: Sequence[MicroBatch], sums: StepSums, *, forward_only: bool
+) -> Callable[[], list[Tensor]]:
     """megatron-core's schedule over one global batch, ready to be called once.
 
     The teacher has delivered its targets by then. Whoever calls the schedule is the frame above it: a step calls it
@@ -58,32 +63,28 @@ def schedule(run: ForwardRun, micro_batches: Sequence[MicroBatch], *, forward_on
     Args:
         run: of this rank.
         micro_batches: this rank's, on any device.
+        sums: new ones, to which the forwards add.
         forward_only: without a backward.
 
     Returns:
         A function that returns the reported sums of each micro-batch, [len(REPORTED)]; on the last stage only.
     """
-    batches = [batch.to(run.layout.device) for batch in micro_batches]
-    if run.teacher is not None:
-        run.doing.enter(HAND_OVER)
-        run.teacher.deliver(batches)
+    feeds = _feeds(run, [micro_batch.to(run.layout.device) for micro_batch in micro_batches])
     shape = {"seq_length": run.cfg.model.seq_length, "micro_batch_size": run.cfg.train.micro_batch_size}
     interleaved = run.layout.chunks > 1
-    # Each chunk reads the step's micro-batches from the first.
-    iterators = [iter(enumerate(batches)) for _ in run.chunks]
     return partial(
         get_forward_backward_func(run.layout.pp.size, run.layout.chunks if interleaved else None),
-        forward_step_func=partial(_forward_step, run),
-        data_iterator=iterators if interleaved else iterators[0],
+        forward_step_func=partial(_forward_step, run, sums),
+        data_iterator=feeds if interleaved else feeds[0],
         model=run.chunks,
-        num_microbatches=len(batches),
+        num_microbatches=len(micro_batches),
         forward_only=forward_only,
         adjust_tensor_shapes_fn=_joint_shapes(run, shape),
         **shape,
     )
 
 
-def add_up(run: ForwardRun, results: Sequence[Tensor], stop: StopSignals | None, where: str) -> Totals:
+def add_up(run: ForwardRun, results: Sequence[Tensor], sums: StepSums, stop: StopSignals | None, where: str) -> Totals:
     """Add up the micro-batches of every data-parallel rank; only one rank of each last stage contributes.
 
     What the losses found wrong travels along, so that all ranks raise it together and nobody waits for a rank that is
@@ -93,6 +94,7 @@ def add_up(run: ForwardRun, results: Sequence[Tensor], stop: StopSignals | None,
     Args:
         run: of this rank.
         results: of the schedule, [len(REPORTED)] each.
+        sums: that its forwards added to.
         stop: the signals of this rank; None where it cannot be asked to stop.
         where: what an error begins with.
 
@@ -101,15 +103,16 @@ def add_up(run: ForwardRun, results: Sequence[Tensor], stop: StopSignals | None,
         InputError: a label that is no id, likewise.
     """
     run.doing.enter("adding up the losses")
-    sums = run.objective.take_stage_sums().to(run.layout.device)
+    reported = sums.reported()
     if run.layout.is_last_stage and run.layout.tp.rank == 0:
-        sums += torch.stack(list(results)).sum(0)
+        reported += torch.stack(list(results)).sum(0)
     asked = stop is not None and stop.received is not None
-    sums = torch.cat((sums, run.faults.take(), sums.new_full((1,), asked)))
-    torch.distributed.all_reduce(sums)
-    *summed, asked_anywhere = sums.tolist()
+    found = torch.cat((reported, sums.faults_met(), reported.new_full((1,), asked)))
+    torch.distributed.all_reduce(found)
+    *summed, asked_anywhere = found.tolist()
     values = dict(zip(REPORTED + FAULTS, summed, strict=True))
-    raise_faults([fault for fault in FAULTS if values.pop(fault)], where)
+    met = [fault for fault in FAULTS if values.pop(fault)]
+    raise_faults(met, where, sums.faulty_samples() if met else ())
     return Totals(values, stop_requested=asked_anywhere > 0)
 
 
@@ -119,26 +122,33 @@ def means_of(sums: dict[str, float]) -> tuple[dict[str, float], int]:
     return {name: value / max(tokens, 1) for name, value in sums.items() if name != "tokens"}, tokens
 
 
+def _feeds(run: ForwardRun, micro_batches: list[MicroBatch]) -> list[Iterator[tuple[MicroBatch, Targets]]]:
+    """For each chunk of the student: the batch's micro-batches, each with what the teacher says of it."""
+    if run.teacher is None:
+        targets = [Targets(micro_batch.sample_ids) for micro_batch in micro_batches]
+    else:
+        run.doing.enter(HAND_OVER)
+        targets = run.teacher.deliver(micro_batches)
+    return [_taken(deque(zip(micro_batches, targets, strict=True))) for _ in run.chunks]
+
+
+def _taken(items: deque[tuple[MicroBatch, Targets]]) -> Iterator[tuple[MicroBatch, Targets]]:
+    while items:  # targets that have been read are let go of: those of a whole batch take much memory
+        yield items.popleft()
+
+
 def _forward_step(
-    run: ForwardRun, micro_batches: Iterator[tuple[int, MicroBatch]], model: Any
-) -> tuple[Tensor, Callable[[Tensor], LossResult]]:
-    index, batch = next(micro_batches)
+    run: ForwardRun, sums: StepSums, feed: Iterator[tuple[MicroBatch, Targets]], model: Any
+) -> tuple[Tensor | LossResult, Callable[[LossResult], LossResult]]:
+    micro_batch, targets = next(feed)
     run.doing.enter("forward and backward")
-    run.faults.begin(index)
-    run.objective.begin(index, batch.loss_mask)
-    output = model(
-        batch.tokens,
-        batch.position_ids,
-        None,
-        labels=batch.labels,
-        loss_mask=batch.loss_mask,
-        packed_seq_params=batch.segments,
-    )
-    return output, partial(_loss, run, batch.loss_mask)
+    with run.objective.forward(micro_batch, targets, sums):
+        output = model(micro_batch.tokens, micro_batch.position_ids, None, packed_seq_params=micro_batch.segments)
+    return output, _loss
 
 
-def _loss(run: ForwardRun, loss_mask_BS: Tensor, output: Tensor) -> LossResult:
-    return run.objective(output, loss_mask_BS)
+def _loss(output: LossResult) -> LossResult:
+    return output  # the last stage's model has computed it
 
 
 def _joint_shapes(run: ForwardRun, shape: dict[str, int]) -> Any:

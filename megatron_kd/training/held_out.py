@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import torch
 
-from megatron_kd.distillation.objective import REPORTED
+from megatron_kd.distillation.report import REPORTED
 from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.runtime.signals import StopSignals
 from megatron_kd.training.forward_pass import Totals, forward_batch, means_of

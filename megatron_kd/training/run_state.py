@@ -15,9 +15,9 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
 from megatron_kd.distillation.balance import Balancer
 from megatron_kd.distillation.convert import build_distillation, hidden_teachers
+from megatron_kd.distillation.forward import Forward
 from megatron_kd.distillation.objective import LanguageModelling, Objective
 from megatron_kd.huggingface.read import load_huggingface
-from megatron_kd.losses.faults import Faults
 from megatron_kd.models.build_gpt import DTYPES
 from megatron_kd.models.fake_quantization import fake_quantise
 from megatron_kd.models.gpt import DistillableGPTModel
@@ -26,6 +26,7 @@ from megatron_kd.runtime.watch import Doing
 from megatron_kd.students.from_teacher import load_from_teacher
 from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
 from megatron_kd.teachers.build_teacher import build_teacher
+from megatron_kd.teachers.in_flight import InFlight
 from megatron_kd.teachers.protocol import Teacher
 from megatron_kd.training.optimizer import build_optimizer, build_scheduler, in_precision, wrap_for_training
 
@@ -39,7 +40,6 @@ class ForwardRun:
         chunks: the same, wrapped in their precision and, to be trained, in data parallelism.
         teacher: None where the run has none.
         placement: the strategy of its teacher and how it was chosen.
-        faults: what the losses of this rank found wrong since the last step.
         doing: the phase of the step that this rank is in, for others to know when it does not respond.
     """
 
@@ -51,7 +51,6 @@ class ForwardRun:
     teacher: Teacher | None
     objective: Objective
     placement: ChosenStrategy | None
-    faults: Faults
     doing: Doing
     step: int = 0
 
@@ -113,22 +112,22 @@ def build_forward(cfg: ConfigContainer, derived: Derived, layout: Layout) -> For
         load_from_teacher(students, cfg, derived)
     if cfg.model.quantization is not None:
         _quantise(students, cfg, cfg.model.quantization, layout)
-    faults, doing = Faults(layout.device), Doing()
-    for student in students:
-        student.faults = faults
     teacher: Teacher | None = None
     placement: ChosenStrategy | None = None
-    objective: Objective = LanguageModelling()
+    objective: Objective
     if (model := cfg.distillation) is not None:
         placement = choose_strategy(cfg, model, derived, layout)
-        teacher = build_teacher(cfg, model, derived, layout, placement.strategy)
-        built = build_distillation(students, teacher, model.kd_config, layout, seed=cfg.rng.seed)
+        in_flight: InFlight[Forward] = InFlight()
+        teacher = build_teacher(cfg, model, derived, layout, placement.strategy, in_flight)
+        built = build_distillation(students, teacher, model.kd_config, layout, in_flight, seed=cfg.rng.seed)
         students, objective = built.models, built.objective
+    else:
+        objective = LanguageModelling(students[-1] if students[-1].post_process else None)
     with hidden_teachers(students):
         chunks = [in_precision(student) for student in students]
     return ForwardRun(
         cfg=cfg, derived=derived, layout=layout, students=students, chunks=chunks, teacher=teacher,
-        objective=objective, placement=placement, faults=faults, doing=doing,
+        objective=objective, placement=placement, doing=Doing(),
     )  # fmt: skip
 
 

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from megatron_kd.distillation.report import StepSums
 from megatron_kd.errors import NumericalFault
 from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.runtime.seeds import random_state, set_random_state
@@ -59,8 +60,9 @@ def train_step(run: Run, micro_batches: Iterator[MicroBatch], stop: StopSignals 
     while True:
         try:
             _zero_gradients(run)
-            results = schedule(run, batch, forward_only=False)()
-            totals = add_up(run, results, stop, f"step {run.step + 1} was not taken: ")
+            sums = StepSums(run.layout.device)
+            results = schedule(run, batch, sums, forward_only=False)()
+            totals = add_up(run, results, sums, stop, f"step {run.step + 1} was not taken: ")
             report = _update(run, totals)
         except NumericalFault as fault:
             if first is not None:
@@ -99,6 +101,6 @@ def _update(run: Run, totals: Totals) -> StepReport:
         raise NumericalFault(f"step {run.step + 1} was not taken: {fault}") from None
     run.scheduler.step(increment=1)
     run.step += 1
-    if tokens > 0:  # a batch in which none counts says nothing about the losses
-        run.objective.observe(means)
+    if tokens > 0 and run.balancer is not None:  # a batch in which no token counts says nothing about the losses
+        run.balancer.observe(means)
     return StepReport(means, tokens, grad_norm, float(lr), totals.stop_requested)

@@ -12,8 +12,13 @@ import torch
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.kd_config import ModelOptDistillConfig
-from megatron_kd.distillation.balance import Balancer
+from megatron_kd.distillation.balance import Losses
+from megatron_kd.distillation.forward import Forward
 from megatron_kd.distillation.logits import FusedLogits
+from megatron_kd.distillation.report import StepSums
+from megatron_kd.losses.faults import Faults
+from megatron_kd.models.micro_batch import MicroBatch
+from megatron_kd.teachers.protocol import Targets
 from tests.distillation.passes import forward_backward
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config
@@ -22,14 +27,14 @@ from tools.bench.allocations import AllocationCounter
 V, H, S, B = 24, 8, 6, 2
 
 
-def model(weight: torch.Tensor) -> Any:
-    return SimpleNamespace(
-        config=SimpleNamespace(sequence_parallel=False),
-        true_vocab_size=V,
-        faults=None,
-        teacher_model=SimpleNamespace(true_vocab_size=V, head_weight=lambda: torch.ones(V, H)),
-        head_weight=lambda: weight,
-        head_function=None,
+def forward(teacher_hidden: torch.Tensor) -> Forward:
+    labels, mask, ids = torch.zeros(B, S, dtype=torch.long), torch.ones(B, S), (0, 1)
+    return Forward(
+        micro_batch=MicroBatch(labels, labels, labels, mask, ids),
+        targets=Targets(ids, {"decoder.final_layernorm": teacher_hidden}),
+        weights=Losses(0.0, 1.0, 0.0),
+        sums=StepSums(torch.device("cpu")),
+        faults=Faults(),
     )
 
 
@@ -38,13 +43,13 @@ def head_gradient(order: str, batches: list[tuple[torch.Tensor, torch.Tensor]]) 
     torch.manual_seed(0)
     weight = torch.nn.Parameter(torch.randn(V, H))
     weight.main_grad = torch.zeros(V, H)  # type: ignore[attr-defined]
-    student = model(weight)
-    fused = FusedLogits(student, Balancer(ModelOptDistillConfig()), SimpleNamespace(tp=SimpleNamespace(group=None)))
-    labels, mask = torch.zeros(B, S, dtype=torch.long), torch.ones(B, S)
+    student: Any = SimpleNamespace(true_vocab_size=V, head_weight=lambda: weight)
+    teacher: Any = SimpleNamespace(true_vocab_size=V, head_weight=lambda: torch.ones(V, H))
+    layout: Any = SimpleNamespace(tp=SimpleNamespace(group=None))
+    fused = FusedLogits(teacher, ModelOptDistillConfig(), layout, sequence_parallel=False)
     totals = []
     for student_hidden, teacher_hidden in batches:
-        student.teacher_model.head_function(student.teacher_model, teacher_hidden, None, None)
-        total = student.head_function(student, student_hidden, labels, mask)
+        total = fused(forward(teacher_hidden), student, student_hidden).total
         if order == "one by one":
             total.backward()
         totals.append(total)

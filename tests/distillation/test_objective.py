@@ -65,6 +65,8 @@ def _head(model: Any) -> Tensor:
 
 def _hidden_states(run: Any, batches: list[MicroBatch]) -> dict[str, Tensor]:
     """Both models' final hidden states over the batch, [S, N, H], by hooks of this test."""
+    from megatron_kd.distillation.report import StepSums
+
     seen: dict[str, list[Tensor]] = {"student": [], "teacher": []}
     hooks = [
         model.decoder.final_layernorm.register_forward_hook(
@@ -75,12 +77,9 @@ def _hidden_states(run: Any, batches: list[MicroBatch]) -> dict[str, Tensor]:
     with torch.no_grad():
         run.chunks[0].eval()
         for batch in batches:
-            run.objective.begin(0, batch.loss_mask)
-            output = run.chunks[0](
-                batch.tokens, batch.position_ids, None, labels=batch.labels, loss_mask=batch.loss_mask
-            )
-            run.objective(output, batch.loss_mask)
-            run.objective.take_stage_sums()
+            (targets,) = run.teacher.deliver([batch])
+            with run.objective.forward(batch, targets, StepSums(run.layout.device)):
+                run.chunks[0](batch.tokens, batch.position_ids, None)
         run.chunks[0].train()
     for hook in hooks:
         hook.remove()
@@ -237,8 +236,10 @@ def modelopts_own_step(cfg: ConfigContainer, masked: int) -> dict[str, Any]:
 
     from megatron_kd.config.derived import derived
     from megatron_kd.data.tokens.tokenizer import load_tokenizer
+    from megatron_kd.placement.colocated import Colocated
     from megatron_kd.runtime.start import running_ranks
     from megatron_kd.teachers.build_teacher import build_teacher
+    from megatron_kd.teachers.in_flight import InFlight
     from megatron_kd.training.run_data import RunData
     from megatron_kd.training.run_state import _build_student
 
@@ -248,7 +249,7 @@ def modelopts_own_step(cfg: ConfigContainer, masked: int) -> dict[str, Any]:
     ) as layout:
         values = derived(cfg, layout.world_size)
         student = _build_student(cfg, values, layout, chunk=0)
-        teacher = build_teacher(cfg, cfg.model, values, layout, "colocated").model
+        teacher = build_teacher(cfg, cfg.model, values, layout, Colocated(), InFlight()).model
         settings = plugin.setup_distillation_config(
             plugin.DistillationConfig(
                 intermediate_layer_pairs=[tuple(pair) for pair in kd.intermediate_layer_pairs],

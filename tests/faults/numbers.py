@@ -78,7 +78,8 @@ def poison(run: Any, where: str, attempts: int = 1, hit: Callable[[], None] = la
     if where == "gradient":
         model.decoder.layers[-1].mlp.linear_fc2.weight.register_hook(nan)
     else:
-        model.decoder.final_layernorm.register_forward_hook(lambda module, inputs, output: nan(output))
+        # First, so that the losses' own hooks see it.
+        model.decoder.final_layernorm.register_forward_hook(lambda module, inputs, output: nan(output), prepend=True)
 
 
 def weights(run: Any) -> dict[str, torch.Tensor]:

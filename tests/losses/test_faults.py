@@ -10,7 +10,7 @@ from torch import Tensor
 
 from megatron_kd.errors import InputError, NumericalFault
 from megatron_kd.losses.cross_entropy import vocab_parallel_cross_entropy
-from megatron_kd.losses.faults import FAULTS, Faults, raise_faults
+from megatron_kd.losses.faults import FAULTS, Faults, count_faults, raise_faults
 from megatron_kd.losses.keywords import (
     fused_linear_divergence,
     vocab_parallel_divergence,
@@ -49,13 +49,14 @@ def inputs(wrong: str) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def met(faults: Faults) -> set[str]:
-    return {fault for fault, count in zip(FAULTS, faults.take().tolist(), strict=True) if count}
+    counts = count_faults([faults], torch.device("cpu"))
+    return {fault for fault, count in zip(FAULTS, counts.tolist(), strict=True) if count}
 
 
 @pytest.mark.parametrize("loss", [fused, materialised, topk])
 @pytest.mark.parametrize("wrong", ["nothing", "student", "teacher", "label"])
 def test_a_fault_is_noted_and_the_loss_goes_on(loss: Loss, wrong: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    faults = Faults(torch.device("cpu"))
+    faults = Faults()
     student, teacher, labels = inputs(wrong)
     with monkeypatch.context() as patch:
         for wait in ("tolist", "item", "__bool__", "__float__", "__int__"):
@@ -63,7 +64,16 @@ def test_a_fault_is_noted_and_the_loss_goes_on(loss: Loss, wrong: str, monkeypat
         loss(student, teacher, labels, faults).backward()
     found = met(faults)
     assert found - {"divergence"} == ({wrong} if wrong != "nothing" else set())
-    assert met(faults) == set()  # taken, it starts again
+    assert faults.any() == (wrong != "nothing")
+
+
+def test_faults_are_counted_over_micro_batches() -> None:
+    several = [Faults(), Faults(), Faults()]
+    for faults, (student, label) in zip(several, [(True, False), (True, True), (False, False)], strict=True):
+        faults.note([(torch.tensor(student), "student"), (torch.tensor(label), "label")])
+    counts = count_faults(several, torch.device("cpu"))
+    assert dict(zip(FAULTS, counts.tolist(), strict=True)) == {"student": 1, "teacher": 0, "divergence": 0, "label": 2}
+    assert [faults.any() for faults in several] == [True, False, True]
 
 
 def _waited(*_: object) -> None:
@@ -94,7 +104,10 @@ def test_a_single_logit_of_minus_infinity_is_a_fault_of_the_divergence() -> None
 
 def test_what_is_said_of_several_faults() -> None:
     raise_faults([], "step 3: ")
-    with pytest.raises(NumericalFault, match=r"^step 3: the student logits are not finite.*; the teacher logits are"):
-        raise_faults(["label", "divergence", "teacher", "student"], "step 3: ")
+    with pytest.raises(
+        NumericalFault, match=r"^step 3: the student logits are not finite.*; the teacher logits are"
+    ) as raised:
+        raise_faults(["label", "divergence", "teacher", "student"], "step 3: ", [5, 6])
+    assert raised.value.sample_ids == [5, 6]
     with pytest.raises(NumericalFault, match=r"^the divergence"):
         raise_faults(["label", "divergence"])

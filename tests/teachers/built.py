@@ -10,6 +10,7 @@ from megatron_kd.config.derived import derived
 from megatron_kd.placement.registry import strategy_named
 from megatron_kd.runtime.layout import Layout, create_layout
 from megatron_kd.teachers.build_teacher import build_teacher
+from megatron_kd.teachers.in_flight import InFlight
 from megatron_kd.teachers.protocol import Teacher
 
 CPU = torch.device("cpu")
@@ -27,4 +28,4 @@ def student_layout(cfg: ConfigContainer) -> Layout:
 def built_teacher(cfg: ConfigContainer, layout: Layout) -> Teacher:
     """The teacher of `cfg`, as a run builds it."""
     strategy = strategy_named(cfg.model.teacher_device_strategy)
-    return build_teacher(cfg, cfg.model, derived(cfg, dist.get_world_size()), layout, strategy)
+    return build_teacher(cfg, cfg.model, derived(cfg, dist.get_world_size()), layout, strategy, InFlight())

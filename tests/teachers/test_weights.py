@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.distillation.objective import REPORTED
+from megatron_kd.distillation.report import REPORTED
 from tests.hooks import On
 from tests.ranks import RankFailed, run_ranks
 from tests.teachers.test_strategies import COMPARED, placed_config
@@ -146,25 +146,18 @@ def step_losses(cfg: ConfigContainer, *hooks: On) -> list[float]:
     seen: list[float] = []
 
     def keep(run: Any) -> None:
-        run.objective = Overheard(run.objective, seen)
+        head = run.students[-1]
+        losses = head.head_function
+
+        def overheard(*args: Any) -> Any:
+            result = losses(*args)
+            seen.append(float(result[2][REPORTED.index("logits_loss")]))
+            return result
+
+        head.head_function = overheard
 
     train_and_read(cfg, *hooks, On(before_run=keep))
     return seen
-
-
-class Overheard:
-    """An objective that keeps the sum of the logit loss of each micro-batch."""
-
-    def __init__(self, objective: Any, seen: list[float]) -> None:
-        self._objective, self._seen = objective, seen
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._objective, name)
-
-    def __call__(self, *args: Any) -> Any:
-        result = self._objective(*args)
-        self._seen.append(float(result[2][REPORTED.index("logits_loss")]))
-        return result
 
 
 @pytest.mark.parametrize("world_size", [2, 4])

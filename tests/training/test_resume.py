@@ -119,7 +119,6 @@ NOT_IN_A_CHECKPOINT = {
         "chunks": "wrappers of the students; their gradients are taken anew each step",
         "teacher": "frozen; read from where it came",
         "placement": "from cfg and the ranks",
-        "faults": "taken in each step",
         "doing": "what is being done",
     },
     "Balancer": {"config": "from cfg"},

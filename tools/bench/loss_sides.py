@@ -38,7 +38,6 @@ class Step:
         self.teacher_weight = randn(self.shape[1], args.teacher_hidden, scale=args.teacher_hidden**-0.5)
         self.weight.main_grad = torch.zeros(self.weight.shape, device=device)  # type: ignore[attr-defined]
         self.buffer = torch.empty_like(self.weight.main_grad)
-        self.faults = Faults(device)  # as in a step; without data there is nothing to raise about
 
     def logits(self) -> tuple[torch.Tensor, torch.Tensor]:
         with torch.no_grad():
@@ -55,7 +54,7 @@ class Step:
 
     def materialised(self, student: torch.Tensor, teacher: torch.Tensor) -> None:
         loss = vocab_parallel_divergence(
-            student, teacher, temperature=self.temperature, group=self.group, faults=self.faults
+            student, teacher, temperature=self.temperature, group=self.group, faults=Faults()
         )
         loss.sum().backward()
 
@@ -83,7 +82,7 @@ class Step:
         fused_linear_divergence(
             hidden, self.weight, teacher_hidden, self.teacher_weight,
             temperature=self.temperature, group=self.group, weight_grad_buffer=self.buffer,
-            faults=self.faults,
+            faults=Faults(),
         ).total.backward()  # fmt: skip
         self.weight.grad = None
 

@@ -276,12 +276,12 @@ def teacher_logits(side: str, sizes: Sizes) -> Iterator[Step]:
 
     with _our_run(sizes, side) as (run, batches):
         teacher = run.students[0].requires_grad_(False).eval()
-        teacher.head_function = lambda model, hidden_SBH, *_: model.output_layer(hidden_SBH)[0]
+        teacher.head_function = lambda model, hidden_SBH: model.logits(hidden_SBH)
 
         @torch.no_grad()
         def forward() -> None:
             batch = next(batches)
-            teacher(batch.tokens, batch.position_ids, None, labels=batch.labels)
+            teacher(batch.tokens, batch.position_ids, None)
 
         yield forward
 
