@@ -56,17 +56,17 @@ def main(
     try:
         with listening():
             try:
-                cfg, problems = check_config(recipe(), argv, world_size)
+                checked = check_config(recipe(), argv, world_size)
             except ConfigError as error:
                 return _refuse(error, rank, run_dir=None)
-            run_dir = Path(cfg.logger.run_dir)
-            if problems:
-                return _refuse(ConfigError(problems), rank, run_dir)
+            run_dir = Path(checked.config.logger.run_dir)
+            if checked.problems:
+                return _refuse(ConfigError(checked.problems), rank, run_dir)
             quieten_libraries()
-            with _recorded(run_dir, rank) as ending:
+            with _recorded(run_dir, rank) as ending, checked.located():
                 from megatron_kd.training.train import train
 
-                train(cfg, hooks)
+                train(checked.config, hooks)
             return ending.code
     except Preempted as error:  # before it was known where to record it
         if rank == 0:  # others may be ended by torchrun since rank 0 has said why the run is refused

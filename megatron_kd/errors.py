@@ -9,7 +9,7 @@ class attribute `exit_code` from the table below, and say in the message which f
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 
 class MegatronKDError(Exception):
@@ -28,12 +28,18 @@ class ConfigError(InputError):
     """One or more problems of a configuration, all of them at once.
 
     Args:
-        problems: one line each, naming the field, the value and the cure.
+        problems: each a `config.problem.Problem`, or a line that names what is wrong and its cure. One that is given
+            twice is kept once.
     """
 
-    def __init__(self, problems: Sequence[str]):
-        self.problems = list(problems)
-        super().__init__("\n".join(self.problems))
+    def __init__(self, problems: Iterable[object]):
+        self.problems = tuple(dict.fromkeys(problems))
+        super().__init__("\n".join(self.lines))
+
+    @property
+    def lines(self) -> list[str]:
+        """A line for each problem, as users read it."""
+        return [str(problem) for problem in self.problems]
 
 
 class NumericalFault(MegatronKDError, ArithmeticError):

@@ -18,7 +18,7 @@ SECONDS_FOR_RANK_0 = 10.0
 
 def tell(error: MegatronKDError) -> None:
     """Print an error, one line per problem."""
-    for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
+    for line in error.lines if isinstance(error, ConfigError) else [str(error)]:
         print(f"error: {line}", file=sys.stderr)
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.config.run_config import dump_config
-from megatron_kd.resolve.configuration import resolve
+from megatron_kd.resolve.configuration import with_arguments
 from megatron_kd.resolve.recipe_files import load_recipe
 
 _RANKS = 2
@@ -62,7 +62,7 @@ class Job:
     @property
     def fingerprint(self) -> str:
         """A hash of the resolved configuration and of the files it reads: equal for runs that train the same model."""
-        config = dump_config(resolve(load_recipe(self.recipe)(), self.arguments))
+        config = dump_config(with_arguments(load_recipe(self.recipe)(), self.arguments))
         return hashlib.sha256(f"{config}{self.inputs}".encode()).hexdigest()
 
     @property

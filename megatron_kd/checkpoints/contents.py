@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any, get_type_hints
 
 from megatron_kd.config.document import read_document
+from megatron_kd.config.field_types import check_value
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.model_parts import Architecture, names
 from megatron_kd.config.run_config import RUN_CONFIG
 from megatron_kd.config.sections import TokenizerConfig
-from megatron_kd.config.values import check_value
 from megatron_kd.errors import ConfigError, InputError
 
 RUN_STATE = "run_state.json"

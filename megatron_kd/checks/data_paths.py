@@ -8,35 +8,47 @@ from collections.abc import Iterator
 from megatron_kd.config.blend import parse_blend, parse_split
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import true_vocab_size
-from megatron_kd.config.problem import line, value_of
+from megatron_kd.config.problem import Problem, value_of
 from megatron_kd.config.text_files import LOSS_MASK, TEXT_FILES, is_text_file
 from megatron_kd.config.values import show
 from megatron_kd.errors import ConfigError
 
 _BLENDS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
-_NO_VALIDATION = "or set validation.eval_iters=0 to do without validation"
-_NO_TOKENIZER = (
-    "there is no such folder or file; download it first (`hf download NAME --local-dir DIR`; hub names are not "
-    "looked up), or make the tiny recipes' with `make corpus`"
+_NO_SUCH_TOKENIZER = (
+    "there is no such folder or file",
+    "download it first (`hf download NAME --local-dir DIR`; hub names are not looked up), or make the tiny recipes' "
+    "with `make corpus`",
 )
 
 
-def data_problems(cfg: ConfigContainer, *, trains: bool = True) -> Iterator[str]:
-    """Problems of the sections `dataset` and `tokenizer`; `trains` false: there need be no training data."""
-    yield from _one_origin(cfg, trains)
+def data_problems(cfg: ConfigContainer) -> Iterator[Problem]:
+    """Problems of the sections `dataset` and `tokenizer`, whatever the data is for."""
+    yield from _one_origin(cfg)
     for name in _BLENDS:
         yield from _blend(cfg, f"dataset.{name}")
     yield from _text(cfg)
     yield from _chat(cfg)
-    yield from _split(cfg, trains)
+    yield from _split(cfg)
     yield from _validation_data(cfg)
     yield from _tokenizer(cfg)
     cache = cfg.dataset.path_to_cache
     if cache is not None and os.path.exists(cache) and not os.path.isdir(cache):
-        yield line(cfg, "dataset.path_to_cache", "must be a folder, and is a file; name another place")
+        yield Problem.of(cfg, "dataset.path_to_cache", "must be a folder, and is a file", "name another place")
 
 
-def _one_origin(cfg: ConfigContainer, trains: bool) -> Iterator[str]:
+def training_data_problems(cfg: ConfigContainer) -> Iterator[Problem]:
+    """Data that leaves nothing to train on."""
+    data = cfg.dataset
+    given = [f"dataset.{name}" for name in _BLENDS[2:] if getattr(data, name) is not None]
+    if given and data.train_data_path is None and not (data.mock or _cut_by_split(cfg)):
+        cure = "set dataset.train_data_path"
+        yield Problem.of(cfg, f"dataset.train_data_path {given[0]}", "there is no training data", cure)
+    if _share(cfg, "train") == 0:
+        cure = "make the first number greater than 0"
+        yield Problem.of(cfg, "dataset.split", "leaves nothing to train on", cure)
+
+
+def _one_origin(cfg: ConfigContainer) -> Iterator[Problem]:
     data = cfg.dataset
     per_split = [name for name in _BLENDS[1:] if getattr(data, name) is not None]
     given = [
@@ -46,142 +58,158 @@ def _one_origin(cfg: ConfigContainer, trains: bool) -> Iterator[str]:
         *(f"dataset.{name}" for name in per_split[:1]),
     ]
     if not given:
-        yield line(
+        yield Problem.of(
             cfg,
             "dataset.data_path dataset.train_data_path dataset.mock",
-            "there is no data; set dataset.data_path=[PREFIX], made by `megatron-kd preprocess --input TEXT "
-            "--output-prefix PREFIX --tokenizer DIR`, dataset.text_path=FILE.txt or .jsonl, or dataset.mock=true for "
-            "made-up tokens",
+            "there is no data",
+            "set dataset.data_path=[PREFIX], made by `megatron-kd preprocess --input TEXT --output-prefix PREFIX "
+            "--tokenizer DIR`, dataset.text_path=FILE.txt or .jsonl, or dataset.mock=true for made-up tokens",
         )
     elif len(given) > 1:
-        yield line(cfg, " ".join(given), "data comes from one place only; keep one of these and unset the others")
-    elif trains and per_split and data.train_data_path is None:
-        yield line(cfg, f"dataset.train_data_path {given[0]}", "without training data; set dataset.train_data_path")
+        cure = "keep one of these and unset the others"
+        yield Problem.of(cfg, " ".join(given), "data comes from one place only", cure)
 
 
-def _blend(cfg: ConfigContainer, name: str) -> Iterator[str]:
+def _blend(cfg: ConfigContainer, name: str) -> Iterator[Problem]:
     items = value_of(cfg, name)
     if items is None:
         return
     try:
         blend = parse_blend(items)
     except ConfigError as error:
-        yield line(cfg, name, str(error))
+        yield Problem.of(cfg, name, str(error))
         return
     for prefix in blend.prefixes:
-        missing = [prefix + ending for ending in (".bin", ".idx") if not os.path.isfile(prefix + ending)]
-        conversations = os.path.isfile(prefix + LOSS_MASK)
-        if not missing and conversations != cfg.dataset.chat:
-            what, cure = ("conversations", "true") if conversations else ("text, made without --chat", "false")
-            yield line(
-                cfg, f"{name} dataset.chat", f"{show(prefix)} is {what}; set dataset.chat={cure}, or leave it out"
-            )
-        if missing and is_text_file(prefix):
-            yield f"{name}: {show(prefix)} is text, not the prefix of tokenised files; set dataset.text_path to it"
-        elif missing and prefix.endswith((".bin", ".idx")):
-            yield f"{name}: {show(prefix)} must be the prefix of both files; write {show(prefix[:-4])}"
-        elif missing:
-            absent = " and ".join(map(show, missing))
-            yield (
-                f"{name}: {absent} not found; make them with `megatron-kd preprocess --input TEXT "
-                f"--output-prefix {show(prefix)} --tokenizer DIR` (those of the tiny recipes with `make corpus`)"
-            )
+        yield from _prefix(cfg, name, prefix)
 
 
-def _text(cfg: ConfigContainer) -> Iterator[str]:
+def _prefix(cfg: ConfigContainer, name: str, prefix: str) -> Iterator[Problem]:
+    missing = [prefix + ending for ending in (".bin", ".idx") if not os.path.isfile(prefix + ending)]
+    conversations = os.path.isfile(prefix + LOSS_MASK)
+    if not missing and conversations != cfg.dataset.chat:
+        what, chat = ("conversations", "true") if conversations else ("text, made without --chat", "false")
+        cure = f"set dataset.chat={chat}, or leave it out"
+        yield Problem.of(cfg, f"{name} dataset.chat", f"{show(prefix)} is {what}", cure)
+    if missing and is_text_file(prefix):
+        why = f"{show(prefix)} is text, not the prefix of tokenised files"
+        yield Problem.of(cfg, name, why, "set dataset.text_path to it")
+    elif missing and prefix.endswith((".bin", ".idx")):
+        why = f"{show(prefix)} must be the prefix of both files"
+        yield Problem.of(cfg, name, why, f"write {show(prefix[:-4])}")
+    elif missing:
+        absent = " and ".join(map(show, missing))
+        cure = (
+            f"make them with `megatron-kd preprocess --input TEXT --output-prefix {show(prefix)} --tokenizer DIR` "
+            "(those of the tiny recipes with `make corpus`)"
+        )
+        yield Problem.of(cfg, name, f"{absent} not found", cure)
+
+
+def _text(cfg: ConfigContainer) -> Iterator[Problem]:
     path = cfg.dataset.text_path
     if path is None:
         return
+    field = "dataset.text_path"
     if not is_text_file(path):
-        kinds = ", ".join(TEXT_FILES)
-        why = f"must end in one of {kinds}; convert it, or set dataset.data_path=[PREFIX] if it is tokenised already"
-        yield line(cfg, "dataset.text_path", why)
+        cure = "convert it, or set dataset.data_path=[PREFIX] if it is tokenised already"
+        yield Problem.of(cfg, field, f"must end in one of {', '.join(TEXT_FILES)}", cure)
     elif not os.path.isfile(path):
-        yield line(cfg, "dataset.text_path", "there is no such file; give a text file with a document a line")
+        yield Problem.of(cfg, field, "there is no such file", "give a text file with one document per line")
     elif not os.access(path, os.R_OK):
-        yield line(cfg, "dataset.text_path", "cannot be read; change its permissions")
+        yield Problem.of(cfg, field, "cannot be read", "change its permissions")
     elif os.path.getsize(path) == 0:
-        yield line(cfg, "dataset.text_path", "is empty; give a text file with a document a line")
+        yield Problem.of(cfg, field, "is empty", "give a text file with one document per line")
     if cfg.tokenizer.tokenizer_type == "null":
-        why = "the null tokenizer has no text; set tokenizer.tokenizer_type=huggingface and tokenizer.tokenizer_model"
-        yield line(cfg, "dataset.text_path tokenizer.tokenizer_type", why)
+        cure = "set tokenizer.tokenizer_type=huggingface and tokenizer.tokenizer_model"
+        yield Problem.of(cfg, f"{field} tokenizer.tokenizer_type", "the null tokenizer has no text", cure)
 
 
-def _chat(cfg: ConfigContainer) -> Iterator[str]:
-    """What goes with conversations alone, and what does not go with them."""
+def _chat(cfg: ConfigContainer) -> Iterator[Problem]:
+    """Settings that go with conversations alone, and those that do not go with them."""
     data = cfg.dataset
     if not data.chat:
         if data.packed_sequence:
-            why = "only conversations are packed, text fills its sequences anyway; set it to false, or chat to true"
-            yield line(cfg, "dataset.packed_sequence dataset.chat", why)
+            why = "only conversations are packed, text fills its sequences anyway"
+            yield Problem.of(cfg, "dataset.packed_sequence dataset.chat", why, "set it to false, or chat to true")
         if data.long_samples != "truncate":
-            why = "only conversations can be too long, text is read on; set it to truncate, or chat to true"
-            yield line(cfg, "dataset.long_samples dataset.chat", why)
+            why = "only conversations can be too long, text is read on"
+            yield Problem.of(cfg, "dataset.long_samples dataset.chat", why, "set it to truncate, or chat to true")
         return
     if data.mock:
-        yield line(cfg, "dataset.chat dataset.mock", "made-up tokens are no conversations; set dataset.chat=false")
+        why = "made-up tokens are no conversations"
+        yield Problem.of(cfg, "dataset.chat dataset.mock", why, "set dataset.chat=false")
     if data.eod_mask_loss:
-        why = "of conversations, only what the assistant says is learnt; set dataset.eod_mask_loss=false"
-        yield line(cfg, "dataset.chat dataset.eod_mask_loss", why)
+        why = "of conversations, only what the assistant says is learnt"
+        yield Problem.of(cfg, "dataset.chat dataset.eod_mask_loss", why, "set dataset.eod_mask_loss=false")
     if data.text_path is not None and data.text_path.endswith(".txt"):
-        yield line(cfg, "dataset.chat dataset.text_path", "conversations are lines of JSON; give a .jsonl file")
+        names = "dataset.chat dataset.text_path"
+        yield Problem.of(cfg, names, "conversations are lines of JSON", "give a .jsonl file")
 
 
 def _cut_by_split(cfg: ConfigContainer) -> bool:
     return cfg.dataset.data_path is not None or cfg.dataset.text_path is not None
 
 
-def _split(cfg: ConfigContainer, trains: bool) -> Iterator[str]:
+def _split(cfg: ConfigContainer) -> Iterator[Problem]:
     try:
-        split = parse_split(cfg.dataset.split)
+        parse_split(cfg.dataset.split)
     except ConfigError as error:
-        yield line(cfg, "dataset.split", str(error))
+        yield Problem.of(cfg, "dataset.split", str(error))
+
+
+def _share(cfg: ConfigContainer, split: str) -> float | None:
+    """The share of the data that a split has; None where it is not cut by shares, or they cannot be read."""
+    if not _cut_by_split(cfg):
+        return None
+    try:
+        return parse_split(cfg.dataset.split).share(split)
+    except ConfigError:
+        return None  # `_split` reports it
+
+
+def _validation_data(cfg: ConfigContainer) -> Iterator[Problem]:
+    data = cfg.dataset
+    if cfg.validation.eval_iters < 1 or data.mock:
         return
-    if trains and _cut_by_split(cfg) and split.share("train") == 0:
-        yield line(cfg, "dataset.split", "leaves nothing to train on; make the first number greater than 0")
-    if _validates(cfg) and _cut_by_split(cfg) and split.share("valid") == 0:
-        why = f"leaves no data to validate on; make the second number greater than 0, {_NO_VALIDATION}"
-        yield line(cfg, "dataset.split validation.eval_iters", why)
+    without = "or set validation.eval_iters=0 to do without validation"
+    if _share(cfg, "valid") == 0:
+        cure = f"make the second number greater than 0, {without}"
+        yield Problem.of(cfg, "dataset.split validation.eval_iters", "leaves no data to validate on", cure)
+    if data.train_data_path is not None and data.valid_data_path is None:
+        cure = f"set dataset.valid_data_path, {without}"
+        names = "dataset.valid_data_path validation.eval_iters"
+        yield Problem.of(cfg, names, "there is no data to validate on", cure)
 
 
-def _validation_data(cfg: ConfigContainer) -> Iterator[str]:
-    if _validates(cfg) and cfg.dataset.train_data_path is not None and cfg.dataset.valid_data_path is None:
-        why = f"there is no data to validate on; set dataset.valid_data_path, {_NO_VALIDATION}"
-        yield line(cfg, "dataset.valid_data_path validation.eval_iters", why)
-
-
-def _validates(cfg: ConfigContainer) -> bool:
-    return cfg.validation.eval_iters > 0 and not cfg.dataset.mock
-
-
-def _tokenizer(cfg: ConfigContainer) -> Iterator[str]:
+def _tokenizer(cfg: ConfigContainer) -> Iterator[Problem]:
     model, kind = cfg.tokenizer.tokenizer_model, cfg.tokenizer.tokenizer_type
     if kind == "huggingface" and model is not None and not os.path.exists(model):
-        yield line(cfg, "tokenizer.tokenizer_model", _NO_TOKENIZER)
+        yield Problem.of(cfg, "tokenizer.tokenizer_model", *_NO_SUCH_TOKENIZER)
     yield from _teacher_tokenizer(cfg)
     named = kind == "huggingface" and model is not None
     if named or (cfg.dataset.mock and true_vocab_size(cfg) is not None):
         return
     if cfg.dataset.mock:
-        why = "made-up tokens need a vocabulary size; set model.vocab_size"
-        yield line(cfg, "dataset.mock model.vocab_size", why)
+        why = "made-up tokens need a vocabulary size"
+        yield Problem.of(cfg, "dataset.mock model.vocab_size", why, "set model.vocab_size")
     elif kind == "huggingface":
-        why = "set it to the tokenizer's folder or tokenizer.json, the one the data was made with"
-        yield line(cfg, "tokenizer.tokenizer_model", why)
+        cure = "set it to the tokenizer's folder or tokenizer.json, the one the data was made with"
+        yield Problem.of(cfg, "tokenizer.tokenizer_model", "there is no tokenizer", cure)
     elif cfg.tokenizer.vocab_size is None:
-        why = "the null tokenizer needs the number of ids in the data; set tokenizer.vocab_size"
-        yield line(cfg, "tokenizer.tokenizer_type tokenizer.vocab_size", why)
+        why = "the null tokenizer needs the number of ids in the data"
+        yield Problem.of(cfg, "tokenizer.tokenizer_type tokenizer.vocab_size", why, "set tokenizer.vocab_size")
 
 
-def _teacher_tokenizer(cfg: ConfigContainer) -> Iterator[str]:
+def _teacher_tokenizer(cfg: ConfigContainer) -> Iterator[Problem]:
     """It is there to be compared with the student's, so there must be a teacher and a student's."""
     field, path = "tokenizer.teacher_tokenizer_model", cfg.tokenizer.teacher_tokenizer_model
     if path is None:
         return
     if not os.path.exists(path):
-        yield line(cfg, field, _NO_TOKENIZER)
+        yield Problem.of(cfg, field, *_NO_SUCH_TOKENIZER)
     if cfg.models.teacher is None:
-        yield line(cfg, field, f"this run has no teacher; set {field}=null")
+        yield Problem.of(cfg, field, "this run has no teacher", f"set {field}=null")
     elif cfg.tokenizer.tokenizer_type != "huggingface" or cfg.tokenizer.tokenizer_model is None:
-        why = f"is compared with the student's, which is not given; set tokenizer.tokenizer_model, or {field}=null"
-        yield line(cfg, f"{field} tokenizer.tokenizer_type tokenizer.tokenizer_model", why)
+        names = f"{field} tokenizer.tokenizer_type tokenizer.tokenizer_model"
+        cure = f"set tokenizer.tokenizer_model, or {field}=null"
+        yield Problem.of(cfg, names, "is compared with the student's, which is not given", cure)

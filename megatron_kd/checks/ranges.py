@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.kd_rules import KD_RULES
-from megatron_kd.config.problem import line, value_of
+from megatron_kd.config.problem import Problem, value_of
 from megatron_kd.config.rules import FRACTION, NOT_NEGATIVE, OF_HEAD, POSITIVE, SEED, TWO_OR_MORE, Rule
 
 MODEL_RULES: dict[str, Rule] = {
@@ -79,7 +79,7 @@ SECTION_RULES: dict[str, Rule] = {
 }
 
 
-def range_problems(cfg: ConfigContainer) -> Iterator[str]:
+def range_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     """Every number outside its range. Unset values and names are left alone."""
     rules = {f"{name}.{key}": rule for name, _ in cfg.models.by_field() for key, rule in MODEL_RULES.items()}
     if cfg.distillation is not None:
@@ -88,4 +88,4 @@ def range_problems(cfg: ConfigContainer) -> Iterator[str]:
     for name, rule in (rules | SECTION_RULES).items():
         value = value_of(cfg, name)
         if isinstance(value, int | float) and not rule.holds(value):
-            yield line(cfg, name, rule.words)
+            yield Problem.of(cfg, name, rule.words)

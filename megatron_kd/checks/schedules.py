@@ -8,38 +8,40 @@ from pathlib import Path
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import lr_decay_iters, lr_warmup_iters, weight_decay_range
-from megatron_kd.config.problem import line
+from megatron_kd.config.problem import Problem
 from megatron_kd.huggingface.as_config import why_not_exportable
 
 
-def optimizer_problems(cfg: ConfigContainer) -> Iterator[str]:
+def optimizer_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     """Learning rates and data-parallel options that contradict each other."""
     if cfg.optimizer.min_lr > cfg.optimizer.lr > 0:
-        yield line(cfg, "optimizer.min_lr optimizer.lr", "must not exceed the learning rate; lower optimizer.min_lr")
+        names = "optimizer.min_lr optimizer.lr"
+        yield Problem.of(cfg, names, "must not exceed the learning rate", "lower optimizer.min_lr")
     needed = {
         "ddp.use_distributed_optimizer": cfg.ddp.use_distributed_optimizer,
         "ddp.overlap_grad_reduce": cfg.ddp.overlap_grad_reduce,
     }
     missing = [name for name, on in needed.items() if not on]
     if cfg.ddp.overlap_param_gather and missing:
-        cure = " and ".join(f"{name}=true" for name in missing)
-        why = f"gathering parameters during the forward pass needs {cure}; set that, or ddp.overlap_param_gather=false"
-        yield line(cfg, " ".join(["ddp.overlap_param_gather", *missing]), why)
+        wanted = " and ".join(f"{name}=true" for name in missing)
+        why = f"gathering parameters during the forward pass needs {wanted}"
+        names = " ".join(["ddp.overlap_param_gather", *missing])
+        yield Problem.of(cfg, names, why, "set that, or ddp.overlap_param_gather=false")
 
 
-def length_problems(cfg: ConfigContainer) -> Iterator[str]:
+def length_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     """A run whose length is given twice or not at all, or in epochs of data that has none."""
     names = "train.train_iters train.num_epochs"
     if cfg.train.num_epochs is not None and cfg.dataset.mock:
-        why = "made-up data never ends, so it has no epochs; set train.num_epochs=null and train.train_iters"
-        yield line(cfg, "train.num_epochs dataset.mock", why)
+        cure = "set train.num_epochs=null and train.train_iters"
+        yield Problem.of(cfg, "train.num_epochs dataset.mock", "made-up data never ends, so it has no epochs", cure)
     elif cfg.train.train_iters is None and cfg.train.num_epochs is None:
-        yield line(cfg, names, "how long is the run? set one of the two")
+        yield Problem.of(cfg, names, "the length of the run is not given", "set one of the two")
     elif cfg.train.train_iters is not None and cfg.train.num_epochs is not None:
-        yield line(cfg, names, "the length is given twice; set one of the two to null")
+        yield Problem.of(cfg, names, "the length is given twice", "set one of the two to null")
 
 
-def scheduler_problems(cfg: ConfigContainer) -> Iterator[str]:
+def schedule_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     """Phases of the schedule that do not fit into it, and weight-decay ramps that do not rise.
 
     How a schedule fits into a run given in epochs is known, and checked, when the run has counted its data.
@@ -47,63 +49,68 @@ def scheduler_problems(cfg: ConfigContainer) -> Iterator[str]:
     scheduler, decay = cfg.scheduler, lr_decay_iters(cfg) or 0  # 0 fits everything
     decay_name = "train.train_iters" if scheduler.lr_decay_iters is None else "scheduler.lr_decay_iters"
     if scheduler.lr_warmup_iters is not None and scheduler.lr_warmup_iters >= decay > 0:
-        why = (
-            "the warm-up must end before the decay does; lower scheduler.lr_warmup_iters, or set it to null and "
-            "scheduler.lr_warmup_fraction=0.1"
+        yield Problem.of(
+            cfg,
+            f"scheduler.lr_warmup_iters {decay_name}",
+            "the warm-up must end before the decay does",
+            "lower scheduler.lr_warmup_iters, or set it to null and scheduler.lr_warmup_fraction=0.1",
         )
-        yield line(cfg, f"scheduler.lr_warmup_iters {decay_name}", why)
     if scheduler.lr_warmup_init > cfg.optimizer.lr > 0:
-        why = "the warm-up rises to the learning rate; lower scheduler.lr_warmup_init"
-        yield line(cfg, "scheduler.lr_warmup_init optimizer.lr", why)
+        names = "scheduler.lr_warmup_init optimizer.lr"
+        yield Problem.of(cfg, names, "the warm-up rises to the learning rate", "lower scheduler.lr_warmup_init")
     yield from _wsd(cfg, decay, decay_name)
     yield from _weight_decay_ramp(cfg)
 
 
-def _wsd(cfg: ConfigContainer, decay: int, decay_name: str) -> Iterator[str]:
+def _wsd(cfg: ConfigContainer, decay: int, decay_name: str) -> Iterator[Problem]:
     scheduler = cfg.scheduler
     if scheduler.lr_decay_style != "WSD":
         return
     if scheduler.lr_wsd_decay_iters is None:
-        why = "WSD must know how many steps its last phase has; set scheduler.lr_wsd_decay_iters"
-        yield line(cfg, "scheduler.lr_decay_style scheduler.lr_wsd_decay_iters", why)
+        names = "scheduler.lr_decay_style scheduler.lr_wsd_decay_iters"
+        why = "WSD must know how many steps its last phase has"
+        yield Problem.of(cfg, names, why, "set scheduler.lr_wsd_decay_iters")
     elif (lr_warmup_iters(cfg) or 0) + scheduler.lr_wsd_decay_iters > decay > 0:
-        why = "warm-up and last phase do not fit into the schedule; lower one of the first two"
         warmup_name = "scheduler.lr_warmup_" + ("fraction" if scheduler.lr_warmup_iters is None else "iters")
-        yield line(cfg, f"{warmup_name} scheduler.lr_wsd_decay_iters {decay_name}", why)
+        names = f"{warmup_name} scheduler.lr_wsd_decay_iters {decay_name}"
+        why = "warm-up and last phase do not fit into the schedule"
+        yield Problem.of(cfg, names, why, "lower one of the first two")
 
 
-def _weight_decay_ramp(cfg: ConfigContainer) -> Iterator[str]:
+def _weight_decay_ramp(cfg: ConfigContainer) -> Iterator[Problem]:
     start, end = weight_decay_range(cfg)
     names = "scheduler.start_weight_decay scheduler.end_weight_decay optimizer.weight_decay"
     if end < start:
-        yield line(cfg, names, f"weight decay cannot fall, and goes from {start} to {end}; raise the end")
+        yield Problem.of(cfg, names, f"weight decay cannot fall, and goes from {start} to {end}", "raise the end")
     elif end > start and cfg.scheduler.weight_decay_incr_style == "constant":
-        why = f"goes from {start} to {end}, but is constant; set scheduler.weight_decay_incr_style=linear (or cosine)"
-        yield line(cfg, f"{names} scheduler.weight_decay_incr_style", why)
+        cure = "set scheduler.weight_decay_incr_style=linear (or cosine)"
+        names += " scheduler.weight_decay_incr_style"
+        yield Problem.of(cfg, names, f"goes from {start} to {end}, but is constant", cure)
 
 
-def output_problems(cfg: ConfigContainer) -> Iterator[str]:
+def output_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     """A run folder that cannot be written, or a step to resume from that is not there."""
     run_dir = Path(cfg.logger.run_dir)
     there = next(folder for folder in [run_dir.absolute(), *run_dir.absolute().parents] if os.path.exists(folder))
     if not os.path.isdir(there):
-        yield line(cfg, "logger.run_dir", f"{there} is a file, not a folder; name another place")
+        yield Problem.of(cfg, "logger.run_dir", f"{there} is a file, not a folder", "name another place")
     elif not os.access(there, os.W_OK | os.X_OK):
-        yield line(cfg, "logger.run_dir", f"{there} cannot be written; name another place")
+        yield Problem.of(cfg, "logger.run_dir", f"{there} cannot be written", "name another place")
     yield from _huggingface(cfg)
     resume = cfg.checkpoint.resume
     if isinstance(resume, int) and resume >= 0:
         step = run_dir / "checkpoints" / f"iter_{resume:07d}"
         if not os.path.isdir(step):
-            why = f"{step} is not there; set checkpoint.resume=auto for the newest, or never to start anew"
-            yield line(cfg, "checkpoint.resume", why)
+            cure = "set checkpoint.resume=auto for the newest, or never to start anew"
+            yield Problem.of(cfg, "checkpoint.resume", f"{step} is not there", cure)
 
 
-def _huggingface(cfg: ConfigContainer) -> Iterator[str]:
+def _huggingface(cfg: ConfigContainer) -> Iterator[Problem]:
     if not cfg.checkpoint.save_hf:
         return
     if not cfg.checkpoint.save:
-        yield line(cfg, "checkpoint.save_hf checkpoint.save", "is made of a checkpoint; set checkpoint.save=true")
+        names = "checkpoint.save_hf checkpoint.save"
+        yield Problem.of(cfg, names, "is made of a checkpoint", "set checkpoint.save=true")
     if reasons := why_not_exportable(cfg.model):
-        why = f"transformers has no such model: {'; '.join(reasons)}; set checkpoint.save_hf=false"
-        yield line(cfg, "checkpoint.save_hf", why)
+        why = f"transformers has no such model: {'; '.join(reasons)}"
+        yield Problem.of(cfg, "checkpoint.save_hf", why, "set checkpoint.save_hf=false")

@@ -10,7 +10,7 @@ from megatron_kd.checkpoints.contents import architecture_of, find_checkpoint
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_model import GPTModelProvider, explicit
 from megatron_kd.config.model_parts import WEIGHT_SHAPES
-from megatron_kd.config.problem import line, value_of
+from megatron_kd.config.problem import Problem, value_of
 from megatron_kd.config.values import show
 from megatron_kd.errors import InputError
 from megatron_kd.huggingface.architecture import is_huggingface_folder, read_architecture
@@ -22,10 +22,11 @@ _MAKE = (
 )
 
 
-def weight_problems(cfg: ConfigContainer) -> Iterator[str]:
+def weight_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     """Missing, doubled or absent weights of student and teacher. A run that resumes names them too."""
     if cfg.model.checkpoint is not None:
-        yield line(cfg, "model.checkpoint", "the student's weights are given as checkpoint.pretrained_checkpoint=DIR")
+        why = "the student's weights have a field of their own"
+        yield Problem.of(cfg, "model.checkpoint", why, "set checkpoint.pretrained_checkpoint=DIR, and this to null")
     yield from _one_origin(cfg, "the student", "checkpoint.pretrained_checkpoint", "model")
     if cfg.models.teacher is not None:
         yield from _one_origin(cfg, "the teacher", "model.teacher.checkpoint", "model.teacher")
@@ -34,32 +35,47 @@ def weight_problems(cfg: ConfigContainer) -> Iterator[str]:
             yield from _huggingface(cfg, name, model)
 
 
-def _one_origin(cfg: ConfigContainer, who: str, folder_name: str, model: str) -> Iterator[str]:
+def _one_origin(cfg: ConfigContainer, who: str, folder_name: str, model: str) -> Iterator[Problem]:
     names = [folder_name, f"{model}.init", f"{model}.hf_path"]
     given = [name for name in names if value_of(cfg, name) is not None]
-    copied = (
-        ", or model.init=from_teacher from the teacher's layers"
-        if cfg.models.teacher is not None and who == "the student"
-        else ""
-    )
-    if not given:
-        misplaced = who == "the student" and cfg.model.checkpoint is not None  # said above
+    if len(given) > 1:
+        yield Problem.of(cfg, " ".join(given), f"{who} has weights from two places", "leave one out")
+    elif not given:
+        misplaced = who == "the student" and cfg.model.checkpoint is not None  # reported above
         if not misplaced:
-            yield line(
-                cfg,
-                " ".join(names[:2]),
-                f"{who} has no weights; set {folder_name} to {_MAKE}, {model}.hf_path to a Hugging Face folder, or "
-                f"{model}.init=random to start from random ones{copied}",
-            )
-    elif len(given) > 1:
-        yield line(cfg, " ".join(given), f"{who} has weights from two places; leave one out")
-    elif given == [folder_name] and (why := _no_checkpoint(value_of(cfg, folder_name), f"{model}.hf_path")):
-        yield line(cfg, folder_name, f"{why}, or set it to null and {model}.init=random")
+            cure = _ways_to_weights(cfg, folder_name, model)
+            yield Problem.of(cfg, " ".join(names[:2]), f"{who} has no weights", cure)
     elif given == [folder_name]:
-        yield from _other_sizes(cfg, folder_name, model)
+        yield from _checkpoint(cfg, folder_name, model)
 
 
-def _other_sizes(cfg: ConfigContainer, folder_name: str, model: str) -> Iterator[str]:
+def _ways_to_weights(cfg: ConfigContainer, folder_name: str, model: str) -> str:
+    copied = cfg.models.teacher is not None and model == "model"
+    return (
+        f"set {folder_name} to {_MAKE}, {model}.hf_path to a Hugging Face folder, or {model}.init=random to start from "
+        "random ones" + (", or model.init=from_teacher from the teacher's layers" if copied else "")
+    )
+
+
+def _checkpoint(cfg: ConfigContainer, folder_name: str, model: str) -> Iterator[Problem]:
+    folder = value_of(cfg, folder_name)
+    otherwise = f", or set it to null and {model}.init=random"
+    if not os.path.isdir(folder):
+        yield Problem.of(cfg, folder_name, "there is no such folder", f"give {_MAKE}{otherwise}")
+        return
+    try:
+        find_checkpoint(folder, "")
+    except InputError:
+        if is_huggingface_folder(folder):
+            cure = f"set {model}.hf_path to it and this to null{otherwise}"
+            yield Problem.of(cfg, folder_name, "is a Hugging Face folder", cure)
+        else:
+            yield Problem.of(cfg, folder_name, "there is no checkpoint in this folder", f"give {_MAKE}{otherwise}")
+        return
+    yield from _other_sizes(cfg, folder_name, model)
+
+
+def _other_sizes(cfg: ConfigContainer, folder_name: str, model: str) -> Iterator[Problem]:
     """Sizes that the checkpoint's own configuration gives otherwise. Its tensors are compared when they are read."""
     try:
         saved = architecture_of(value_of(cfg, folder_name), folder_name)
@@ -72,36 +88,19 @@ def _other_sizes(cfg: ConfigContainer, folder_name: str, model: str) -> Iterator
     for name in WEIGHT_SHAPES:
         size = getattr(saved, name)
         if getattr(wanted, name) != size:
-            why = (
-                f"the checkpoint's model has {show(size)}; set {model}.{name}={show(size)}, or give another checkpoint"
-            )
-            yield line(cfg, f"{model}.{name} {folder_name}", why)
+            cure = f"set {model}.{name}={show(size)}, or give another checkpoint"
+            yield Problem.of(cfg, f"{model}.{name} {folder_name}", f"the checkpoint's model has {show(size)}", cure)
 
 
-def _no_checkpoint(folder: str, hf_field: str) -> str | None:
-    """Why there are no weights to read in `folder`, and where they may be; None where there are."""
-    if not os.path.isdir(folder):
-        return f"there is no such folder; give {_MAKE}"
-    try:
-        find_checkpoint(folder, "")
-    except InputError:
-        if is_huggingface_folder(folder):
-            return f"is a Hugging Face folder; set {hf_field} to it and this to null"
-        return f"there is no checkpoint in this folder; give {_MAKE}"
-    return None
-
-
-def _huggingface(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iterator[str]:
+def _huggingface(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iterator[Problem]:
     """Weights that are not there or not whole, and sequences that the model cannot see all of."""
     try:
         window = read_architecture(model.hf_path or "").window
     except InputError:
-        return  # said when the configuration was made
+        return  # reported when the configuration was made
     if window is not None and window < cfg.model.seq_length:
-        why = (
-            f"layers of this model attend to {window} tokens at most (sliding_window), which is not served; set "
-            f"model.seq_length={window} or less"
-        )
-        yield line(cfg, f"{name}.hf_path model.seq_length", why)
+        why = f"layers of this model attend to {window} tokens at most (sliding_window), which is not supported"
+        cure = f"set model.seq_length={window} or less"
+        yield Problem.of(cfg, f"{name}.hf_path model.seq_length", why, cure)
     for problem in folder_problems(Path(model.hf_path or ""), model):
-        yield line(cfg, f"{name}.hf_path", problem)
+        yield Problem.of(cfg, f"{name}.hf_path", problem)

@@ -60,7 +60,8 @@ def run(args: argparse.Namespace) -> int:
     )
     from megatron_kd.evaluation.measure import measure
 
-    report = measure(evaluation)
+    with evaluation.merged.located():
+        report = measure(evaluation)
     if int(os.environ.get("RANK", "0")) == 0:
         print(table(report), end="")
         if args.output is not None:

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from megatron_kd.commands.arguments import add_overrides, add_recipe, config_words, option, too_small
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.problem import Problem
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.launch.local import LocalLauncher, agent_command
 from megatron_kd.launch.slurm import SlurmJob, job_script, submit, template
@@ -62,11 +63,12 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: all problems of the arguments and of the configuration.
         InputError: SLURM does not take the job.
     """
-    words, wrong = config_words(args), list(_argument_problems(args))
+    words = config_words(args)
+    wrong: list[object] = list(_argument_problems(args))
     ranks_per_node = args.nproc or (1 if args.local else args.gpus_per_node or 8)
-    cfg, found = check_config(load_recipe(args.recipe)(), words, max(1, ranks_per_node * (args.nodes or 1)))
-    wrong += [*found, *_restart_problems(cfg)]
-    if wrong:
+    checked = check_config(load_recipe(args.recipe)(), words, max(1, ranks_per_node * (args.nodes or 1)))
+    cfg = checked.config
+    if wrong := [*wrong, *checked.with_problems(_restart_problems(cfg)).problems]:
         raise ConfigError(wrong)
     if args.local:
         command = agent_command(Path(cfg.logger.run_dir), ranks_per_node, args.recipe, words)
@@ -118,9 +120,7 @@ def _argument_problems(args: argparse.Namespace) -> Iterator[str]:
         yield "--mounts: are of a container; name its image with --container"
 
 
-def _restart_problems(cfg: ConfigContainer) -> Iterator[str]:
+def _restart_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     if cfg.checkpoint.resume != "auto":
-        yield (
-            f"checkpoint.resume={cfg.checkpoint.resume}: a run that is started again goes on from its last checkpoint; "
-            "set checkpoint.resume=auto"
-        )
+        why = "a run that is started again resumes from its last checkpoint"
+        yield Problem.of(cfg, "checkpoint.resume", why, "set checkpoint.resume=auto")

@@ -12,24 +12,19 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
-from itertools import chain
 from typing import Any
 
-from megatron_kd.checks.batch import batch_problems
-from megatron_kd.checks.model_sizes import architecture_problems
-from megatron_kd.checks.parallel_layout import layout_problems
-from megatron_kd.checks.ranges import range_problems
+from megatron_kd.checks import PLAN, problems
 from megatron_kd.commands.arguments import add_overrides, add_recipe, config_words, too_small
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import derived, model_parallel_size, vocab_width
 from megatron_kd.config.gpt_model import GPTModelProvider
-from megatron_kd.config.kd_rules import kd_config_problems
-from megatron_kd.config.problem import line
+from megatron_kd.config.problem import Problem, Setting
 from megatron_kd.errors import ConfigError
 from megatron_kd.placement.workload import workload
 from megatron_kd.planning.estimate import choose
 from megatron_kd.planning.placement_table import plan_text
-from megatron_kd.resolve.configuration import merge, naming_flags
+from megatron_kd.resolve.configuration import merge
 from megatron_kd.resolve.recipe_files import load_recipe
 
 SUMMARY = "estimate memory, work and traffic for each place of the teacher"
@@ -57,16 +52,17 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ConfigError: all problems of the arguments and of the configuration, missing weights and data excepted.
     """
-    wrong = list(_argument_problems(args))
-    cfg, unmerged, origins = merge(without_absent_folders(load_recipe(args.recipe)()), config_words(args))
-    wrong += unmerged
+    wrong: list[object] = list(_argument_problems(args))
+    merged = merge(without_absent_folders(load_recipe(args.recipe)()), config_words(args))
+    cfg = merged.config
     world_size = args.gpus or _default_ranks(cfg)
-    wrong += (naming_flags(problem, origins) for problem in plan_problems(cfg, world_size))
-    if wrong:
-        raise ConfigError(list(dict.fromkeys(wrong)))
+    if wrong := [*wrong, *merged.with_problems(plan_problems(cfg, world_size)).problems]:
+        raise ConfigError(wrong)
     memory = memory_bytes(args.memory) if args.memory else _configured_memory(cfg)
     planned = workload(cfg, derived(cfg, world_size), ranks_per_machine=args.gpus_per_machine, device=args.device)
-    print(plan_text(planned, choose(planned, memory), memory), end="")
+    with merged.located():
+        choice = choose(planned, memory)
+    print(plan_text(planned, choice, memory), end="")
     return 0
 
 
@@ -84,19 +80,16 @@ def _without_absent_folder(model: Any) -> Any:
     return replace(model, hf_path=None) if absent and has_sizes else model
 
 
-def plan_problems(cfg: ConfigContainer, world_size: int) -> Iterator[str]:
-    """What makes a configuration impossible at every place of the teacher; weights and data may be missing."""
-    model = cfg.distillation
-    if model is None:
-        yield "model: has no teacher, and a plan is of a distillation; name a recipe with a GPTDistillationProvider"
+def plan_problems(cfg: ConfigContainer, world_size: int) -> Iterator[Problem]:
+    """What makes a configuration impossible wherever the teacher is; weights and data may be missing."""
+    if cfg.models.teacher is None:
+        why = "has no teacher, and a plan is of a distillation"
+        yield Problem((Setting("model"),), why, "name a recipe with a GPTDistillationProvider")
         return
-    yield from chain(range_problems(cfg), architecture_problems(cfg, None), layout_problems(cfg))
-    yield from chain(batch_problems(cfg, world_size), kd_config_problems(model.kd_config))
-    if model.seq_length != model.teacher.seq_length:
-        cure = f"set model.teacher.seq_length={model.seq_length}"
-        yield line(cfg, "model.seq_length model.teacher.seq_length", f"both models read the same tokens; {cure}")
+    yield from problems(cfg, world_size, groups=PLAN)
     if vocab_width(cfg) is None:
-        yield line(cfg, "model.vocab_size", "a plan reads no tokenizer; set model.vocab_size=N, its number of ids")
+        cure = "set model.vocab_size=N, its number of ids"
+        yield Problem.of(cfg, "model.vocab_size", "a plan reads no tokenizer", cure)
 
 
 def memory_bytes(text: str) -> float:
@@ -117,7 +110,7 @@ def _argument_problems(args: argparse.Namespace) -> Iterator[str]:
         try:
             memory_bytes(args.memory)
         except ConfigError as error:
-            yield from error.problems
+            yield from error.lines
 
 
 def _default_ranks(cfg: ConfigContainer) -> int:

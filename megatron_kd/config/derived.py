@@ -62,7 +62,7 @@ def derived(cfg: ConfigContainer, world_size: int, tokenizer_vocab_size: int | N
         tokenizer_vocab_size: ids of the tokenizer, for a model that does not say its own vocabulary size.
 
     Raises:
-        ConfigError: no vocabulary size is known, or no number of steps (`settled` makes one of epochs).
+        ConfigError: no vocabulary size is known, or no number of steps (`with_run_length` makes one of epochs).
     """
     true_vocab, padded_vocab = true_vocab_size(cfg, tokenizer_vocab_size), vocab_width(cfg, tokenizer_vocab_size)
     if true_vocab is None or padded_vocab is None:

@@ -14,6 +14,7 @@ from typing import Any
 
 import yaml
 
+from megatron_kd.config.problem import Origin
 from megatron_kd.config.values import FieldPath
 from megatron_kd.errors import ConfigError
 
@@ -74,6 +75,10 @@ class Document:
     name: str
     data: dict[str, Any]
     lines: Mapping[FieldPath, int]
+
+    def origin(self, at: FieldPath = ()) -> Origin:
+        """Where the fields of a configuration are in this file, whose top level is the section at `at`."""
+        return Origin(self.name, {(*at, *path): line for path, line in self.lines.items()})
 
 
 def write_yaml(data: Mapping[str, Any]) -> str:

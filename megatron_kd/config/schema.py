@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from megatron_kd.config.problem import Problem, Setting
 from megatron_kd.config.values import FieldPath, dotted
 
 
@@ -86,6 +87,12 @@ def flatten(config: Any, schema: Schema) -> dict[FieldPath, Any]:
     return flat
 
 
+def changed_fields(before: Any, after: Any) -> set[str]:
+    """Dotted names of the fields of `after` that `before` has not, or not with that value."""
+    old, schema = flatten(before, schema_of(before)), schema_of(after)
+    return {dotted(path) for path, value in flatten(after, schema).items() if path not in old or old[path] != value}
+
+
 def build(flat: Mapping[FieldPath, Any], schema: Schema, at: FieldPath = ()) -> Any:
     """Make a new instance of the section at `at` (by default of the whole configuration) from flat values."""
     cls = schema.sections[at]
@@ -95,14 +102,14 @@ def build(flat: Mapping[FieldPath, Any], schema: Schema, at: FieldPath = ()) -> 
     )
 
 
-def unknown_key(path: FieldPath, schema: Schema) -> str:
-    """The message about a key that is no field: the nearest right one, or the fields there are."""
-    name = dotted(path)
+def unknown_key(path: FieldPath, schema: Schema) -> Problem:
+    """A key that is no field: the nearest right one, or the fields there are."""
+    key = (Setting(dotted(path)),)
     parent = next((path[:n] for n in range(len(path) - 1, 0, -1) if path[:n] in schema.leaves), None)
     if parent:
-        return f"{name}: {dotted(parent)} is a value without fields of its own; set it as a whole"
+        return Problem(key, f"{dotted(parent)} is a value without fields of its own", "set it as a whole")
     near = nearest_key(path, schema)
-    return f"{name}: unknown key; " + (f"did you mean {near}?" if near else _siblings(path, schema))
+    return Problem(key, "unknown key", f"did you mean {near}?" if near else _siblings(path, schema))
 
 
 def nearest_key(path: FieldPath, schema: Schema) -> str | None:

@@ -122,7 +122,7 @@ def provider_from_hf(folder: str | Path, **overrides: Any) -> GPTModelProvider:
     try:
         fields = read_architecture(folder).fields
     except ConfigError as error:
-        raise ConfigError([f"{folder}: {problem}" for problem in error.problems]) from error
+        raise ConfigError([f"{folder}: {problem}" for problem in error.lines]) from error
     return GPTModelProvider(**{**fields, "hf_path": str(folder), **overrides})
 
 

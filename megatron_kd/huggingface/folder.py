@@ -53,7 +53,7 @@ def read_entries(folder: str | Path) -> dict[str, Entry]:
         try:
             entries.update(_header(folder / name))
         except ConfigError as error:
-            problems += error.problems
+            problems += error.lines
     if not problems and index is not None:
         misplaced = [t for t, name in index.items() if t not in entries or entries[t].file.name != name]
         if misplaced:
@@ -95,7 +95,7 @@ def folder_problems(folder: str | Path, model: GPTModelProvider) -> list[str]:
     try:
         return check_entries(read_entries(folder), model)
     except ConfigError as error:
-        return error.problems
+        return error.lines
 
 
 def _index(folder: Path) -> tuple[dict[str, str] | None, list[str]]:

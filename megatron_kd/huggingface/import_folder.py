@@ -50,7 +50,7 @@ def import_hf(folder: str | Path, output: str | Path) -> Path:
         if problems := check_entries(entries, model):
             raise ConfigError(problems)
     except ConfigError as error:
-        raise ConfigError([f"{folder}: {problem}" for problem in error.problems]) from error
+        raise ConfigError([f"{folder}: {problem}" for problem in error.lines]) from error
     assert model.vocab_size is not None
     tokenizer = TokenizerConfig(tokenizer_model=str(folder)) if (folder / "tokenizer.json").is_file() else None
     try:

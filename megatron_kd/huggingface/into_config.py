@@ -7,82 +7,102 @@ recipe's own architecture and weights give way to a folder that a file or the co
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import fields, replace
+from collections.abc import Collection
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_model import GPTModelProvider, explicit
-from megatron_kd.config.values import FieldPath, show
+from megatron_kd.config.problem import Problem, Setting
+from megatron_kd.config.values import show
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.architecture import CONFIG_FILE, FolderArchitecture, read_architecture
 
 _DEFAULTS = {item.name: item.default for item in fields(GPTModelProvider)}
 _WEIGHTS = ("init", "checkpoint")
+_TOKENIZER_FILE = "tokenizer.json"
 
 
-def with_huggingface(
-    cfg: ConfigContainer, edited: Iterable[FieldPath] = ()
-) -> tuple[ConfigContainer, list[tuple[FieldPath, str]]]:
-    """Fill in what the folders of `hf_path` say; without any, `cfg` itself.
+@dataclass(frozen=True)
+class Filled:
+    """A part of a configuration with what folders say filled in.
 
-    Args:
-        cfg: right types throughout.
-        edited: the fields that files or the command line have set; the others are the recipe's.
-
-    Returns:
-        the configuration, and for each problem its field and a line. A model whose folder is unusable stays as it is.
+    Attributes:
+        value: the part; as it was given where a folder is unusable.
+        origins: for each field that was filled in or gave way, by dotted name, the file or field that decided it.
+        problems: of folders that cannot be read and fields that contradict them.
     """
-    edited = set(edited)
-    problems: list[tuple[FieldPath, str]] = []
-    model: Any = cfg.model
-    if (given := cfg.models.teacher) is not None and given.hf_path is not None:
-        teacher, wrong = _filled(given, ("model", "teacher"), edited)
-        model, problems = replace(model, teacher=teacher), [*problems, *wrong]
-    if model.hf_path is not None:
-        model, wrong = _filled(model, ("model",), edited)
-        problems = [*wrong, *problems]
-    if model is not cfg.model:
-        cfg = replace(cfg, model=model, checkpoint=_checkpoint(cfg, edited), tokenizer=_tokenizer(cfg))
-    return cfg, problems
+
+    value: Any
+    origins: dict[str, str]
+    problems: list[Problem]
 
 
-def resolved(cfg: ConfigContainer) -> ConfigContainer:
-    """`with_huggingface` of a configuration made in Python.
+def with_huggingface(cfg: ConfigContainer) -> ConfigContainer:
+    """A configuration made in Python with what the folders of `hf_path` say filled in; without any, `cfg` itself.
 
     Raises:
         ConfigError: folders that cannot be used, or fields that contradict them.
     """
-    cfg, problems = with_huggingface(cfg)
-    if problems:
-        raise ConfigError([line for _, line in problems])
-    return cfg
+    filled = fill_from_folders(cfg)
+    if filled.problems:
+        raise ConfigError(filled.problems)
+    result: ConfigContainer = filled.value
+    return result
 
 
-def _filled(model: Any, path: FieldPath, edited: set[FieldPath]) -> tuple[Any, list[tuple[FieldPath, str]]]:
-    """A provider with its folder's architecture, or as it is with what is wrong."""
-    where, name = (*path, "hf_path"), ".".join(path)
-    later = where in edited  # than the recipe, whose own weights and sizes give way
+def fill_from_folders(cfg: ConfigContainer, edited: Collection[str] = ()) -> Filled:
+    """Fill in what the folders of `hf_path` say; without any, the value is `cfg` itself.
+
+    Args:
+        cfg: right types throughout.
+        edited: dotted names of the fields that files or the command line have set; the others are the recipe's.
+    """
+    model: Any = cfg.model
+    origins: dict[str, str] = {}
+    problems: list[Problem] = []
+    if (given := cfg.models.teacher) is not None and given.hf_path is not None:
+        teacher = _fill_model(given, "model.teacher", edited)
+        model, origins, problems = replace(model, teacher=teacher.value), teacher.origins, teacher.problems
+    if model.hf_path is not None:
+        student = _fill_model(model, "model", edited)
+        model, origins, problems = student.value, origins | student.origins, [*student.problems, *problems]
+    if model is cfg.model:
+        return Filled(cfg, {}, problems)
+    checkpoint, tokenizer = _checkpoint(cfg, edited), _tokenizer(cfg)
+    cfg = replace(cfg, model=model, checkpoint=checkpoint.value, tokenizer=tokenizer.value)
+    return Filled(cfg, origins | checkpoint.origins | tokenizer.origins, problems)
+
+
+def _fill_model(model: Any, name: str, edited: Collection[str]) -> Filled:
+    """A provider with its folder's architecture."""
+    later = f"{name}.hf_path" in edited  # than the recipe, whose own weights and sizes give way
+    origins: dict[str, str] = {}
     if later:
-        model = replace(model, **{field: None for field in _WEIGHTS if (*path, field) not in edited})
+        gives_way = [f for f in _WEIGHTS if f"{name}.{f}" not in edited and getattr(model, f) is not None]
+        model = replace(model, **dict.fromkeys(gives_way))
+        origins = {f"{name}.{f}": f"{name}.hf_path" for f in gives_way}
     try:
         found = read_architecture(model.hf_path)
     except ConfigError as error:
-        return model, [(where, f"{name}.hf_path={show(model.hf_path)}: {problem}") for problem in error.problems]
+        folder = (Setting(f"{name}.hf_path", show(model.hf_path)),)
+        return Filled(model, origins, [Problem(folder, line) for line in error.lines])
     given = {
         field
         for field in found.fields
-        if (*path, field) in edited or (not later and getattr(model, field) != _DEFAULTS[field])
+        if f"{name}.{field}" in edited or (not later and getattr(model, field) != _DEFAULTS[field])
     }
     filled = replace(model, **found.fields)
     wrong = [
-        ((*path, field), _contradiction(model, found, name, field))
+        _contradiction(model, found, name, field)
         for field in found.fields
         if field in given and _meaning(model, field) != _meaning(filled, field)
     ]
+    origins |= {f"{name}.{f}": str(Path(model.hf_path) / CONFIG_FILE) for f in found.fields if f not in given}
     # A size that the file leaves out may be written out here; both mean the same.
-    return replace(filled, **{f: getattr(model, f) for f in given if found.fields[f] is None}), wrong
+    filled = replace(filled, **{f: getattr(model, f) for f in given if found.fields[f] is None})
+    return Filled(filled, origins, wrong)
 
 
 def _meaning(model: GPTModelProvider, field: str) -> Any:
@@ -92,31 +112,36 @@ def _meaning(model: GPTModelProvider, field: str) -> Any:
     return getattr(explicit(model), field)
 
 
-def _contradiction(model: GPTModelProvider, found: FolderArchitecture, name: str, field: str) -> str:
-    both = f"{name}.{field}={show(getattr(model, field))}, {name}.hf_path={show(model.hf_path)}"
-    means = f"{field}={show(found.fields[field])} ({found.keys[field]})"
-    return f"{both}: the folder's {CONFIG_FILE} means {means}; leave {name}.{field} out"
+def _contradiction(model: GPTModelProvider, found: FolderArchitecture, name: str, field: str) -> Problem:
+    both = Problem.of(model, f"{field} hf_path", "", at=f"{name}.").fields
+    means = f"the folder's {CONFIG_FILE} means {field}={show(found.fields[field])} ({found.keys[field]})"
+    return Problem(both, means, f"leave {name}.{field} out")
 
 
-def _checkpoint(cfg: ConfigContainer, edited: set[FieldPath]) -> Any:
+def _checkpoint(cfg: ConfigContainer, edited: Collection[str]) -> Filled:
     """The recipe's weights of the student give way to a folder that a file or the command line names."""
-    gives_way = ("model", "hf_path") in edited and ("checkpoint", "pretrained_checkpoint") not in edited
-    return replace(cfg.checkpoint, pretrained_checkpoint=None) if gives_way else cfg.checkpoint
+    field = "checkpoint.pretrained_checkpoint"
+    if "model.hf_path" not in edited or field in edited or cfg.checkpoint.pretrained_checkpoint is None:
+        return Filled(cfg.checkpoint, {}, [])
+    return Filled(replace(cfg.checkpoint, pretrained_checkpoint=None), {field: "model.hf_path"}, [])
 
 
-def _tokenizer(cfg: ConfigContainer) -> Any:
+def _tokenizer(cfg: ConfigContainer) -> Filled:
     """The tokenizer of the student's folder, else of the teacher's, where none is named; and the teacher's own."""
     given = cfg.tokenizer
     if given.tokenizer_type != "huggingface" or cfg.dataset.mock:
-        return given
+        return Filled(given, {}, [])
     teacher = None if cfg.models.teacher is None else cfg.models.teacher.hf_path
     folders = [folder for folder in (cfg.model.hf_path, teacher) if folder is not None and _has_tokenizer(folder)]
-    own = given.tokenizer_model or next(iter(folders), None)
-    teachers = given.teacher_tokenizer_model
-    if teachers is None and teacher in folders and teacher != own:
-        teachers = teacher
-    return replace(given, tokenizer_model=own, teacher_tokenizer_model=teachers)
+    found: dict[str, Any] = {}
+    if given.tokenizer_model is None and folders:
+        found["tokenizer_model"] = folders[0]
+    own = given.tokenizer_model or found.get("tokenizer_model")
+    if given.teacher_tokenizer_model is None and teacher is not None and teacher in folders and teacher != own:
+        found["teacher_tokenizer_model"] = teacher
+    origins = {f"tokenizer.{field}": str(Path(folder) / _TOKENIZER_FILE) for field, folder in found.items()}
+    return Filled(replace(given, **found), origins, [])
 
 
 def _has_tokenizer(folder: str) -> bool:
-    return (Path(folder) / "tokenizer.json").is_file()
+    return (Path(folder) / _TOKENIZER_FILE).is_file()

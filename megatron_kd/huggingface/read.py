@@ -58,7 +58,7 @@ class HuggingFaceWeights:
                     for shard in shards:
                         self._fill(shard, files)
             except ConfigError as error:
-                raise InputError("\n".join(f"{self._where}: {problem}" for problem in error.problems)) from error
+                raise InputError("\n".join(f"{self._where}: {problem}" for problem in error.lines)) from error
             except (OSError, SafetensorError) as error:
                 raise InputError(f"{self._where}: cannot be read: {error}") from error
 

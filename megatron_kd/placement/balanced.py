@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
-from megatron_kd.config.problem import divides, line
+from megatron_kd.config.problem import Problem, divides
 from megatron_kd.placement.even_split import even_split
 from megatron_kd.placement.grid import Grid
 from megatron_kd.placement.refusals import not_forward_only, not_hidden_states
@@ -19,7 +19,9 @@ class Balanced(Strategy):
 
     name = "balanced"
 
-    def problems(self, cfg: ConfigContainer, model: GPTDistillationProvider, world_size: int | None) -> Iterator[str]:
+    def problems(
+        self, cfg: ConfigContainer, model: GPTDistillationProvider, world_size: int | None
+    ) -> Iterator[Problem]:
         """Sizes of which the ranks are no multiple."""
         yield from not_forward_only(cfg, model)
         yield from not_hidden_states(model)
@@ -27,7 +29,7 @@ class Balanced(Strategy):
         if world_size is not None and not divides(copy, world_size):
             sizes = "model.teacher.tensor_model_parallel_size model.teacher.pipeline_model_parallel_size"
             taken = f"one copy of the teacher takes {copy} ranks, of which {world_size} are not a multiple"
-            yield line(cfg, sizes, f"{taken}; change its sizes")
+            yield Problem.of(cfg, sizes, taken, "change its sizes")
 
     def grid(self, run: Workload) -> Grid:
         """Copies of the sizes that `model.teacher` gives, on all ranks; without sizes, one copy over all of them."""

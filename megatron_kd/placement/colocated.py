@@ -8,12 +8,12 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import student_dtype
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.kd_rules import pair_problem
 from megatron_kd.config.model_parts import ParallelLayout, names
-from megatron_kd.config.problem import line
+from megatron_kd.config.problem import Problem
 from megatron_kd.config.stages import LayerPlace, place_of
 from megatron_kd.config.values import show
 from megatron_kd.placement.grid import Grid
-from megatron_kd.placement.refusals import PAIRS
 from megatron_kd.placement.strategy import Strategy
 from megatron_kd.placement.workload import Workload
 
@@ -27,19 +27,23 @@ class Colocated(Strategy):
     name = "colocated"
     in_student_pipeline = True
 
-    def problems(self, cfg: ConfigContainer, model: GPTDistillationProvider, world_size: int | None) -> Iterator[str]:
+    def problems(
+        self, cfg: ConfigContainer, model: GPTDistillationProvider, world_size: int | None
+    ) -> Iterator[Problem]:
         """What one pipeline for both models does not allow."""
         yield from _layouts_that_differ(cfg, model)
         yield from _virtual_pipelines(cfg, model)
         if model.pipeline_model_parallel_size > 1 and model.teacher_dtype not in (None, student_dtype(cfg)):
-            why = (
-                "in one pipeline the hidden states of both models travel concatenated, so in one precision; set "
-                "model.teacher_dtype=null, or model.pipeline_model_parallel_size=1 for both models"
+            yield Problem.of(
+                cfg,
+                "model.teacher_dtype mixed_precision.precision model.pipeline_model_parallel_size",
+                "in one pipeline the hidden states of both models travel concatenated, so in one precision",
+                "set model.teacher_dtype=null, or model.pipeline_model_parallel_size=1 for both models",
             )
-            yield line(cfg, "model.teacher_dtype mixed_precision.precision model.pipeline_model_parallel_size", why)
         if model.teacher_micro_batch_size not in (None, cfg.train.micro_batch_size):
-            why = "a colocated teacher reads the student's micro-batches; set model.teacher_micro_batch_size=null"
-            yield line(cfg, "model.teacher_micro_batch_size train.micro_batch_size", why)
+            fields = "model.teacher_micro_batch_size train.micro_batch_size"
+            why = "a colocated teacher reads the student's micro-batches"
+            yield Problem.of(cfg, fields, why, "set model.teacher_micro_batch_size=null")
         if model.pipeline_model_parallel_size == model.teacher.pipeline_model_parallel_size:
             yield from _pairs_on_two_stages(model)
 
@@ -56,33 +60,33 @@ class Colocated(Strategy):
         return 0.0
 
 
-def _layouts_that_differ(cfg: ConfigContainer, model: GPTDistillationProvider) -> Iterator[str]:
+def _layouts_that_differ(cfg: ConfigContainer, model: GPTDistillationProvider) -> Iterator[Problem]:
     for name in _LAYOUT:
         if getattr(model, name) != getattr(model.teacher, name):
             cure = f"set model.teacher.{name}={show(getattr(model, name))}"
-            why = f"must be equal for a colocated teacher, which shares the student's layout; {cure}"
-            yield line(cfg, f"model.{name} model.teacher.{name}", why)
+            why = "must be equal for a colocated teacher, which shares the student's layout"
+            yield Problem.of(cfg, f"model.{name} model.teacher.{name}", why, cure)
 
 
-def _virtual_pipelines(cfg: ConfigContainer, model: GPTDistillationProvider) -> Iterator[str]:
+def _virtual_pipelines(cfg: ConfigContainer, model: GPTDistillationProvider) -> Iterator[Problem]:
     for name, provider in (("model", model), ("model.teacher", model.teacher)):
         if provider.virtual_pipeline_model_parallel_size is not None:
             field = f"{name}.{_VIRTUAL}"
-            why = f"ModelOpt's pipeline mechanism does not support several model chunks per stage; set {field}=null"
-            yield line(cfg, field, why)
+            why = "ModelOpt's pipeline mechanism does not support several model chunks per stage"
+            yield Problem.of(cfg, field, why, f"set {field}=null")
 
 
-def _pairs_on_two_stages(model: GPTDistillationProvider) -> Iterator[str]:
+def _pairs_on_two_stages(model: GPTDistillationProvider) -> Iterator[Problem]:
     for pair in model.kd_config.intermediate_layer_pairs:
         if len(pair) not in (2, 3):
             continue
         places = _place(model, pair[0]), _place(model.teacher, pair[1])
         if places[0] is not None and places[1] is not None and places[0].stage != places[1].stage:
-            yield (
-                f"{PAIRS}={show(pair)}: the student's layer is on pipeline stage {places[0].stage} and the teacher's "
-                f"on {places[1].stage}, between which hidden states of a colocated teacher do not travel; pair layers "
-                "of one stage"
+            why = (
+                f"the student's layer is on pipeline stage {places[0].stage} and the teacher's on {places[1].stage}, "
+                "between which hidden states of a colocated teacher do not travel"
             )
+            yield pair_problem(pair, why, "pair layers of one stage")
 
 
 def _place(model: GPTModelProvider, layer: str) -> LayerPlace | None:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.problem import Problem
 from megatron_kd.placement.grid import Grid
 from megatron_kd.placement.refusals import not_forward_only, not_hidden_states, not_whole
 from megatron_kd.placement.strategy import Strategy
@@ -20,7 +21,9 @@ class Cpu(Strategy):
     name = "cpu"
     in_host_memory = True
 
-    def problems(self, cfg: ConfigContainer, model: GPTDistillationProvider, world_size: int | None) -> Iterator[str]:
+    def problems(
+        self, cfg: ConfigContainer, model: GPTDistillationProvider, world_size: int | None
+    ) -> Iterator[Problem]:
         """A layout of the teacher's own."""
         yield from not_forward_only(cfg, model)
         yield from not_hidden_states(model)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import chain
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.problem import Problem, Setting
 from megatron_kd.placement.balanced import Balanced
 from megatron_kd.placement.colocated import Colocated
 from megatron_kd.placement.cpu import Cpu
@@ -31,7 +33,7 @@ def asked_strategy(model: GPTDistillationProvider) -> Strategy | None:
     return None if model.teacher_device_strategy == AUTO else strategy_named(model.teacher_device_strategy)
 
 
-def placement_problems(cfg: ConfigContainer, world_size: int | None) -> Iterator[str]:
+def placement_problems(cfg: ConfigContainer, world_size: int | None) -> Iterator[Problem]:
     """Why the strategy that is asked for cannot support this run, and which can; none when there is no teacher.
 
     With `auto`, only what no strategy supports is a problem.
@@ -43,6 +45,7 @@ def placement_problems(cfg: ConfigContainer, world_size: int | None) -> Iterator
     able = [name for name, problems in found.items() if not problems]
     if asked_strategy(model) is not None:
         cure = f"; or set {_FIELD}={' or '.join(able)}" if able else ""
-        yield from (problem + cure for problem in found[model.teacher_device_strategy])
+        yield from (replace(p, cure=p.cure + cure) for p in found[model.teacher_device_strategy])
     elif not able:
-        yield from (f"{_FIELD}={AUTO}: {problem}" for problem in dict.fromkeys(chain(*found.values())))
+        auto = Setting(_FIELD, AUTO)
+        yield from (replace(p, fields=(auto, *p.fields)) for p in dict.fromkeys(chain(*found.values())))

@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
+from megatron_kd.config.problem import Problem
 from megatron_kd.placement.grid import Grid
 from megatron_kd.placement.workload import Workload
 
@@ -39,7 +40,9 @@ class Strategy(ABC):
     in_host_memory: ClassVar[bool] = False
 
     @abstractmethod
-    def problems(self, cfg: ConfigContainer, model: GPTDistillationProvider, world_size: int | None) -> Iterator[str]:
+    def problems(
+        self, cfg: ConfigContainer, model: GPTDistillationProvider, world_size: int | None
+    ) -> Iterator[Problem]:
         """Why it cannot support the run of `cfg`, whose model is `model`; unknown ranks (None) are no reason."""
 
     @abstractmethod

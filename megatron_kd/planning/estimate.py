@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
+from megatron_kd.config.problem import Problem
 from megatron_kd.errors import ConfigError
 from megatron_kd.placement.grid import Grid
 from megatron_kd.placement.registry import STRATEGIES
@@ -70,7 +71,7 @@ class Estimate:
     teacher_bubble: float
     traffic: Traffic
     seconds: float
-    cannot: tuple[str, ...]
+    cannot: tuple[Problem, ...]
 
     @cached_property
     def largest(self) -> RankMemory:
@@ -131,7 +132,7 @@ def choose(run: Workload, device_memory_bytes: float | None) -> Choice:
     estimates = tuple(estimate(run, strategy) for strategy in STRATEGIES)
     able = [estimate.strategy for estimate in estimates if not estimate.cannot]
     if not able:
-        raise ConfigError(list(dict.fromkeys(why for estimate in estimates for why in estimate.cannot)))
+        raise ConfigError(why for estimate in estimates for why in estimate.cannot)
     if device_memory_bytes is None:
         counted = f"{run.world_size} devices" if run.world_size > 1 else "one device"
         strategy = next((one for one in able if one.for_unknown_memory(run.world_size)), able[0])

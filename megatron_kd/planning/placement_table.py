@@ -19,7 +19,11 @@ def plan_text(run: Workload, choice: Choice, device_memory_bytes: float | None) 
         _heading(run),
         _grid(_rows(choice.estimates, device_memory_bytes)),
         _work(choice.estimates[0]),
-        *(f"{e.strategy.name} does not support this: {'; '.join(e.cannot)}" for e in choice.estimates if e.cannot),
+        *(
+            f"{e.strategy.name} does not support this: {'; '.join(map(str, e.cannot))}"
+            for e in choice.estimates
+            if e.cannot
+        ),
         f"auto takes {choice.strategy.name}: {choice.reason}",
     ]
     return "\n\n".join(blocks) + "\n"

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import data_parallel_size, global_batch_size, iterations
-from megatron_kd.config.problem import line
+from megatron_kd.config.problem import Problem
 from megatron_kd.errors import ConfigError
 
 
@@ -21,7 +21,7 @@ def with_tokens_at(cfg: ConfigContainer, prefix: str) -> ConfigContainer:
     return replace(cfg, dataset=replace(cfg.dataset, text_path=None, data_path=[prefix]))
 
 
-def settled(cfg: ConfigContainer, world_size: int, count: Callable[[], int]) -> ConfigContainer:
+def with_run_length(cfg: ConfigContainer, world_size: int, count: Callable[[], int]) -> ConfigContainer:
     """`cfg` with its batch and its length as numbers; `cfg` itself where they are.
 
     Args:
@@ -48,9 +48,7 @@ def _steps(cfg: ConfigContainer, epochs: float, size: int, batch: int) -> int:
         steps = iterations(epochs, size, length, batch)
         enough, unit = -(-(batch * length + 1) // max(size, 1)), "tokens"
     if steps < 1:
-        why = (
-            f"the training split has {size} {unit}, and one step takes {batch} samples of model.seq_length={length}; "
-            f"set train.num_epochs={enough} or more, or lower the batch or the sequence length"
-        )
-        raise ConfigError([line(cfg, "train.num_epochs", why)])
+        why = f"the training split has {size} {unit}, and one step takes {batch} samples of model.seq_length={length}"
+        cure = f"set train.num_epochs={enough} or more, or lower the batch or the sequence length"
+        raise ConfigError([Problem.of(cfg, "train.num_epochs", why, cure)])
     return steps

@@ -8,22 +8,76 @@ from __future__ import annotations
 
 import os
 import pathlib
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
 
 from megatron_kd.checks import problems
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.document import read_document
+from megatron_kd.config.field_types import check_value
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
-from megatron_kd.config.schema import build, flatten, schema_of, wrong_sections
-from megatron_kd.config.values import FieldPath, check_value, dotted
+from megatron_kd.config.problem import Problem, Setting
+from megatron_kd.config.schema import Schema, build, changed_fields, flatten, schema_of, wrong_sections
+from megatron_kd.config.values import FieldPath, dotted
 from megatron_kd.errors import ConfigError
-from megatron_kd.huggingface.into_config import with_huggingface
-from megatron_kd.resolve.edits import Source, apply_edits, is_kd_file
+from megatron_kd.huggingface.into_config import fill_from_folders
+from megatron_kd.resolve.edits import apply_edits, is_kd_file
 from megatron_kd.resolve.overrides import parse_arguments
 
+# Origins of values that no file and no argument has set.
+RECIPE, DEFAULT = "recipe", "default"
 
-def resolve(recipe_config: ConfigContainer, argv: Sequence[str] = ()) -> ConfigContainer:
+
+@dataclass(frozen=True)
+class Merged:
+    """A recipe's values with files and a command line over them.
+
+    Attributes:
+        config: right types throughout; what is bad is left out.
+        problems: of what was left out, then of the whole where that was checked. None has its like.
+        origins: where each value was set, by the field's dotted name: a file with its line, a flag, `command line`, a
+            Hugging Face folder's `config.json`, `recipe`, or `default` where it is the class's.
+        edited: dotted names of the fields that files and the command line have set.
+    """
+
+    config: ConfigContainer
+    problems: tuple[Problem, ...]
+    origins: Mapping[str, str]
+    edited: frozenset[str]
+
+    def with_problems(self, found: Iterable[Problem]) -> Merged:
+        """This with more problems, each with the origins of its fields."""
+        located = (problem.located(self.origins) for problem in found)
+        return replace(self, problems=tuple(dict.fromkeys([*self.problems, *located])))
+
+    def with_changes(self, config: ConfigContainer, by: str) -> Merged:
+        """This with another configuration; `by` is the origin of the fields that are new or differ."""
+        changed = dict.fromkeys(changed_fields(self.config, config), by)
+        return replace(self, config=config, origins={**self.origins, **changed})
+
+    def without_problems(self) -> ConfigContainer:
+        """The configuration.
+
+        Raises:
+            ConfigError: it has problems.
+        """
+        if self.problems:
+            raise ConfigError(self.problems)
+        return self.config
+
+    @contextmanager
+    def located(self) -> Iterator[None]:
+        """Whatever the block finds wrong with the configuration is raised with the origins of its fields."""
+        try:
+            yield
+        except ConfigError as error:
+            found = (p.located(self.origins) if isinstance(p, Problem) else p for p in error.problems)
+            raise ConfigError(found) from error
+
+
+def with_arguments(recipe_config: ConfigContainer, argv: Sequence[str] = ()) -> ConfigContainer:
     """Apply files and overrides to a recipe's values, and check every type.
 
     Args:
@@ -31,56 +85,34 @@ def resolve(recipe_config: ConfigContainer, argv: Sequence[str] = ()) -> ConfigC
         argv: `--config-file FILE`, flags and overrides.
 
     Raises:
-        ConfigError: with one line for each unknown key, wrong type and unreadable argument of all sources.
+        ConfigError: each unknown key, wrong type and unreadable argument of all sources.
     """
-    config, wrong, _ = merge(recipe_config, argv)
-    if wrong:
-        raise ConfigError(wrong)
-    return config
+    return merge(recipe_config, argv).without_problems()
 
 
 def load_config(
     recipe: Callable[[], ConfigContainer], argv: Sequence[str] = (), world_size: int | None = None
 ) -> ConfigContainer:
-    """Resolve a recipe and check it as a whole: what a run does first, and what `validate` does.
-
-    Args:
-        recipe: returns the recipe's values.
-        argv: `--config-file FILE`, flags and overrides.
-        world_size: number of ranks; None reads WORLD_SIZE, which torchrun sets, and checks less if it is unset.
+    """`check_config` of a recipe's values, raising: what a run does first, and what `validate` does.
 
     Raises:
-        ConfigError: with the lines of `check_config`.
+        ConfigError: with the problems of `check_config`.
     """
-    config, wrong = check_config(recipe(), argv, world_size)
-    if wrong:
-        raise ConfigError(wrong)
-    return config
+    return check_config(recipe(), argv, world_size).without_problems()
 
 
-def check_config(
-    recipe_config: ConfigContainer, argv: Sequence[str], world_size: int | None = None
-) -> tuple[ConfigContainer, list[str]]:
-    """Merge and check, without raising.
+def check_config(recipe_config: ConfigContainer, argv: Sequence[str], world_size: int | None = None) -> Merged:
+    """Merge, and check the result as a whole.
 
-    Returns:
-        the configuration with bad edits left out, and the lines of `resolve` and of `problems`, none twice.
+    Args:
+        recipe_config: as in `with_arguments`.
+        argv: as in `with_arguments`.
+        world_size: number of ranks; None reads WORLD_SIZE, which torchrun sets, and checks less if it is unset.
     """
-    config, wrong, origins = merge(recipe_config, argv)
+    merged = merge(recipe_config, argv)
     if world_size is None and os.environ.get("WORLD_SIZE", "").isdigit():
         world_size = int(os.environ["WORLD_SIZE"])
-    found = (naming_flags(problem, origins) for problem in problems(config, world_size))
-    return config, list(dict.fromkeys([*wrong, *found]))
-
-
-def naming_flags(problem: str, origins: Mapping[FieldPath, Source]) -> str:
-    """A line of `problems` that ends in the flags, if any, that set the fields it begins with: ` [--batch_size 0]`."""
-    flags = [
-        source.name
-        for path, source in origins.items()
-        if source.name.startswith("--") and re.search(rf"(^|, ){re.escape(dotted(path))}(=|:)", problem)
-    ]
-    return f"{problem} [{', '.join(dict.fromkeys(flags))}]" if flags else problem
+    return merged.with_problems(problems(merged.config, world_size))
 
 
 def config_from_file(path: str | pathlib.Path, argv: Sequence[str] = ()) -> ConfigContainer:
@@ -91,9 +123,9 @@ def config_from_file(path: str | pathlib.Path, argv: Sequence[str] = ()) -> Conf
         argv: `--config-file FILE`, flags and overrides, which win over the file.
 
     Raises:
-        ConfigError: as `resolve`.
+        ConfigError: as `with_arguments`.
     """
-    return resolve(defaults_for(path), ["--config-file", str(path), *argv])
+    return with_arguments(defaults_for(path), ["--config-file", str(path), *argv])
 
 
 def defaults_for(path: str | pathlib.Path) -> ConfigContainer:
@@ -111,30 +143,39 @@ def defaults_for(path: str | pathlib.Path) -> ConfigContainer:
     return ConfigContainer(model=GPTDistillationProvider()) if distils else ConfigContainer()
 
 
-def merge(
-    recipe_config: ConfigContainer, argv: Sequence[str]
-) -> tuple[ConfigContainer, list[str], dict[FieldPath, Source]]:
+def merge(recipe_config: ConfigContainer, argv: Sequence[str], origins: Mapping[str, str] | None = None) -> Merged:
     """Apply `argv` to a recipe's values, leaving out what is bad, and fill in what Hugging Face folders say.
 
-    Returns:
-        a new configuration with right types throughout, one line for each thing left out, and where the values
-        that are not the recipe's came from.
+    Args:
+        recipe_config: the values below all others.
+        argv: `--config-file FILE`, flags and overrides.
+        origins: where those values were set, by dotted name; None: in a recipe, or nowhere.
     """
     schema = schema_of(recipe_config)
-    flat, wrong = flatten(recipe_config, schema), []
-    for section in wrong_sections(recipe_config):
-        name = schema.sections[section].__name__
-        wrong.append(f"{dotted(section)}: must be a {name} [recipe]")
+    flat, of_types = _with_right_types(recipe_config, schema)
+    below = dict(origins or _in_recipe(flat, schema))
+    arguments = parse_arguments(argv)
+    edited, of_edits = apply_edits(flat, arguments.edits, schema)
+    filled = fill_from_folders(build(flat, schema), edited)
+    merged = Merged(filled.value, (), {**below, **edited, **filled.origins}, frozenset(edited))
+    return merged.with_problems([*of_types, *arguments.problems, *of_edits, *filled.problems])
+
+
+def _with_right_types(config: ConfigContainer, schema: Schema) -> tuple[dict[FieldPath, Any], list[Problem]]:
+    """The values of `config`, with the class default where one has not its field's type; and those that have not."""
+    found = [
+        Problem((Setting(dotted(path), origin=RECIPE),), f"must be a {schema.sections[path].__name__}")
+        for path in wrong_sections(config)
+    ]
+    flat = flatten(config, schema)
     for path, annotation in schema.leaves.items():
         flat[path], problem = check_value(path, annotation, flat[path])
         if problem is not None:
-            wrong.append(f"{problem} [recipe]")
+            found.append(problem.located({dotted(path): RECIPE}))
             flat[path] = schema.defaults[path]
-    arguments = parse_arguments(argv)
-    wrong += arguments.problems
-    origins: dict[FieldPath, Source] = {}
-    wrong += apply_edits(flat, arguments.edits, schema, origins)
-    config, unfit = with_huggingface(build(flat, schema), origins)
-    for path, problem in unfit:
-        wrong.append(problem + (origins[path].at(path) if path in origins else " [recipe]"))
-    return config, wrong, origins
+    return flat, found
+
+
+def _in_recipe(flat: Mapping[FieldPath, Any], schema: Schema) -> dict[str, str]:
+    """Where a recipe's values were set. One that is the class default is called so, whoever wrote it."""
+    return {dotted(path): DEFAULT if value == schema.defaults[path] else RECIPE for path, value in flat.items()}

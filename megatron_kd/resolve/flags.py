@@ -15,17 +15,19 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from megatron_kd.config.problem import Origin, Problem, Setting
 from megatron_kd.config.text_files import is_text_file
-from megatron_kd.config.values import FieldPath, show
+from megatron_kd.config.values import FieldPath, dotted, show
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.architecture import is_huggingface_folder
 from megatron_kd.placement.registry import CHOICES
-from megatron_kd.resolve.edits import Edit, Source
+from megatron_kd.resolve.edits import Edit
 
 # Options that are no fields. `joined` has to know that they take a value.
 CONFIG_FILE = "--config-file"
 _OPTIONS = (CONFIG_FILE, "--world-size")
 HELP = ("-h", "--help")
+COMMAND_LINE = Origin("command line")
 
 
 @dataclass(frozen=True)
@@ -156,12 +158,13 @@ def is_flag(word: str) -> bool:
     return word.partition("=")[0] in _BY_NAME
 
 
-def unknown_flag(word: str) -> str:
-    """What to say about a word that begins with a dash and is no flag."""
+def unknown_flag(word: str) -> Problem:
+    """The problem of a word that begins with a dash and is no flag."""
     name = word.partition("=")[0]
     near = _nearest(name.replace("-", "_").lstrip("_"))
     cure = f"did you mean {near}? Flags are written out" if near else "--help lists those there are"
-    return f"{word}: unknown option; {cure}, and other values are set as section.field=value [command line]"
+    cure += ", and other values are set as section.field=value"
+    return Problem((Setting(word, origin=COMMAND_LINE.name),), "unknown option", cure)
 
 
 def _nearest(name: str) -> str | None:
@@ -171,41 +174,42 @@ def _nearest(name: str) -> str | None:
     return " or ".join(known[full] for full in near) or None
 
 
-def flag_edits(word: str) -> tuple[list[Edit], str | None]:
+def flag_edits(word: str) -> tuple[list[Edit], Problem | None]:
     """The edits that a word of `joined` asks for, and what is wrong with it.
 
-    Each edit's source is the flag as it was given, so that a message about a field ends in the flag that set it.
+    The origin of each edit is the flag as it was given, which problems of the fields that it sets then name.
     """
     name, has_value, text = word.partition("=")
     flag = _BY_NAME[name]
     if flag.value is None and has_value:
-        return [], f"{word}: takes no value; write {name} [command line]"
+        return [], Problem((Setting(word, origin=COMMAND_LINE.name),), "takes no value", f"write {name}")
     if flag.value is not None and not text:
-        return [], f"{name}: needs a value; write {flag.usage} [command line]"
-    source = Source(f"{name} {text}".rstrip())
+        return [], Problem((Setting(name, origin=COMMAND_LINE.name),), "needs a value", f"write {flag.usage}")
+    origin = Origin(f"{name} {text}".rstrip())
     try:
         values = flag.values(text)
     except ConfigError as error:
-        return [], f"{name} {error}"
-    return [Edit(tuple(field.split(".")), value, source) for field, value in values.items()], None
+        return [], Problem((), f"{name} {error}")
+    return [Edit(tuple(field.split(".")), value, origin) for field, value in values.items()], None
 
 
-def contradictions(edits: Sequence[Edit]) -> list[str]:
-    """A line for each two flags that set one field to different values; `edits` are those of flags alone.
+def contradictions(edits: Sequence[Edit]) -> list[Problem]:
+    """A problem for each two flags that set one field to different values; `edits` are those of flags alone.
 
     The same flag given twice is no contradiction: the later one wins, as with overrides.
     """
-    found: list[str] = []
+    found: list[Problem] = []
     first: dict[FieldPath, Edit] = {}
     for edit in edits:
         other = first.setdefault(edit.path, edit)
-        names = other.source.name, edit.source.name
-        if names[0].partition(" ")[0] == names[1].partition(" ")[0]:
+        flags = other.origin.name, edit.origin.name
+        if flags[0].partition(" ")[0] == flags[1].partition(" ")[0]:
             first[edit.path] = edit
-        elif other.value != edit.value and not isinstance(edit.value, dict):
-            field = ".".join(edit.path)
+        elif other.value != edit.value:
             values = f"{show(other.value)} and {show(edit.value)}"
-            found.append(f"{names[0]}, {names[1]}: contradict each other ({field}: {values}); keep one of the two")
+            why = f"contradict each other ({dotted(edit.path)}: {values})"
+            settings = tuple(Setting(flag, origin=COMMAND_LINE.name) for flag in flags)
+            found.append(Problem(settings, why, "keep one of the two"))
     return found
 
 

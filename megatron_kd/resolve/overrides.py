@@ -20,11 +20,18 @@ from hydra.core.override_parser.types import Glob, Override, OverrideType, Quote
 from hydra.errors import HydraException
 
 from megatron_kd.config.document import Document, read_document
+from megatron_kd.config.problem import Problem, Setting
 from megatron_kd.errors import ConfigError
-from megatron_kd.resolve.edits import RESET, Edit, Source, file_edits
-from megatron_kd.resolve.flags import CONFIG_FILE, contradictions, flag_edits, is_flag, joined, unknown_flag
-
-COMMAND_LINE = Source("command line")
+from megatron_kd.resolve.edits import RESET, Edit, file_edits
+from megatron_kd.resolve.flags import (
+    COMMAND_LINE,
+    CONFIG_FILE,
+    contradictions,
+    flag_edits,
+    is_flag,
+    joined,
+    unknown_flag,
+)
 
 
 @dataclass
@@ -32,7 +39,7 @@ class Arguments:
     """What a command line asks for, and what is wrong with it."""
 
     edits: list[Edit] = field(default_factory=list)
-    problems: list[str] = field(default_factory=list)
+    problems: list[Problem] = field(default_factory=list)
 
 
 def parse_arguments(argv: Sequence[str]) -> Arguments:
@@ -42,7 +49,7 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
         argv: without the program's name.
 
     Returns:
-        the edits in the order they apply, and one line for each argument or file that could not be read.
+        the edits in the order they apply, and a problem for each argument or file that could not be read.
     """
     files, words, problems = split_arguments(argv)
     result = Arguments(problems=problems)
@@ -67,23 +74,25 @@ def parse_arguments(argv: Sequence[str]) -> Arguments:
     return result
 
 
-def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[str]]:
-    """Part `argv` into config files, flags and overrides, and one line for each argument that is none of these.
+def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[Problem]]:
+    """Separate `argv` into config files, flags and overrides, and a problem for each argument that is none of these.
 
     A flag and its value are one word, as `flags.joined` makes it.
     """
-    files, words, problems = [], [], []
+    files: list[str] = []
+    words: list[str] = []
+    problems: list[Problem] = []
     after_unknown = False
     for word in joined(argv):
         name, _, value = word.partition("=")
         value_of_unknown = after_unknown and "=" not in word and not word.startswith(("-", "~", "+"))
         after_unknown = False
         if value_of_unknown:
-            continue  # told with its flag
+            continue  # reported with its flag
         if name == CONFIG_FILE and value:
             files.append(value)
         elif name == CONFIG_FILE:
-            problems.append(f"{CONFIG_FILE}: names no file; write {CONFIG_FILE} FILE.yaml [command line]")
+            problems.append(_problem(CONFIG_FILE, "names no file", f"write {CONFIG_FILE} FILE.yaml"))
         elif word.startswith("-") and not is_flag(word):
             problems.append(unknown_flag(word))
             after_unknown = "=" not in word
@@ -92,38 +101,40 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[str
     return files, words, problems
 
 
-def parse_override(text: str) -> tuple[Edit | None, str | None]:
+def parse_override(text: str) -> tuple[Edit | None, Problem | None]:
     """Read one override with Hydra's own grammar.
 
     Returns:
-        the edit and None, or None and what is wrong, with its cure.
+        the edit and None, or None and what is wrong.
     """
     try:
         override = OverridesParser.create().parse_override(text)
-        problem = _refused(override)
+        refused = _refused(override)
     except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
-        problem = _grammar_problem(text, error)
-    if problem is not None:
-        shown = text if len(text) <= 120 else f"{text[:117]}..."
-        return None, f"{shown}: {problem}{COMMAND_LINE.at(())}"
+        refused = _not_grammatical(text, error)
+    if refused is not None:
+        return None, _problem(text if len(text) <= 120 else f"{text[:117]}...", *refused)
     path = tuple(override.key_or_group.split("."))
     value = RESET if override.type is OverrideType.DEL else _plain(override.value())
     return Edit(path, value, COMMAND_LINE), None
 
 
-def _refused(override: Override) -> str | None:
-    """Why an override that Hydra's grammar accepts has no meaning here, or None."""
+def _problem(word: str, why: str, cure: str) -> Problem:
+    return Problem((Setting(word, origin=COMMAND_LINE.name),), why, cure)
+
+
+def _refused(override: Override) -> tuple[str, str] | None:
+    """Why an override that Hydra's grammar accepts has no meaning here, and the cure; None where it has one."""
     if not override.key_or_group:
-        return "names no field; write section.field=value"
+        return "names no field", "write section.field=value"
     if override.package is not None:
-        return "Hydra's packages (@) have no meaning here; write section.field=value"
+        return "Hydra's packages (@) have no meaning here", "write section.field=value"
     if override.type is OverrideType.DEL:
-        return None if override.value() is None else f"~ takes no value; write ~{override.key_or_group}"
+        return None if override.value() is None else ("~ takes no value", f"write ~{override.key_or_group}")
     if _holds_sweep(override.value()):
-        return (
-            "is a sweep over several values, but a run has one; a list is written "
-            f"{override.key_or_group}=[a,b], and text with commas \"{override.key_or_group}='a,b'\""
-        )
+        key = override.key_or_group
+        cure = f"write a list as {key}=[a,b], and text with commas as \"{key}='a,b'\""
+        return "is a sweep over several values, but a run has one", cure
     return None
 
 
@@ -142,17 +153,17 @@ def _plain(value: Any) -> Any:
     return value.text if isinstance(value, QuotedString) else value
 
 
-def _grammar_problem(text: str, error: Exception) -> str:
+def _not_grammatical(text: str, error: Exception) -> tuple[str, str]:
     if "=" not in text:
-        return "is no override; write section.field=value, or ~section.field for the default"
+        return "is no override", "write section.field=value, or ~section.field for the default"
     key = text.split("=")[0]
     what = str(error).splitlines()[0].split(" expecting {")[0][:120]
-    return f"cannot be read ({what}); put text with special characters in quotes: \"{key}='...'\""
+    return f"cannot be read ({what})", f"put text with special characters in quotes: \"{key}='...'\""
 
 
-def _read(name: str, problems: list[str]) -> Document | None:
+def _read(name: str, problems: list[Problem]) -> Document | None:
     try:
         return read_document(name)
     except ConfigError as error:
-        problems += [f"--config-file {problem}" for problem in error.problems]
+        problems += [Problem((), f"{CONFIG_FILE} {line}") for line in error.lines]
         return None

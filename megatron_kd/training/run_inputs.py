@@ -6,7 +6,7 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_kd.checks import problems, tokenizer_problems
+from megatron_kd.checks import Group, problems
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import shared_vocab_size
 from megatron_kd.data.chat.chat_datasets import training_rows
@@ -16,7 +16,7 @@ from megatron_kd.data.tokens.blend_files import check_data_files
 from megatron_kd.data.tokens.shared_ids import teacher_tokenizer_problems
 from megatron_kd.data.tokens.tokenizer import Tokenizer, load_tokenizer
 from megatron_kd.errors import ConfigError
-from megatron_kd.resolve.at_start import settled, with_tokens_at
+from megatron_kd.resolve.at_start import with_run_length, with_tokens_at
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.together import on_rank_0
 
@@ -32,7 +32,8 @@ def checked_tokenizer(cfg: ConfigContainer) -> Tokenizer:
     if cfg.dataset.mock and settings.tokenizer_model is None:
         settings = replace(settings, tokenizer_type="null", vocab_size=settings.vocab_size or shared_vocab_size(cfg))
     tokenizer = load_tokenizer(settings)
-    if wrong := [*tokenizer_problems(cfg, tokenizer.vocab_size), *teacher_tokenizer_problems(cfg, tokenizer)]:
+    of_sizes = problems(cfg, tokenizer_vocab_size=tokenizer.vocab_size, groups={Group.VOCABULARY})
+    if wrong := [*of_sizes, *teacher_tokenizer_problems(cfg, tokenizer)]:
         raise ConfigError(wrong)
     return tokenizer
 
@@ -53,12 +54,13 @@ def with_known_length(cfg: ConfigContainer, layout: Layout, tokenizer: Tokenizer
         InputError: text that cannot be tokenised.
         ConfigError: epochs that do not fill one batch, or a schedule that does not fit into what they come to.
     """
-    given, cfg = cfg, with_text_tokenised(cfg, tokenizer)
+    epochs, cfg = cfg.train.num_epochs, with_text_tokenised(cfg, tokenizer)
     data, seq_length = cfg.dataset, cfg.model.seq_length
     count = (lambda: training_rows(data, seq_length)) if data.chat else (lambda: training_tokens(data))
-    cfg = settled(cfg, layout.world_size, count)
-    if cfg is not given and (wrong := problems(cfg, layout.world_size)):
-        raise ConfigError(wrong)
+    cfg = with_run_length(cfg, layout.world_size, count)
+    if epochs is not None and (wrong := problems(cfg, groups={Group.SCHEDULE})):
+        counted = {"train.train_iters": f"counted for train.num_epochs={epochs}"}
+        raise ConfigError(problem.located(counted) for problem in wrong)
     return cfg
 
 

@@ -11,7 +11,7 @@ from types import TracebackType
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.errors import InputError, LostRank, Preempted
-from megatron_kd.huggingface.into_config import resolved
+from megatron_kd.huggingface.into_config import with_huggingface
 from megatron_kd.runtime.exit_code import record_exit_code
 from megatron_kd.runtime.signals import StopSignals, listening
 from megatron_kd.runtime.watch import end_rank, watching
@@ -63,7 +63,7 @@ def train(cfg: ConfigContainer, hooks: Sequence[Hook] = ()) -> dict[str, float]:
         Preempted: a rank was sent SIGTERM, SIGUSR1 or SIGINT; after a step that all ranks have taken and saved.
         MegatronKDError: see the exit codes in `megatron_kd.errors`.
     """
-    with listening() as stop, started_run(resolved(cfg)) as (run, data, resumption):
+    with listening() as stop, started_run(with_huggingface(cfg)) as (run, data, resumption):
         loop = Loop(run, resumption, hooks_in_order(data, stop, hooks))
         with _under_way(loop, stop):
             batches = data.training(run.step)

@@ -166,7 +166,10 @@ def test_the_table() -> None:
         (["RUN", "validation.eval_iters=0"], "error: validation.eval_iters=0: there is nothing to evaluate"),
         (["RUN", "model.kd_config.logit_kl_temperature=1.0"], "error: model.kd_config.logit_kl_temperature: an eval"),
         (["RUN", "model.tensor_model_parallel_size=2"], "error: model.tensor_model_parallel_size=2, model.pipeline"),
-        (["RUN", "dataset.data_path=[nowhere]"], "error: dataset.data_path: nowhere.bin and nowhere.idx not found"),
+        (
+            ["RUN", "dataset.data_path=[nowhere]"],
+            "error: dataset.data_path=[nowhere]: nowhere.bin and nowhere.idx",
+        ),
         (["RUN", "model.hiden_size=3"], "error: model.hiden_size: unknown key"),
     ],
 )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from megatron_kd.checks import problems
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.sections import DatasetConfig
@@ -30,6 +31,11 @@ def plain(**edits: Any) -> ConfigContainer:
     """A training run without a teacher that has no problems, with `edits` as above."""
     config = ConfigContainer(model=GPTModelProvider(vocab_size=1000, init="random"), dataset=DatasetConfig(mock=True))
     return edited(config, {name.replace("__", "."): value for name, value in edits.items()})
+
+
+def lines_of(config: ConfigContainer, world_size: int | None = None, tokenizer_ids: int | None = None) -> list[str]:
+    """The problems of a configuration as users read them, but for the origins of its values."""
+    return [str(problem) for problem in problems(config, world_size, tokenizer_ids)]
 
 
 def edited(config: ConfigContainer, edits: dict[str, Any]) -> ConfigContainer:

@@ -30,7 +30,7 @@ def errors_of(commands: Sequence[Sequence[str]], world_size: int | None = None) 
 def main() -> None:
     """The new process."""
     world_size = int(sys.argv[1]) if sys.argv[1] else None
-    told = [check_config(distillation(), words, world_size)[1] for words in json.load(sys.stdin)]
+    told = [list(map(str, check_config(distillation(), words, world_size).problems)) for words in json.load(sys.stdin)]
     assert "torch" not in sys.modules, "torch was imported"
     print(json.dumps(told))
 

@@ -89,7 +89,7 @@ def test_refused_with_file_and_line(tmp_path: Path, text: str | bytes, line: int
     file = written(tmp_path, text)
     with pytest.raises(ConfigError) as caught:
         read_document(file)
-    (problem,) = caught.value.problems
+    (problem,) = caught.value.lines
     assert problem.startswith(f"{file}:{line}:" if line else f"{file}:")
     assert words in problem
     assert "\n" not in problem

@@ -9,14 +9,13 @@ import pytest
 
 from megatron_kd.config.problem import value_of
 from megatron_kd.errors import ConfigError
-from megatron_kd.resolve.configuration import check_config, naming_flags, resolve
-from megatron_kd.resolve.edits import Source
+from megatron_kd.resolve.configuration import check_config, with_arguments
 from megatron_kd.resolve.flags import FLAGS, flags_help
 from tests.config.base import distillation, plain
 
 
 def problems_of(*argv: str, **edits: Any) -> list[str]:
-    return check_config(distillation(**edits), argv, world_size=4)[1]
+    return list(map(str, check_config(distillation(**edits), argv, world_size=4).problems))
 
 
 RECOMPUTE = {
@@ -64,7 +63,7 @@ def forms(words: list[str]) -> list[list[str]]:
 def test_what_a_flag_sets(words: list[str], sets: dict[str, Any]) -> None:
     recipe = distillation(model__share_teacher=False, dataset__train_data_path=["x"])
     for argv in forms(words):
-        config = resolve(recipe, argv)
+        config = with_arguments(recipe, argv)
         assert {name: value_of(config, name) for name in sets} == sets
         if not sets:
             assert config == recipe
@@ -84,7 +83,7 @@ def student(tmp_path: Path) -> Path:
 
 def test_a_student_from_json(student: Path) -> None:
     for argv in forms(["--student_config", str(student)]):
-        model = resolve(distillation(), argv).model
+        model = with_arguments(distillation(), argv).model
         assert (model.num_layers, model.rope_scaling, model.layernorm_epsilon) == (2, True, 1e-6)
         assert model.hidden_size == 64
 
@@ -119,21 +118,21 @@ def test_a_student_that_cannot_be_read(tmp_path: Path) -> None:
 
 def test_flags_and_overrides_apply_in_the_order_given(student: Path) -> None:
     def resolved(*argv: str) -> tuple[int | None, int]:
-        config = resolve(distillation(), argv)
+        config = with_arguments(distillation(), argv)
         return config.train.global_batch_size, config.model.num_layers
 
     json = ["--student_config", str(student)]
     assert resolved("--batch_size", "2", "train.global_batch_size=16", *json) == (16, 2)
     assert resolved("train.global_batch_size=16", *json, "--batch_size", "2", "model.num_layers=1") == (None, 1)
-    assert resolve(distillation(), ["--teacher_rank", "1", "--teacher_rank=2"]).model.teacher_rank == 2
-    config = resolve(distillation(), ["--teacher_on_cpu", "model.teacher_device_strategy=gpu0"])
+    assert with_arguments(distillation(), ["--teacher_rank", "1", "--teacher_rank=2"]).model.teacher_rank == 2
+    config = with_arguments(distillation(), ["--teacher_on_cpu", "model.teacher_device_strategy=gpu0"])
     assert config.model.teacher_device_strategy == "gpu0"
 
 
 def test_flags_win_over_files_wherever_they_stand(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("train: {micro_batch_size: 4}\n")
     for argv in (["--batch_size=2", "--config-file", f"{tmp_path}/a.yaml"], [f"--config_file={tmp_path}/a.yaml"]):
-        config = resolve(distillation(), argv)
+        config = with_arguments(distillation(), argv)
         assert config.train.micro_batch_size == (2 if len(argv) > 1 else 4)
 
 
@@ -143,12 +142,12 @@ def test_flags_win_over_files_wherever_they_stand(tmp_path: Path) -> None:
         (
             ["--teacher_on_cpu", "--balance_teacher"],
             "--teacher_on_cpu, --balance_teacher: contradict each other (model.teacher_device_strategy: cpu and "
-            "balanced); keep one of the two",
+            "balanced); keep one of the two [command line]",
         ),
         (
             ["--teacher-device-strategy=gpu0", "--teacher_on_cpu"],
             "--teacher_device_strategy gpu0, --teacher_on_cpu: contradict each other "
-            "(model.teacher_device_strategy: gpu0 and cpu); keep one of the two",
+            "(model.teacher_device_strategy: gpu0 and cpu); keep one of the two [command line]",
         ),
     ],
 )
@@ -201,22 +200,21 @@ def test_all_mistakes_are_told_at_once() -> None:
 
 def test_data_that_is_not_there_names_the_flag() -> None:
     (line,) = problems_of("--data_path", "no/prefix", tokenizer__tokenizer_model=".")
-    assert line.startswith("dataset.data_path: no/prefix.bin and no/prefix.idx not found")
+    assert line.startswith("dataset.data_path=[no/prefix]: no/prefix.bin and no/prefix.idx not found")
     assert line.endswith("[--data_path no/prefix]")
 
 
 def test_a_recipe_without_a_teacher_has_no_place_for_one() -> None:
     with pytest.raises(ConfigError, match=r"model has no teacher .* \[--teacher_on_cpu\]"):
-        resolve(plain(), ["--teacher_on_cpu"])
-    assert resolve(plain(), ["--gradient_checkpointing"]).model.recompute_method == "uniform"
+        with_arguments(plain(), ["--teacher_on_cpu"])
+    assert with_arguments(plain(), ["--gradient_checkpointing"]).model.recompute_method == "uniform"
 
 
 def test_a_problem_of_other_fields_names_no_flag() -> None:
-    origins = {("train", "micro_batch_size"): Source("--batch_size 2"), ("rng", "seed"): Source("command line")}
-    for line in ("model.x=1: lower train.micro_batch_size=2", "rng.seed=-1: must be", "train.micro_batch_size_x=1: no"):
-        assert naming_flags(line, origins) == line
-    line = "model.x=1, train.micro_batch_size=2: no"
-    assert naming_flags(line, origins) == f"{line} [--batch_size 2]"
+    (line,) = problems_of("--batch_size", "2", "rng.seed=-1")
+    assert line == "rng.seed=-1: must be at least 0 and less than 2^31 [command line]"
+    (line,) = problems_of("--batch_size", "2", "train.global_batch_size=7")
+    assert "train.micro_batch_size=2" in line and line.endswith("[command line]")
 
 
 SEED_PLACES = ["--teacher_path", "{run}", "--student_config", "{student}", "--data_path", "{text}"]
@@ -231,8 +229,7 @@ def test_the_users_command_lines(tmp_path: Path, student: Path, strategy: str | 
     argv = [*(word.format(**places) for word in SEED_PLACES), *SEED_SIZES]
     argv += ["--teacher_device_strategy", strategy] if strategy else []
     argv += ["--teacher_dtype", "float16", "--gradient_checkpointing"]
-    config, found = check_config(distillation(tokenizer__tokenizer_model="."), argv, world_size=4)
-    assert found == []
+    config = check_config(distillation(tokenizer__tokenizer_model="."), argv, world_size=4).without_problems()
     assert config.model.teacher_device_strategy == (strategy or "auto")
     assert config.model.teacher_dtype == "float16"
     assert config.model.teacher.init is None

@@ -25,7 +25,7 @@ def test_settings_of_the_losses_with_all_their_errors(tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as caught:
         ModelOptDistillConfig.from_yaml(file)
     starts = ["skip_lm_los: unknown key", "logits_loss_weight=x", "train: unknown key", "kd_loss_scale=-1.0: must be"]
-    lines = caught.value.problems
+    lines = caught.value.lines
     assert len(lines) == len(starts)
     assert all(line.startswith(f"model.kd_config.{start}") for line, start in zip(lines, starts, strict=True)), lines
     assert all(str(file) in line for line in lines)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from megatron_kd.errors import ConfigError
-from megatron_kd.resolve.configuration import resolve
+from megatron_kd.resolve.configuration import with_arguments
 from megatron_kd.resolve.edits import RESET
 from megatron_kd.resolve.overrides import parse_arguments, parse_override, split_arguments
 from tests.config.base import DOCUMENTED_YAML, distillation, plain
@@ -61,10 +61,11 @@ def test_refused(text: str, words: list[str]) -> None:
     edit, problem = parse_override(text)
     assert edit is None
     assert problem is not None
-    assert problem.startswith(text)
-    assert problem.endswith("[command line]")
-    assert "\n" not in problem
-    assert all(word in problem for word in words), problem
+    line = str(problem)
+    assert line.startswith(text)
+    assert line.endswith("[command line]")
+    assert "\n" not in line
+    assert all(word in line for word in words), line
 
 
 def test_arguments_are_parted() -> None:
@@ -72,13 +73,13 @@ def test_arguments_are_parted() -> None:
     files, overrides, problems = split_arguments(argv)
     assert files == ["x.yaml", "y.yaml"]
     assert overrides == ["a=1", "~b"]
-    assert [problem.split(":")[0] for problem in problems] == ["--what", "--config-file"]
+    assert [str(problem).split(":")[0] for problem in problems] == ["--what", "--config-file"]
 
 
 def test_everything_wrong_is_told() -> None:
     arguments = parse_arguments(["--config-file", "no.yaml", "a=(", "--x", "train.train_iters=3"])
     assert len(arguments.edits) == 1
-    assert [line.split(" ")[0].rstrip(":") for line in arguments.problems] == ["--x", "--config-file", "a=("]
+    assert [str(problem).split(" ")[0].rstrip(":") for problem in arguments.problems] == ["--x", "--config-file", "a=("]
 
 
 @pytest.fixture
@@ -96,13 +97,13 @@ def files(tmp_path: Path) -> dict[str, str]:
 def test_recipe_then_files_then_command_line(files: dict[str, str]) -> None:
     recipe = distillation(train__micro_batch_size=4)
     argv = ["train.global_batch_size=40", "--config-file", files["first"], "--config-file", files["second"]]
-    config = resolve(recipe, argv)
+    config = with_arguments(recipe, argv)
     assert config.train.micro_batch_size == 4  # the recipe
     assert config.train.train_iters == 20  # the first file
     assert config.model.hidden_size == 96
     assert config.train.global_batch_size == 40  # the command line
-    assert resolve(recipe, argv[1:]).train.global_batch_size == 30  # the second file
-    assert resolve(recipe, ["train.train_iters=1", "train.train_iters=2"]).train.train_iters == 2
+    assert with_arguments(recipe, argv[1:]).train.global_batch_size == 30  # the second file
+    assert with_arguments(recipe, ["train.train_iters=1", "train.train_iters=2"]).train.train_iters == 2
 
 
 def test_settings_of_the_losses_in_a_file(files: dict[str, str]) -> None:
@@ -112,12 +113,12 @@ def test_settings_of_the_losses_in_a_file(files: dict[str, str]) -> None:
         [f"model.kd_config={files['kd']}"],
         [f"+model.kd_config={files['kd']}"],
     ):
-        kd = resolve(distillation(), argv).model.kd_config
+        kd = with_arguments(distillation(), argv).model.kd_config
         assert kd.logit_kl_temperature == 2.0
         assert kd.intermediate_layer_pairs == [["decoder.final_layernorm", "decoder.final_layernorm"]]
         assert kd.logit_layers == ["output_layer", "output_layer"]
     argv = [f"model.kd_config={files['kd']}", "model.kd_config.logit_kl_temperature=3"]
-    assert resolve(distillation(), argv).model.kd_config.logit_kl_temperature == 3.0
+    assert with_arguments(distillation(), argv).model.kd_config.logit_kl_temperature == 3.0
 
 
 @pytest.mark.parametrize(
@@ -130,21 +131,21 @@ def test_settings_of_the_losses_in_a_file(files: dict[str, str]) -> None:
 )
 def test_no_settings_of_the_losses(files: dict[str, str], value: str, words: list[str]) -> None:
     with pytest.raises(ConfigError) as caught:
-        resolve(distillation(), [f"model.kd_config={value.format(**files)}"])
-    (line,) = caught.value.problems
+        with_arguments(distillation(), [f"model.kd_config={value.format(**files)}"])
+    (line,) = caught.value.lines
     assert all(word in line for word in words), line
 
 
 def test_a_recipe_without_a_teacher_has_no_settings_for_one(files: dict[str, str]) -> None:
     for argv in (["--config-file", files["kd"]], ["model.teacher.num_layers=2"], ["model.teacher_dtype=float32"]):
         with pytest.raises(ConfigError, match=r"has no teacher .* use a distillation recipe"):
-            resolve(plain(), argv)
+            with_arguments(plain(), argv)
 
 
 def test_tilde_returns_to_the_class_default() -> None:
     recipe = distillation(optimizer__lr=1.0, optimizer__min_lr=0.5)
-    config = resolve(recipe, ["~optimizer.lr"])
+    config = with_arguments(recipe, ["~optimizer.lr"])
     assert (config.optimizer.lr, config.optimizer.min_lr) == (3e-4, 0.5)
-    config = resolve(recipe, ["optimizer.weight_decay=0.7", "~optimizer"])
+    config = with_arguments(recipe, ["optimizer.weight_decay=0.7", "~optimizer"])
     assert (config.optimizer.lr, config.optimizer.min_lr, config.optimizer.weight_decay) == (3e-4, 0.0, 0.01)
-    assert resolve(recipe, ["~model.teacher.num_layers"]).model.teacher.num_layers == 2
+    assert with_arguments(recipe, ["~model.teacher.num_layers"]).model.teacher.num_layers == 2

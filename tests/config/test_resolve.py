@@ -18,15 +18,15 @@ from megatron_kd.config.run_config import save_run_config
 from megatron_kd.config.schema import schema_of
 from megatron_kd.config.values import show
 from megatron_kd.errors import ConfigError
-from megatron_kd.resolve.configuration import config_from_file, load_config, resolve
+from megatron_kd.resolve.configuration import config_from_file, load_config, with_arguments
 from tests.config.base import DOCUMENTED_YAML, distillation, edited, plain
 from tests.config.wrong_types import WRONG_TYPES
 
 
 def problems_of(config: ConfigContainer, *argv: str) -> list[str]:
     with pytest.raises(ConfigError) as caught:
-        resolve(config, argv)
-    return caught.value.problems
+        with_arguments(config, argv)
+    return caught.value.lines
 
 
 @pytest.mark.parametrize(
@@ -96,7 +96,7 @@ def test_wrong_types(argument: str, words: list[str]) -> None:
     ],
 )
 def test_values_are_taken_as_meant(argument: str, section: str, value: Any) -> None:
-    result: Any = resolve(distillation(), [argument])
+    result: Any = with_arguments(distillation(), [argument])
     for name in section.split("."):
         result = getattr(result, name)
     assert result == value
@@ -106,12 +106,14 @@ def test_values_are_taken_as_meant(argument: str, section: str, value: Any) -> N
 def test_the_recipe_is_not_changed_and_shares_nothing() -> None:
     recipe = distillation(dataset__data_path=["a"])
     before = copy.deepcopy(recipe)
-    config = resolve(recipe, ["model.hidden_size=32", "model.teacher.num_layers=1", "train.train_iters=1"])
+    config = with_arguments(recipe, ["model.hidden_size=32", "model.teacher.num_layers=1", "train.train_iters=1"])
     assert recipe == before
     assert config.dataset.data_path is not recipe.dataset.data_path
-    default = resolve(recipe, ["~model.kd_config.logit_layers"]).model.kd_config.logit_layers
+    default = with_arguments(recipe, ["~model.kd_config.logit_layers"]).model.kd_config.logit_layers
     default.append("x")
-    assert resolve(recipe, ["~model.kd_config.logit_layers"]).model.kd_config.logit_layers == ["output_layer"] * 2
+    assert (
+        with_arguments(recipe, ["~model.kd_config.logit_layers"]).model.kd_config.logit_layers == ["output_layer"] * 2
+    )
 
 
 def test_all_sources_are_told_at_once_with_their_places(tmp_path: Path) -> None:
@@ -163,7 +165,7 @@ def test_problems_of_the_whole_are_found_beside_bad_edits() -> None:
         "model.hidden_size=64, model.tensor_model_parallel_size=3",
     ):
         assert words in text
-    assert len(set(caught.value.problems)) == len(caught.value.problems)
+    assert len(set(caught.value.lines)) == len(caught.value.lines)
 
 
 def test_the_number_of_ranks_comes_from_the_launcher(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -186,10 +188,10 @@ class Preset(GPTModelProvider):
 
 def test_classes_of_the_recipe_stay() -> None:
     recipe = ConfigContainer(model=GPTDistillationProvider(teacher=Preset(num_layers=9)))
-    config = resolve(recipe, ["model.teacher.hidden_size=32"])
+    config = with_arguments(recipe, ["model.teacher.hidden_size=32"])
     assert isinstance(config.model, GPTDistillationProvider)
     assert config.model.teacher == Preset(num_layers=9, hidden_size=32)
-    assert resolve(recipe, ["~model.teacher"]).model.teacher == Preset()
+    assert with_arguments(recipe, ["~model.teacher"]).model.teacher == Preset()
 
 
 OTHER: dict[Any, Any] = {bool: lambda old: not old, int: lambda old: old + 1, float: lambda old: old / 3 + 1e-9}
@@ -235,7 +237,7 @@ def test_a_saved_run_reads_back_equal_in_every_field(make: Any, tmp_path: Path) 
         again = config_from_file(file)
         assert again == config
         assert type(again.model) is type(config.model)
-        assert resolve(make(), ["--config-file", str(file)]) == config
+        assert with_arguments(make(), ["--config-file", str(file)]) == config
         assert list(file.parent.glob(".*")) == []
 
 

@@ -17,7 +17,7 @@ def test_a_slip_in_any_key_is_refused_with_the_right_suggestion() -> None:
     keys = [dotted(path) for path in schema_of(cfg).leaves]
     slips = [(key, wrong) for key in keys if (wrong := slip(key, draw)) not in keys]
     assert len(slips) >= 0.95 * len(keys)
-    _, lines, _ = merge(cfg, [f"{wrong}=1" for _, wrong in slips])
+    lines = list(map(str, merge(cfg, [f"{wrong}=1" for _, wrong in slips]).problems))
     told = {wrong: line for (_, wrong), line in zip(slips, lines, strict=True)}
     assert all(line.startswith(f"{wrong}: unknown key; ") for wrong, line in told.items())
     right = [suggests(told[wrong], wrong, key) for key, wrong in slips]

@@ -165,7 +165,7 @@ def test_too_little_data_tells_what_there_is_and_what_is_needed(write_tokens: Wr
     cfg = DatasetConfig(data_path=[write_tokens("a", _documents(0, 10))], split="80,20,0")
     with pytest.raises(ConfigError) as caught:
         _build(cfg, valid=1, test=1, seq=64)
-    valid, test = caught.value.problems
+    valid, test = caught.value.lines
     assert "dataset.data_path" in valid
     assert "40 tokens in 2 documents for the valid split" in valid
     assert "model.seq_length=64 needs 65" in valid

@@ -128,7 +128,7 @@ def test_paths_are_checked_all_at_once_before_any_work(tmp_path: Path, tokenizer
         preprocess(inputs, tmp_path / "file" / "out.bin", tokenizer)
     for part in ("no such file", "a folder", "'.csv' is none of .jsonl", "without .bin", "not a folder that can"):
         assert part in str(caught.value)
-    assert len(caught.value.problems) == 5
+    assert len(caught.value.lines) == 5
 
 
 def test_progress_without_a_terminal_is_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -77,7 +77,7 @@ def test_the_line_has_both_files_the_count_and_three_examples(
 ) -> None:
     for first, second in ((300, 301), (310, 311), (320, 321)):
         edit(teacher_folder, lambda content, pair=(first, second): swap(content, *pair))
-    (line,) = teacher_tokenizer_problems(config(tokenizer_folder, teacher_folder), tokenizer)
+    (line,) = map(str, teacher_tokenizer_problems(config(tokenizer_folder, teacher_folder), tokenizer))
     names = tokenizer.tokens()
     assert "\n" not in line
     assert f"tokenizer.tokenizer_model={tokenizer_folder}, tokenizer.teacher_tokenizer_model={teacher_folder}: " in line
@@ -96,7 +96,7 @@ def test_special_tokens_are_compared_too(
     from megatron_kd.data.tokens.tokenizer import load_huggingface
 
     cfg = config(student_folder, teacher_folder, student_ids=401)
-    (line,) = teacher_tokenizer_problems(cfg, load_huggingface(student_folder))
+    (line,) = map(str, teacher_tokenizer_problems(cfg, load_huggingface(student_folder)))
     assert "1 of the 401 ids" in line
     assert "400 is '<|think|>' to the student and '<|tool|>' to the teacher" in line
 

@@ -91,7 +91,7 @@ def test_every_problem_is_told_at_once(tmp_path: Path) -> None:
     words = ["validation.eval_iters=0", "model.kd_config.kd_loss_scale=2.0", "model.seq_length=0"]
     with pytest.raises(ConfigError) as raised:
         evaluate(checkpoint(tmp_path), *words)
-    found = raised.value.problems
+    found = raised.value.lines
     assert [line.partition("=")[0].partition(":")[0] for line in found[:3]] == [
         "model.kd_config.kd_loss_scale", "validation.eval_iters", "model.seq_length"]  # fmt: skip
 

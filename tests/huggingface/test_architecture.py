@@ -85,7 +85,7 @@ def test_keys_that_a_file_leaves_out_mean_what_transformers_takes(kind: str, tmp
 def test_what_megatron_core_would_compute_otherwise_is_refused(values: dict, said: str, tmp_path: Path) -> None:
     with pytest.raises(ConfigError) as error:
         read_architecture(written(tmp_path, **values))
-    assert any(said in problem for problem in error.value.problems), error.value.problems
+    assert any(said in problem for problem in error.value.lines), error.value.lines
 
 
 def test_a_folder_without_a_readable_config_json_is_refused(tmp_path: Path) -> None:

@@ -19,7 +19,7 @@ from megatron_kd.config.sections import DatasetConfig
 from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.architecture import provider_from_hf
-from megatron_kd.huggingface.into_config import resolved
+from megatron_kd.huggingface.into_config import with_huggingface
 from megatron_kd.resolve.configuration import check_config, config_from_file
 from megatron_kd.resolve.recipe_files import load_recipe
 from tests.config.base import RECIPE
@@ -37,7 +37,8 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def checked(*argv: str, recipe: Any = None) -> tuple[ConfigContainer, list[str]]:
-    return check_config(recipe or load_recipe(RECIPE)(), list(argv))
+    merged = check_config(recipe or load_recipe(RECIPE)(), list(argv))
+    return merged.config, [str(problem) for problem in merged.problems]
 
 
 def test_a_folder_on_the_command_line_is_architecture_and_weights_whatever_the_recipe_has(qwen: Path) -> None:
@@ -131,7 +132,7 @@ def test_a_saved_run_reads_back_equal(qwen: Path, tmp_path: Path) -> None:
     cfg = checked(f"model.hf_path={qwen}", f"model.teacher.hf_path={qwen}")[0]
     save_run_config(cfg, tmp_path / "run_config.yaml")
     assert config_from_file(tmp_path / "run_config.yaml") == cfg
-    assert resolved(cfg) == cfg
+    assert with_huggingface(cfg) == cfg
 
 
 def test_a_configuration_made_in_python(qwen: Path, tmp_path: Path) -> None:
@@ -141,11 +142,13 @@ def test_a_configuration_made_in_python(qwen: Path, tmp_path: Path) -> None:
     assert (made.seq_length, made.teacher.seq_length, made.teacher.num_layers) == (64, 64, 4)
     assert problems(ConfigContainer(model=made, dataset=DatasetConfig(mock=True))) == []
     bare = GPTDistillationProvider.from_student(made, teacher=GPTModelProvider(hf_path=str(qwen)))
-    assert resolved(ConfigContainer(model=bare)).model.teacher == replace(made.teacher, seq_length=1024)
+    assert with_huggingface(ConfigContainer(model=bare)).model.teacher == replace(made.teacher, seq_length=1024)
     with pytest.raises(ConfigError, match="there is no such folder"):
         GPTDistillationProvider.from_hf(tmp_path / "nowhere", teacher=qwen)
     with pytest.raises(ConfigError, match=r"model.teacher.hf_path=.*there is no such folder"):
-        resolved(ConfigContainer(model=replace(bare, teacher=GPTModelProvider(hf_path=str(tmp_path / "nowhere")))))
+        with_huggingface(
+            ConfigContainer(model=replace(bare, teacher=GPTModelProvider(hf_path=str(tmp_path / "nowhere"))))
+        )
 
 
 @pytest.mark.parametrize("model", ["model", "model.teacher"])

@@ -8,8 +8,7 @@ from typing import Any
 
 import pytest
 
-from megatron_kd.checks import problems
-from tests.config.base import plain
+from tests.config.base import lines_of, plain
 from tests.huggingface.families import reference_logits
 from tests.ranks import run_ranks
 from tests.tiny import tiny_config, train_and_read
@@ -28,7 +27,7 @@ def test_a_run_writes_the_last_checkpoint_or_each(value: Any, folders: list[str]
 
 
 def test_what_cannot_be_written_is_refused_before_the_run() -> None:
-    (line,) = problems(plain(checkpoint__save_hf=True, checkpoint__save=False))
+    (line,) = lines_of(plain(checkpoint__save_hf=True, checkpoint__save=False))
     assert line.startswith("checkpoint.save_hf=true, checkpoint.save=false: is made of a checkpoint")
-    (line,) = problems(plain(checkpoint__save_hf=True, model__normalization="LayerNorm"))
+    (line,) = lines_of(plain(checkpoint__save_hf=True, model__normalization="LayerNorm"))
     assert "normalization=LayerNorm: exported models have RMSNorm; set checkpoint.save_hf=false" in line

@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kd.checks import problems
 from megatron_kd.commands import plan as command
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import derived
@@ -15,8 +14,9 @@ from megatron_kd.placement.parameters import shard_parameters
 from megatron_kd.placement.registry import asked_strategy
 from megatron_kd.placement.workload import workload
 from megatron_kd.planning.estimate import choose
-from megatron_kd.resolve.configuration import resolve
+from megatron_kd.resolve.configuration import with_arguments
 from megatron_kd.resolve.recipe_files import list_recipes, load_recipe
+from tests.config.base import lines_of
 from tests.ranks import run_ranks
 from tests.recipes.launch import ROOT, checkout, run_recipe
 from tests.tiny import read_metrics
@@ -86,7 +86,7 @@ def layouts(name: str) -> list[tuple[GPTDistillationProvider, ConfigContainer, i
     """The recipe as it stands and with its file: model, configuration, GPUs and bytes of each."""
     found = []
     for (gpus, memory), words in zip(HARDWARE[name], ([], ["--config-file", str(conf_of(name))]), strict=True):
-        cfg = resolve(command.without_absent_folders(load_recipe(recipe_path(name))()), words)
+        cfg = with_arguments(command.without_absent_folders(load_recipe(recipe_path(name))()), words)
         assert isinstance(cfg.model, GPTDistillationProvider)
         found.append((cfg.model, cfg, gpus, memory * 1e9))
     return found
@@ -123,6 +123,6 @@ def test_its_models_have_the_published_sizes(name: str) -> None:
 @pytest.mark.parametrize("name", HARDWARE)
 def test_nothing_is_wrong_with_it_but_what_is_not_here(name: str) -> None:
     for _, cfg, gpus, _ in layouts(name):
-        lines = problems(cfg, gpus)
+        lines = lines_of(cfg, gpus)
         here = ("checkpoint.pretrained_checkpoint", "model.teacher.checkpoint", "dataset.data_path", "tokenizer.")
         assert lines and all(line.startswith(here) for line in lines), lines

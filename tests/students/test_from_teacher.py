@@ -17,7 +17,7 @@ from megatron_kd.checks import problems
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.students.from_teacher import spaced_layers
-from tests.config.base import distillation, plain
+from tests.config.base import distillation, lines_of, plain
 from tests.ranks import run_ranks
 from tests.tiny import STUDENT, VOCAB, tiny_config
 
@@ -121,9 +121,9 @@ def test_the_layers_are_evenly_spaced_from_the_first_to_the_last() -> None:
 def test_contradictions_are_told_at_once() -> None:
     cfg = distillation(model__init="from_teacher", checkpoint__pretrained_checkpoint=None)
     cfg.model = replace(cfg.model, **{**vars(cfg.model.teacher), "init": "from_teacher", "checkpoint": None})
-    assert not [line for line in problems(cfg) if "from_teacher" in line]
+    assert not [line for line in lines_of(cfg) if "from_teacher" in line]
     cfg.model = replace(cfg.model, num_layers=99, hidden_size=64, rotary_base=1.0, vocab_size=7)
-    told = [line for line in problems(cfg) if line.startswith("model.init=from_teacher")]
+    told = [line for line in lines_of(cfg) if line.startswith("model.init=from_teacher")]
     assert [line.split(", ")[1].split("=")[0] for line in told] == [
         "model.num_layers", "model.hidden_size", "model.ffn_hidden_size", "model.kv_channels", "model.rotary_base",
         "model.vocab_size",
@@ -133,8 +133,8 @@ def test_contradictions_are_told_at_once() -> None:
 
 
 def test_it_needs_a_teacher_and_a_teacher_has_none() -> None:
-    assert problems(plain(model__init="from_teacher")) == [
+    assert lines_of(plain(model__init="from_teacher")) == [
         "model.init=from_teacher: this run has no teacher; set checkpoint.pretrained_checkpoint or random"
     ]
     cfg = distillation(model__teacher__init="from_teacher", model__teacher__checkpoint=None)
-    assert any("a teacher has no teacher to start from" in line for line in problems(cfg))
+    assert any("a teacher has no teacher to start from" in line for line in lines_of(cfg))

@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         found = compare(load_config(load_recipe(args.recipe), [*_BENCH, *overrides]))
     except MegatronKDError as error:
-        for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
+        for line in error.lines if isinstance(error, ConfigError) else [str(error)]:
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
     if os.environ.get("RANK", "0") == "0":

@@ -138,7 +138,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         with mock.patch.object(schedules, "backward_step", clock.timed("student backward", schedules.backward_step)):
             train(cfg, [timed])
     except MegatronKDError as error:
-        for line in error.problems if isinstance(error, ConfigError) else [str(error)]:
+        for line in error.lines if isinstance(error, ConfigError) else [str(error)]:
             print(f"error: {line}", file=sys.stderr)
         return error.exit_code
     if timed.is_main_rank:

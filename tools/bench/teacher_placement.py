@@ -85,7 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"--rounds {args.rounds}: must be positive")
     sizes = Sizes(**{name: getattr(args, name) for name in asdict(Sizes())})
     sides = list(wanted_sides(args.sides, args.teacher_batch))
-    found = [line for side in sides for line in problems(config(sizes, side, "."), world_size=sizes.ranks)]
+    found = [str(problem) for side in sides for problem in problems(config(sizes, side, "."), world_size=sizes.ranks)]
     if found:
         parser.error("\n".join(dict.fromkeys(found)))
     measured = measure(sides, sizes, args.rounds)

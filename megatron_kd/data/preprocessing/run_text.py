@@ -42,7 +42,7 @@ def tokenised(text: str | Path, folder: str | Path, tokenizer: Tokenizer, *, cha
         if not _is_complete(prefix, made_of, chat):
             _tokenise(text, prefix, tokenizer, made_of, chat)
     except ConfigError as error:  # its lines name the options of `megatron-kd preprocess`
-        raise InputError(f"dataset.text_path={text}: {'; '.join(error.problems)}") from error
+        raise InputError(f"dataset.text_path={text}: {'; '.join(error.lines)}") from error
     except InputError as error:
         raise InputError(f"dataset.text_path={text}: {error}; {_OTHERS}") from error
     except OSError as error:

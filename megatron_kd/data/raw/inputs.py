@@ -38,7 +38,7 @@ def open_sources(
         try:
             sources.append(_open(path, json_key, split_lines))
         except InputError as error:
-            problems += error.problems if isinstance(error, ConfigError) else [str(error)]
+            problems += error.lines if isinstance(error, ConfigError) else [str(error)]
         except OSError as error:
             problems.append(f"--input {path}: {error.strerror or error}")
     return sources, problems

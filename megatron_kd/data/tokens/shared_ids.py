@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import shared_vocab_size
-from megatron_kd.config.problem import line
+from megatron_kd.config.problem import Problem
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, Tokenizer, load_huggingface
 
 _FIELD = "tokenizer.teacher_tokenizer_model"
 _SHOWN = 3
 
 
-def teacher_tokenizer_problems(cfg: ConfigContainer, tokenizer: Tokenizer) -> list[str]:
+def teacher_tokenizer_problems(cfg: ConfigContainer, tokenizer: Tokenizer) -> list[Problem]:
     """Compare the teacher's tokenizer, where the configuration names one, with the student's.
 
     Args:
@@ -19,7 +19,7 @@ def teacher_tokenizer_problems(cfg: ConfigContainer, tokenizer: Tokenizer) -> li
         tokenizer: the student's, loaded.
 
     Returns:
-        one line if they disagree, else nothing.
+        one problem if they disagree, else none.
 
     Raises:
         InputError: the teacher's tokenizer cannot be read.
@@ -37,9 +37,10 @@ def teacher_tokenizer_problems(cfg: ConfigContainer, tokenizer: Tokenizer) -> li
     )
     why = (
         f"{len(wrong)} of the {shared} ids that both models have stand for different tokens: {examples}; the models "
-        "are compared id by id, so distil from a teacher of the student's tokenizer"
+        "are compared id by id"
     )
-    return [line(cfg, f"tokenizer.tokenizer_model {_FIELD}", why)]
+    cure = "distil from a teacher of the student's tokenizer"
+    return [Problem.of(cfg, f"tokenizer.tokenizer_model {_FIELD}", why, cure)]
 
 
 def disagreements(student: dict[int, str], teacher: dict[int, str], shared_ids: int) -> list[tuple[int, str, str]]:

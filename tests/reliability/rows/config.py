@@ -36,8 +36,9 @@ def typos(draw: Draw) -> Facts:
     right = 0
     for key, wrong in drawn:
         for words in forms(wrong, draw.folder):
-            config, lines, origins = merge(_defaults(), words)
-            assert lines and not origins and config == _defaults(), f"{wrong} was not refused, for {key}"
+            merged = merge(_defaults(), words)
+            lines = [str(problem) for problem in merged.problems]
+            assert lines and not merged.edited and merged.config == _defaults(), f"{wrong} was not refused, for {key}"
             assert len(lines) == 1 and lines[0].startswith(wrong.split(".")[0]), lines
             right += suggests(lines[0], wrong, key)
     return {"refused": 2 * len(drawn), "right": right, "other": other}
@@ -191,7 +192,7 @@ ROWS = (
             Mutant(
                 "a key that is unknown is passed over",
                 "megatron_kd/resolve/edits.py",
-                "        problems.append(why_unknown(path, schema) + source.at(path))\n",
+                "        problems.append(_located(why_unknown(path, schema), edit))\n",
                 "        pass\n",
                 told="was not refused",
             ),
@@ -227,13 +228,13 @@ ROWS = (
             Mutant(
                 "of several errors the first kind alone is told",
                 "megatron_kd/resolve/configuration.py",
-                "[*wrong, *found]",
-                "wrong or found",
+                "[*self.problems, *located]",
+                "self.problems or located",
                 told="not told at once with the others",
             ),
             Mutant(
                 "torch is imported to check a configuration",
-                "megatron_kd/checks/model_sizes.py",
+                "megatron_kd/checks/vocabularies.py",
                 "import math\n",
                 "import math\n\nimport torch  # noqa: F401\n",
                 told="torch was imported",
