@@ -1,4 +1,4 @@
-"""What a recipe script ends with: from a recipe and a command line to an exit code."""
+"""The last line of a recipe script: from a recipe and a command line to an exit code."""
 
 from __future__ import annotations
 
@@ -96,16 +96,16 @@ def _refuse(error: ConfigError, rank: int, run_dir: Path | None) -> int:
 
 @dataclass
 class _Ending:
-    """How a run ended. Unless we learn better, by a bug: an exception that is not ours."""
+    """How a run ended: by a bug, an exception that is not ours, unless we learn otherwise."""
 
     code: int = 1
 
 
 @contextmanager
 def _recorded(run_dir: Path, rank: int) -> Iterator[_Ending]:
-    """Report an error of ours that ends the block, and record in the run folder how it ended."""
+    """Report an error of ours that ends the block, and record the exit code in the run folder."""
     ending = _Ending()
-    mine = True  # the run folder, unless another run is at work in it
+    mine = True  # the run folder, unless another run is using it
     if rank == 0 and RUN not in os.environ:  # else its launcher has, before any rank was started
         clear_exit_code(run_dir)
     try:

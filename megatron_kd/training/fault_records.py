@@ -1,4 +1,4 @@
-"""Steps that met NaN or Inf: in which samples, and what `run_dir/faults.jsonl` keeps of them."""
+"""Steps with NaN or Inf: the samples they came from, and their lines in `run_dir/faults.jsonl`."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ FAULTS_FILE = "faults.jsonl"
 
 @dataclass(frozen=True)
 class FailedAttempt:
-    """The first attempt at a step, which failed; equal on every rank.
+    """A first attempt at a step that failed; equal on every rank.
 
     Attributes:
-        step: that was not taken.
-        what: the error said.
-        samples: by rank, the ids of the samples that the fault came from.
+        step: the step that was not taken.
+        what: the message of the error.
+        samples: the ids of the samples that the fault came from, by rank.
     """
 
     step: int
@@ -33,25 +33,25 @@ class FailedAttempt:
 
 
 def failed_attempt(run: Run, batch: Sequence[MicroBatch], fault: NumericalFault) -> FailedAttempt:
-    """What there is to know of an attempt that `fault` ended. Every rank must call this."""
+    """Describe the attempt that `fault` ended. Every rank must call this."""
     return FailedAttempt(run.step + 1, str(fault), _samples(fault.sample_ids, batch))
 
 
 def record_transient_fault(run: Run, first: FailedAttempt) -> None:
-    """Write down that the second attempt succeeded."""
+    """Record that the second attempt succeeded."""
     _record(run, first, "transient", first.what)
 
 
 def persistent_fault(run: Run, first: FailedAttempt, fault: NumericalFault) -> NumericalFault:
-    """Write down that the second attempt failed with `fault`, and return the error that ends the run."""
+    """Record that the second attempt failed with `fault`, and return the error that ends the run."""
     _record(run, first, "persistent", str(fault))
-    return NumericalFault(f"{fault}; so it was at the first attempt: {_where(first, run)}")
+    return NumericalFault(f"{fault}; as on the first attempt: {_where(first, run)}")
 
 
 def _samples(faulty: list[int], batch: Sequence[MicroBatch]) -> dict[int, list[int]]:
     """The ids of the samples in the micro-batches in which a rank found NaN or Inf, by rank.
 
-    All of the step's where the losses were right and only what followed from them was not.
+    All samples of the step if its losses were finite and only what follows from them was not.
     """
     everyone = from_all(faulty)
     found = {rank: ids for rank, ids in enumerate(everyone) if ids}

@@ -1,4 +1,4 @@
-"""One global batch through megatron-core's schedule: what a training step and an evaluation have in common."""
+"""One global batch through megatron-core's schedule, as a training step and an evaluation need it."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from megatron_kd.training.run_state import ForwardRun
 
 @dataclass(frozen=True)
 class Totals:
-    """What all ranks have found in a global batch, equal on every rank.
+    """The sums over all ranks of a global batch, equal on every rank.
 
     Attributes:
         sums: of `REPORTED`, over the unmasked tokens.
@@ -57,17 +57,18 @@ def schedule(
 ) -> Callable[[], list[Tensor]]:
     """megatron-core's schedule over one global batch, ready to be called once.
 
-    The teacher has delivered its targets by then. Whoever calls the schedule is the frame above it: a step calls it
-    itself, so that few frames of ours lie between a recipe and the model.
+    The teacher delivers its hidden states first. The schedule is returned rather than called: a step calls it itself,
+    so that only four frames of ours lead from a recipe to the model.
 
     Args:
         run: of this rank.
-        micro_batches: this rank's, on any device.
+        micro_batches: those of this rank, on any device.
         sums: new ones, to which the forwards add.
-        forward_only: without a backward.
+        forward_only: leave out the backward pass.
 
     Returns:
-        A function that returns the reported sums of each micro-batch, [len(REPORTED)]; on the last stage only.
+        A function that runs the schedule and returns the reported sums of each micro-batch, [len(REPORTED)]; on the
+        last stage only.
     """
     feeds = _feeds(run, [micro_batch.to(run.layout.device) for micro_batch in micro_batches])
     shape = {"seq_length": run.cfg.model.seq_length, "micro_batch_size": run.cfg.train.micro_batch_size}
@@ -85,22 +86,22 @@ def schedule(
 
 
 def add_up(run: ForwardRun, results: Sequence[Tensor], sums: StepSums, stop: StopSignals | None, where: str) -> Totals:
-    """Add up the micro-batches of every data-parallel rank; only one rank of each last stage contributes.
+    """Sum the micro-batches of all data-parallel ranks; one rank of each last stage contributes.
 
-    What the losses found wrong travels along, so that all ranks raise it together and nobody waits for a rank that is
-    gone; so does that a rank was asked to stop, for all to stop after the same step. It costs no wait for the device
-    beyond that for the losses.
+    The same all-reduce carries the faults that the losses noted, so that all ranks raise together and none waits for
+    a rank that is gone, and whether a rank was asked to stop, so that all stop after the same step. It adds no
+    synchronisation with the device to the one for the losses.
 
     Args:
         run: of this rank.
         results: of the schedule, [len(REPORTED)] each.
         sums: that its forwards added to.
-        stop: the signals of this rank; None where it cannot be asked to stop.
-        where: what an error begins with.
+        stop: the signals of this rank; None if it cannot be asked to stop.
+        where: the beginning of an error message.
 
     Raises:
-        NumericalFault: logits that are not finite on any rank, and whose; on every rank.
-        InputError: a label that is no id, likewise.
+        NumericalFault: the logits are non-finite on some rank; on every rank, and it names the model.
+        InputError: a label is outside the vocabulary; on every rank.
     """
     run.doing.enter("adding up the losses")
     reported = sums.reported()

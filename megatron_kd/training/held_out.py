@@ -22,13 +22,13 @@ def evaluate(
     """Mean losses over `validation.eval_iters` global batches, equal on every rank.
 
     Args:
-        run: its weights are read, nothing is changed.
+        run: is left unchanged.
         micro_batches: yields this rank's micro-batches, from the first validation sample on.
-        stop: the signals of this rank; None where it cannot be asked to stop.
+        stop: the signals of this rank; None if it cannot be asked to stop.
 
     Returns:
-        The means that this run measures, `perplexity`, and `tokens` (unmasked tokens evaluated); None where a rank
-        was asked to stop.
+        The means that this run measures, `perplexity`, and `tokens` (unmasked tokens evaluated); None if a rank was
+        asked to stop.
     """
     for chunk in run.chunks:
         chunk.eval()

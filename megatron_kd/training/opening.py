@@ -10,7 +10,7 @@ from megatron_kd.training.run_state import Run
 
 
 def opening_lines(run: Run, resumption: Resumption) -> list[str]:
-    """Of the checkpoints that were refused, and of the run from here on."""
+    """The checkpoints that were refused, then the run and its losses, a line each."""
     return [*resumption.notes, *_of_the_run(run, resumption), *_of_the_losses(run)]
 
 
@@ -21,7 +21,7 @@ def _of_the_run(run: Run, resumption: Resumption) -> list[str]:
     task = "training" if run.teacher is None else "distillation"
     lines = [f"{task} {begin} at step {run.step} of {run.derived.train_iters}, {where}"]
     if run.cfg.model.quantization is not None:
-        lines.append(f"student: fake-quantised as {run.cfg.model.quantization}, but for embedding and head")
+        lines.append(f"student: fake-quantised as {run.cfg.model.quantization}, except for embedding and head")
     return lines
 
 

@@ -1,4 +1,4 @@
-"""What a run reads, from its configuration and a rank's place in the layout."""
+"""The data of a run on one rank, from the configuration and the rank's position in the layout."""
 
 from __future__ import annotations
 

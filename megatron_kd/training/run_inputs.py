@@ -1,4 +1,4 @@
-"""What a run is given: its tokenizer, its files, its text as tokens, and a length that follows from the data."""
+"""The inputs of a run: tokenizer, tokenised files, text that is tokenised first, and lengths that follow from them."""
 
 from __future__ import annotations
 

@@ -25,10 +25,10 @@ from megatron_kd.training.run_state import Run, build_run
 
 @contextmanager
 def started_run(cfg: ConfigContainer) -> Iterator[tuple[Run, RunData, Resumption]]:
-    """This rank's part of the run in the block, where the run stands, what it reads, and where it continues from.
+    """The parts of the run on this rank, its data, and where it continues from, ready for the next step.
 
-    Process groups, the layout and the run folder are this run's in the block. What is wrong with the input is raised
-    before ranks wait for each other, as far as one rank can know.
+    The block has the process groups, the layout and the run folder. Errors in the input that one rank can find alone
+    are raised before ranks wait for each other.
     """
     tokenizer = checked_tokenizer(cfg)
     check_files(cfg)
@@ -45,7 +45,7 @@ def started_run(cfg: ConfigContainer) -> Iterator[tuple[Run, RunData, Resumption
 
 
 def ranks_of(cfg: ConfigContainer) -> AbstractContextManager[Layout]:
-    """This rank of the run, up and in its layout inside the context."""
+    """Bring up this rank of the run, in its layout, for the block."""
     return running_ranks(
         tensor_model_parallel_size=cfg.model.tensor_model_parallel_size,
         pipeline_model_parallel_size=cfg.model.pipeline_model_parallel_size,

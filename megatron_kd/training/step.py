@@ -1,4 +1,4 @@
-"""One training step: forward, backward and update on a global batch; one that meets NaN or Inf is retried once."""
+"""One training step: forward, backward and update on a global batch, rolled back and retried once on NaN or Inf."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from megatron_kd.training.update import update
 
 @dataclass(frozen=True)
 class StepReport:
-    """What a step reports, equal on every rank.
+    """The outcome of a step, equal on every rank.
 
     Attributes:
-        means: over the unmasked tokens of the global batch.
-        tokens: their number.
+        means: of the losses, over the unmasked tokens of the global batch.
+        tokens: the number of those tokens.
         grad_norm: before clipping.
         lr: of the update.
         stop_requested: a rank was asked to stop before the losses were added up.
@@ -37,21 +37,21 @@ class StepReport:
 
 
 def train_step(run: Run, micro_batches: Iterator[MicroBatch], stop: StopSignals | None = None) -> StepReport:
-    """Take a step on the next global batch, at the second attempt if need be.
+    """Take a step on the next global batch; retry it once if its numbers are non-finite.
 
-    A fault that is gone at the second attempt was transient, in the hardware as a rule: the run continues to the last
-    bit as if it had not been. One that stays comes from the data, the weights or the settings, and ends the run. Both
-    leave a line in `run_dir/faults.jsonl`.
+    A fault that does not recur was transient, usually of the hardware: the run continues bitwise as if it had not
+    happened. One that recurs comes from the data, the weights or the settings, and ends the run. Both leave a line in
+    `run_dir/faults.jsonl`.
 
     Args:
-        run: changed in place (weights, optimizer, schedule, balancer, `step`) by the attempt that succeeds, and by it
-            alone.
+        run: its weights, optimizer, schedule, balancer and `step` are changed by the attempt that succeeds, and by
+            that one alone.
         micro_batches: yields this rank's micro-batches of the step.
-        stop: the signals of this rank; None where it cannot be asked to stop.
+        stop: the signals of this rank; None if it cannot be asked to stop.
 
     Raises:
-        NumericalFault: logits, loss or gradients are not finite, twice; on every rank at the same step.
-        InputError: a label that is no id, likewise.
+        NumericalFault: the logits, the loss or the gradients are non-finite twice; on every rank at the same step.
+        InputError: a label is outside the vocabulary; on every rank at the same step.
     """
     run.doing.enter("reading data", run.step + 1)
     batch = next_batch(run, micro_batches)

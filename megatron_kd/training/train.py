@@ -52,7 +52,7 @@ def train(cfg: ConfigContainer, hooks: Sequence[Hook] = ()) -> dict[str, float]:
 
     Args:
         cfg: a configuration without `problems`.
-        hooks: called beside those that every run has; equal on every rank.
+        hooks: called in addition to the built-in ones; every rank passes the same.
 
     Returns:
         The last evaluation's values; empty where there was none.
@@ -79,9 +79,9 @@ def train(cfg: ConfigContainer, hooks: Sequence[Hook] = ()) -> dict[str, float]:
 
 @contextmanager
 def _under_way(loop: Loop, stop: StopSignals) -> Iterator[None]:
-    """Watch over the block, between the first event of the hooks and their last.
+    """Watch the other ranks during the block, and call the first and the last event of the hooks.
 
-    From here on a signal to stop is noted, for the ranks to agree on their last step.
+    From here on a signal to stop is only noted: the ranks agree on their last step.
     """
     run = loop.run
     stop.defer()
@@ -105,12 +105,12 @@ def _give_up(run_dir: Path, lost: LostRank) -> None:
 
 
 def _raise_if_work_is_left(loop: Loop) -> None:
-    """A run that was asked to stop when it had nothing left to do is done.
+    """A run that was asked to stop with nothing left to do is done.
 
     Raises:
-        Preempted: there are steps left, or the last evaluation.
+        Preempted: steps are left, or the last evaluation.
     """
     if loop.stopping and (loop.steps_left or loop.owes_evaluation):
         saved = loop.run.cfg.checkpoint.save
-        then = "and saved; the same command goes on" if saved else "and lost, since checkpoint.save=false"
+        then = "and saved; the same command resumes the run" if saved else "and lost, since checkpoint.save=false"
         raise Preempted(f"asked to stop: {loop.run.step} of {loop.run.derived.train_iters} steps are done {then}")

@@ -26,7 +26,7 @@ def update(optimizer: ChainedOptimizer) -> float:
     optimizer.prepare_grads()
     norm = float(optimizer.get_grad_norm())
     if not math.isfinite(norm):
-        raise NumericalFault(f"the gradient norm is {norm}: look at the step's inputs, learning rate and precision")
+        raise NumericalFault(f"the gradient norm is {norm}: check the step's inputs, learning rate and precision")
     for part in optimizer.chained_optimizers:
         parameters = [] if getattr(part, "is_stub_optimizer", False) else part.get_parameters()
         if parameters and part.config.clip_grad > 0:

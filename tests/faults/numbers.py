@@ -30,7 +30,7 @@ class Poisoned(Hook):
 
     Attributes:
         hits: attempts of this rank that met one.
-        told: the message of the error that ended the run, if a `NumericalFault` did.
+        told: the message of the `NumericalFault` that ended the run, if one did.
         unchanged: whether the weights were then those before the step.
     """
 
@@ -55,7 +55,7 @@ class Poisoned(Hook):
 
 
 def poison(run: Any, where: str, attempts: int = 1, hit: Callable[[], None] = lambda: None) -> None:
-    """Put NaN into what the last layer puts out, or the gradient of its weight, in the next attempts at a step.
+    """Put NaN into the output of the last layer, or the gradient of its weight, in the next attempts at a step.
 
     Args:
         run: of this rank.

@@ -25,7 +25,7 @@ class Soaked:
 
     Attributes:
         faults: signals.
-        nans: steps whose first attempt meets a NaN in the student's last layer, on one rank.
+        nans: steps whose first attempt has NaN in the student's last layer, on one rank.
         measured: steps before which each rank writes down what its process holds.
     """
 

@@ -1,4 +1,4 @@
-"""What the optimizer is told beyond megatron-core's settings."""
+"""Settings of the optimizer beyond megatron-core's."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that is asked to stop: all ranks stop after one step, save, end with 75, and go on bitwise as if unbroken."""
+"""A run that is asked to stop: all ranks stop after one step, save and end with 75; it resumes bitwise."""
 
 from __future__ import annotations
 

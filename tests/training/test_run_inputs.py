@@ -1,4 +1,4 @@
-"""What a run does first, on two ranks: text becomes tokens on one of them, and the same numbers on all."""
+"""The inputs of a run on two ranks: one tokenises the text, and all have the same lengths."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A step that meets a number that is none stops the run, and leaves weights on disk alone."""
+"""A step with NaN or Inf ends the run before the update, on all ranks, and leaves checkpoints alone."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def poison(cfg: ConfigContainer, model: str, step: int, rank: int) -> dict[str, 
     except NumericalFault as fault:
         unchanged = torch.equal(before[0], hook.run.students[0].decoder.layers[0].input_layernorm.weight)
         return {"fault": str(fault), "unchanged": unchanged, "step": hook.run.step}
-    raise AssertionError("the run went on")
+    raise AssertionError("the run did not end")
 
 
 LAYOUTS: dict[str, dict[str, Any]] = {
@@ -96,7 +96,7 @@ def poison_before_evaluation(cfg: ConfigContainer) -> str:
         train(cfg, [On(after_step=poisoned)])
     except NumericalFault as fault:
         return str(fault)
-    raise AssertionError("the run went on")
+    raise AssertionError("the run did not end")
 
 
 def test_an_evaluation_that_meets_an_infinite_logit_ends_all_ranks(tmp_path: Path) -> None:
@@ -106,7 +106,7 @@ def test_an_evaluation_that_meets_an_infinite_logit_ends_all_ranks(tmp_path: Pat
 
 
 def mislabel(cfg: ConfigContainer) -> str:
-    """On a rank: run `cfg`, with a label on rank 1 that is no id; the error's message."""
+    """On a rank: run `cfg`, with an invalid label on rank 1; the error's message."""
     import torch.distributed as dist
 
     from megatron_kd.errors import InputError
@@ -122,7 +122,7 @@ def mislabel(cfg: ConfigContainer) -> str:
             train(cfg)
         except InputError as error:
             return str(error)
-    raise AssertionError("the run went on")
+    raise AssertionError("the run did not end")
 
 
 @pytest.mark.parametrize("form", ["fused", "materialised"])

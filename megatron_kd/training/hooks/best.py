@@ -1,4 +1,4 @@
-"""The best validation of a run: part of its state, and in `run_dir/best.json`."""
+"""The best validation of a run, kept in its state and in `run_dir/best.json`."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class BestValidation(Hook):
     """Keeps `run.best`, which checkpoints hold, and `best.json` with it."""
 
     def before_run(self, loop: Loop) -> None:
-        """Write the file: it may be of steps that were lost, or missing."""
+        """Write the file: it may be missing, or show a step that was lost."""
         _write(loop.run)
 
     def after_evaluation(self, loop: Loop, values: Mapping[str, float]) -> None:
-        """Take in an evaluation of now."""
+        """Update both if the loss is the lowest so far."""
         best = better(loop.run.best, loop.run.step, values)
         if best != loop.run.best:
             loop.run.best = best

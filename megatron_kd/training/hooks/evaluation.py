@@ -13,10 +13,10 @@ from megatron_kd.training.run_data import RunData
 
 
 class Evaluation(Hook):
-    """Evaluates the weights of now, and announces `after_evaluation`.
+    """Evaluates the current weights, and announces `after_evaluation`.
 
-    An evaluation that is due is left where the run is asked to stop, before or meanwhile: there may not be the time
-    for it. The attempt that continues the run catches up on it.
+    A run that is asked to stop before or during an evaluation skips it: there may be no time for it. The attempt that
+    resumes the run makes up for it.
 
     Args:
         data: of the run.
@@ -27,12 +27,12 @@ class Evaluation(Hook):
         self._data, self._stop = data, stop
 
     def before_run(self, loop: Loop) -> None:
-        """Evaluate if the attempt before this one was stopped before it could."""
+        """Evaluate if the previous attempt was stopped before it could."""
         if loop.run.step > 0 and _is_due(loop) and not _is_recorded(loop):
             self._evaluate(loop)
 
     def after_step(self, loop: Loop, values: Mapping[str, float]) -> None:
-        """Evaluate if it is time to."""
+        """Evaluate if it is due."""
         if _is_due(loop):
             self._evaluate(loop)
 

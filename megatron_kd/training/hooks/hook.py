@@ -1,8 +1,8 @@
-"""Hooks: what happens around the steps of a run, one class for each concern, and the events that call them.
+"""Hooks: everything around the steps of a run, one class per concern, called by named events.
 
-The loop takes steps and announces events. Metrics, progress, evaluation, checkpoints and whatever a user adds are
-hooks; none of them knows another. A hook that does something others may want to know of announces an event of its own:
-`Evaluation` announces `after_evaluation`, `Saving` announces `after_save`.
+The loop takes steps and announces events. Metrics, progress, evaluation, checkpoints and additions of the user are
+hooks, and no hook knows another. A hook whose work concerns others announces an event of its own: `Evaluation`
+announces `after_evaluation`, `Saving` announces `after_save`.
 """
 
 from __future__ import annotations
@@ -19,33 +19,33 @@ Arguments = ParamSpec("Arguments")
 
 
 class Hook:
-    """Base class of hooks. Override the events that the hook is about; the others do nothing.
+    """Base class of hooks. Override the events that concern the hook; the others do nothing.
 
-    Every rank has the same hooks and calls them in the same order, so that a hook may communicate. What one rank
-    alone is to do (`loop.run.layout.rank == 0`), the others wait for in their next step at the latest. An exception
-    of a hook ends the run.
+    Every rank calls the same hooks in the same order, so a hook may communicate. Work that a hook does on one rank
+    only (`loop.run.layout.rank == 0`) delays the others, which wait for that rank in their next step. An exception in
+    a hook ends the run.
     """
 
     def before_run(self, loop: Loop) -> None:
-        """The run is built and resumed, and its first step is next."""
+        """The run is built and resumed; its next step follows."""
 
     def before_step(self, loop: Loop) -> None:
-        """The step after `loop.run.step` is next."""
+        """Step `loop.run.step + 1` follows."""
 
     def after_step(self, loop: Loop, values: Mapping[str, float]) -> None:
-        """Step `loop.run.step` was taken; `values` are those of a "train" line of `metrics.jsonl`."""
+        """Step `loop.run.step` is done; `values` are those of a "train" line of `metrics.jsonl`."""
 
     def after_evaluation(self, loop: Loop, values: Mapping[str, float]) -> None:
-        """The weights after `loop.run.step` steps were evaluated; `values` as in a "validation" line."""
+        """The weights after step `loop.run.step` were evaluated; `values` are those of a "validation" line."""
 
     def after_save(self, loop: Loop, checkpoint: Path) -> None:
-        """`checkpoint` is complete. Where saves are in the background, steps were taken since it was begun."""
+        """`checkpoint` is complete. It may be of an earlier step, if saves run in the background."""
 
     def message(self, loop: Loop, text: str) -> None:
-        """There is a line of text to show to the user."""
+        """`text` is a line for the user."""
 
     def close(self, loop: Loop, error: BaseException | None) -> None:
-        """The run ends, because of `error` if there is one. Called if `before_run` has returned, last hook first."""
+        """The run ends, with `error` if there is one. The last hook is closed first."""
 
 
 @dataclass
@@ -53,12 +53,12 @@ class Loop:
     """A run under way, as its hooks see it.
 
     Attributes:
-        run: its parts. `run.step` steps are done.
+        run: its parts; `run.step` steps are done.
         resumption: where it continues from.
         hooks: in the order in which they are called.
         stopping: a rank was asked to stop, so this step is the last one; equal on every rank in each event.
-        evaluation: values of the last evaluation; empty before the first.
-        owes_evaluation: one was due after this step, but the run is stopping.
+        evaluation: the values of the last evaluation; empty before the first.
+        owes_evaluation: an evaluation was due after this step, and was skipped because the run is stopping.
     """
 
     run: Run
@@ -74,7 +74,7 @@ class Loop:
         return max(self.run.derived.train_iters - self.run.step, 0)  # a resumed run may be past its end
 
     def is_due(self, interval: int) -> bool:
-        """Whether what happens every `interval` steps happens after this one. The last step has everything."""
+        """Whether an action with this `interval` in steps is due now; after the last step all are. 0 is never."""
         step = self.run.step
         return step == self.run.derived.train_iters or (interval > 0 and step % interval == 0)
 

@@ -16,17 +16,17 @@ from megatron_kd.training.run_data import RunData
 
 
 def hooks_in_order(data: RunData, stop: StopSignals, extra: Sequence[Hook]) -> tuple[Hook, ...]:
-    """Those that every run has, and the user's.
+    """The built-in hooks and the user's.
 
-    First those that only take note of a step, then those that do something after it, whose events reach the others
-    at once. So each hook hears of a step before it hears of the evaluation and the save that follow it.
+    Hooks that only observe come first; then those that act after a step, and announce events to all others while
+    they do. So every observer hears of a step before it hears of the evaluation and the checkpoint that follow it.
     """
     return (
-        Metrics(),  # what is shown is on the disk already
+        Metrics(),  # first: what the user sees is already in the file
         Progress(),
         BestValidation(),
         HuggingFaceExport(),
         *extra,
         Evaluation(data, stop),
-        Saving(),  # last: a checkpoint holds the best validation, that of its own step included
+        Saving(),  # last: the checkpoint holds the best validation, including that of its own step
     )

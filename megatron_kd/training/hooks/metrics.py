@@ -1,4 +1,4 @@
-"""The numbers of a run on disk: `metrics.jsonl` and TensorBoard, written by rank 0 only."""
+"""Metrics on disk: `metrics.jsonl` and TensorBoard, written by rank 0 only."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class Metrics(Hook):
     """Writes every `logger.log_interval`-th step and every evaluation."""
 
     def before_run(self, loop: Loop) -> None:
-        """Open the files, without what an attempt that was lost has written."""
+        """Open the files, without the lines of steps that were lost."""
         run, values = loop.run, loop.run.derived
         board = values.tensorboard_dir if run.cfg.logger.tensorboard else None
         self._writer = MetricsWriter(values.metrics_file, board, run.step, enabled=run.layout.rank == 0)
 
     def after_step(self, loop: Loop, values: Mapping[str, float]) -> None:
-        """Write the step, if it is to be logged."""
+        """Write the step if it is due to be logged."""
         if loop.is_due(loop.run.cfg.logger.log_interval):
             self._writer.write(loop.run.step, "train", values)
 
@@ -32,7 +32,7 @@ class Metrics(Hook):
         self._writer.write(loop.run.step, "validation", values)
 
     def close(self, loop: Loop, error: BaseException | None) -> None:
-        """Write what could not be written before."""
+        """Write the lines that wait for room."""
         self._writer.close()
 
 
@@ -77,7 +77,7 @@ class MetricsWriter:
                 self._board = board
 
     def close(self) -> None:
-        """Write what waits for room, or report that it is lost."""
+        """Write the lines that wait for room, or report that they are lost."""
         if self._waiting:
             self._flush()
         if self._waiting:
@@ -95,7 +95,7 @@ class MetricsWriter:
                     self._waiting = self._waiting[file.write(self._waiting) :]
         except OSError as error:
             if not self._failing:
-                why = f"{error.strerror or error}; the run goes on, and its lines wait for room"
+                why = f"{error.strerror or error}; the run continues, and its lines wait for room"
                 print(f"warning: {self._path} was not written: {why}", file=sys.stderr, flush=True)
         self._failing = bool(self._waiting)
 

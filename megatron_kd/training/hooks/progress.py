@@ -1,4 +1,4 @@
-"""A run as a person sees it: a progress bar on a terminal, plain lines elsewhere, by rank 0 only."""
+"""Progress for the user: a bar on a terminal, plain lines elsewhere, on rank 0 only."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Progress(Hook):
     """Shows steps, evaluations, checkpoints and all messages."""
 
     def before_run(self, loop: Loop) -> None:
-        """Say what is run, and from where."""
+        """Show what is run, and from where."""
         run = loop.run
         style = run.cfg.logger.progress if run.layout.rank == 0 else "off"
         self._display = Display(style, run.derived.train_iters, run.step)
@@ -43,7 +43,7 @@ class Progress(Hook):
         self._display.evaluation(loop.run.step, values)
 
     def after_save(self, loop: Loop, checkpoint: Path) -> None:
-        """Say where the checkpoint is."""
+        """Show where the checkpoint is."""
         self._display.say(f"saved {checkpoint}")
 
     def message(self, loop: Loop, text: str) -> None:

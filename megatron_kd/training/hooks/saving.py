@@ -1,4 +1,4 @@
-"""Checkpoints: every `checkpoint.save_interval` steps, after the last step, and where the run is asked to stop."""
+"""Checkpoints: every `checkpoint.save_interval` steps, after the last step, and when the run is asked to stop."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ class Saving(Hook):
         self._background = BackgroundSave()
 
     def before_step(self, loop: Loop) -> None:
-        """Complete the save that is under way, if all ranks have written, or raise what one of them met."""
+        """Complete a save in the background once all ranks have written, or raise the error of one of them."""
         if self._background.pending:
             with _at_a_checkpoint(loop.run):
                 self._background.poll()
 
     def after_step(self, loop: Loop, values: Mapping[str, float]) -> None:
-        """Save if it is time to, or begin to."""
+        """Save, or begin to in the background, if it is due."""
         settings = loop.run.cfg.checkpoint
         if settings.save and (loop.stopping or loop.is_due(settings.save_interval)):
             with _at_a_checkpoint(loop.run):

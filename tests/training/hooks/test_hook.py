@@ -48,7 +48,7 @@ class Noting(Hook):
 
 
 class Failing(Hook):
-    """Raises an error of nobody's."""
+    """Raises an error that is not one of the package's."""
 
     def before_step(self, loop: Loop) -> None:
         if loop.run.step == 1:

@@ -1,4 +1,4 @@
-"""What a person sees of a run."""
+"""Bars and plain lines."""
 
 from __future__ import annotations
 
