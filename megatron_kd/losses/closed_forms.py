@@ -5,7 +5,7 @@ divergence is a sum D = sum_v phi(q_v, p_v), so with respect to the student's lo
 
     dD/ds_v = (a_v - q_v * A) / T        a_v = q_v * dphi/dq_v        A = sum_v a_v
 
-The slope A is one number a token, so the gradient needs no [C, V] tensor beside the probabilities, and no autograd
+The slope A is one number per token, so the gradient needs no [C, V] tensor beside the probabilities, and no autograd
 graph through the softmax. Everything is written in q, p and the log ratio r = log p - log q: made of logits and
 normalisers, r stays finite where q or p underflows and their logs would be -inf. Mixtures use
 L = log(w * p/q + 1 - w) = log(mixture / q), a softplus of r.
@@ -28,7 +28,7 @@ from megatron_kd.losses.kinds import Divergence, DivergenceKind
 
 
 class Probabilities(NamedTuple):
-    """What a closed form reads, [C, V] each: q of the student; `teacher` and `ratio`, None if not asked for."""
+    """The inputs of a closed form, [C, V] each; `teacher` and `ratio` are None for a form that does not read them."""
 
     q: Tensor
     teacher: Tensor | None
@@ -36,13 +36,13 @@ class Probabilities(NamedTuple):
 
     @property
     def p(self) -> Tensor:
-        """The teacher's probabilities [C, V], for forms that asked for them."""
+        """The teacher's probabilities [C, V], for forms that read them."""
         assert self.teacher is not None, "a form that reads the teacher's probabilities must set needs_teacher"
         return self.teacher
 
     @property
     def r(self) -> Tensor:
-        """The log ratio log p - log q, [C, V], for forms that asked for it."""
+        """The log ratio log p - log q, [C, V], for forms that read it."""
         assert self.ratio is not None, "a form that reads the log ratio must set needs_ratio"
         return self.ratio
 

@@ -16,7 +16,7 @@ from megatron_kd.losses.faults import Faults, finite, known_labels, require
 from megatron_kd.losses.shard import Sharding, VocabShard, compute_dtype
 from megatron_kd.losses.tiles import Tiling
 
-IGNORE_INDEX = -100  # PyTorch's default, and what megatron-core's and Hugging Face's data sets write
+IGNORE_INDEX = -100  # the convention of PyTorch and Hugging Face
 
 
 def vocab_parallel_cross_entropy(
@@ -33,7 +33,7 @@ def vocab_parallel_cross_entropy(
         logits: [..., V/tp], this rank's shard of the vocabulary.
         labels: [...] of integer global ids, the same on every rank.
         ignore_index: the label of tokens whose loss and gradient are zero.
-        faults: where to count faults in the numbers, for a step whose ranks must all raise together; None raises here.
+        faults: counts numerical faults, for a step whose ranks must all raise together; None raises here.
         sharding: see `Sharding`.
 
     Returns:
@@ -53,7 +53,7 @@ def vocab_parallel_cross_entropy(
 
 
 class _CrossEntropy(torch.autograd.Function):
-    """Keeps the logits and one log-sum-exp a token for the backward, which needs no collective."""
+    """Keeps the logits and one log-sum-exp per token for the backward, which needs no collective."""
 
     @staticmethod
     def forward(

@@ -1,8 +1,8 @@
-"""Faults in the numbers of a loss: non-finite values and labels that are no id, found, counted and raised.
+"""Numerical faults of a loss, non-finite values and invalid labels: detected, counted and raised.
 
-A loss called on its own raises at once, which waits for the device. In a step a rank that raises alone leaves the
-others waiting for it until a timeout, so there the losses count what they find in `Faults` and carry on; whoever runs
-the step adds up the counts of all ranks, and all ranks raise at the same step (`raise_faults`).
+A loss called on its own raises at once, which waits for the device. In a training step, a rank that raises alone
+leaves the others waiting for it until a timeout. There the losses count their faults in `Faults` and continue; the
+step sums the counts over all ranks, and all ranks raise at the same step (`raise_faults`).
 
 Shapes: N tokens.
 """
@@ -22,12 +22,12 @@ FAULTS: tuple[Fault, ...] = ("student", "teacher", "divergence", "label")
 
 Condition = tuple[Tensor, Fault]  # a bool scalar on the device, and the fault if it is false
 
-_INPUTS = "look at the step's inputs, learning rate and loss scale"
+_INPUTS = "check the step's inputs, learning rate and loss scale"
 _ERRORS: dict[Fault, tuple[type[Exception], str]] = {
     "student": (NumericalFault, f"the student logits are not finite: {_INPUTS}"),
     "teacher": (
         NumericalFault,
-        "the teacher logits are not finite: look at the teacher's weights and precision, and at the step's inputs",
+        "the teacher logits are not finite: check the teacher's weights and precision, and the step's inputs",
     ),
     "divergence": (
         NumericalFault,
@@ -35,7 +35,8 @@ _ERRORS: dict[Fault, tuple[type[Exception], str]] = {
     ),
     "label": (
         InputError,
-        "a label is outside the student's vocabulary and is not the ignored label: are the data of another tokenizer?",
+        "a label is outside the student's vocabulary and is not the ignored label: was the data tokenised by another "
+        "tokenizer?",
     ),
 }
 
@@ -65,11 +66,11 @@ def count_faults(several: Iterable[Faults], device: torch.device) -> Tensor:
 
 
 def require(conditions: Sequence[Condition], faults: Faults | None = None) -> None:
-    """Count the conditions that are false in `faults`; without it raise now, after one wait for the device.
+    """Count the conditions that are false in `faults`; without it, raise now, after one wait for the device.
 
     Raises:
         NumericalFault: non-finite logits or divergence; the message says whose.
-        InputError: a label that is no id.
+        InputError: an invalid label.
     """
     if faults is not None:
         faults.note(conditions)
@@ -85,8 +86,8 @@ def raise_faults(met: Sequence[Fault], where: str = "", sample_ids: Sequence[int
 
     Args:
         met: the faults, in any order.
-        where: what the message begins with.
-        sample_ids: those of this rank that they were met in, for a NumericalFault to carry.
+        where: the beginning of the message.
+        sample_ids: the samples of this rank that they were met in, for a NumericalFault to carry.
     """
     for group in (("student", "teacher"), ("divergence",), ("label",)):
         found = [_ERRORS[fault] for fault in FAULTS if fault in group and fault in met]
@@ -103,17 +104,17 @@ def finite(values: Tensor, fault: Fault) -> Condition:
 def finite_divergence(student_lse: Tensor, teacher_lse: Tensor, value: Tensor) -> list[Condition]:
     """The conditions that both models' logits and the divergence are finite; all arguments are [N].
 
-    The logits are seen through their log-sum-exps, N numbers in place of N x V, and the same on every rank: a NaN or an
-    infinity of any logit makes its log-sum-exp non-finite. But for a single -inf, which the divergence shows.
+    The logits are checked by their log-sum-exps, N numbers in place of N x V, which are equal on every rank: a NaN or
+    infinite logit makes its log-sum-exp non-finite, except for a single -inf, which makes the divergence non-finite.
     """
     return [finite(student_lse, "student"), finite(teacher_lse, "teacher"), finite(value, "divergence")]
 
 
 def known_labels(holders: Tensor, keep: Tensor) -> Condition:
-    """The condition that each label that counts is an id; both arguments are [N].
+    """The condition that each label is a valid id or the ignored label; both arguments are [N].
 
     Args:
-        holders: how many shards hold the label: exactly one holds an id.
-        keep: whether the label counts, that is, is not the ignored label.
+        holders: number of shards that hold the label, 1 for a valid id.
+        keep: whether the label is not the ignored one.
     """
     return ((holders == 1) | ~keep).all(), "label"

@@ -116,7 +116,7 @@ class HeadGradients:
             weight_VH.addmm_(grad_CV.T, hidden_CH, beta=0 if self._fresh else 1)
         elif self._fresh:
             weight_VH.copy_(grad_CV.T @ hidden_CH)
-        else:  # a GPU's bfloat16: float32 inside the product, rounded once a chunk, summed in float32
+        else:  # a GPU's bfloat16: float32 inside the product, rounded once per chunk, summed in float32
             weight_VH.add_(grad_CV.T @ hidden_CH)
 
 

@@ -89,7 +89,7 @@ class Heads:
 
 
 class Labels(NamedTuple):
-    """Label ids, and which tokens have one that counts; [N] each."""
+    """Label ids, and which of them are not the ignored label; [N] each."""
 
     ids: Tensor
     keep: Tensor
@@ -105,7 +105,7 @@ class TokenInputs(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Weighting:
-    """What the total adds up: the sum over tokens of token_weights * (kd_scale * divergence + lm_scale * lm).
+    """The terms of the total: the sum over tokens of token_weights * (kd_scale * divergence + lm_scale * lm).
 
     Attributes:
         token_weights: [...] of whole sequences; 0 masks a token. None is 1 for each token.
@@ -121,13 +121,13 @@ class Weighting:
     ignore_index: int = IGNORE_INDEX
 
     def per_token(self, tokens: int, device: torch.device) -> TokenInputs:
-        """The same for each of `tokens` tokens.
+        """The inputs of each of `tokens` tokens, flattened.
 
         Raises:
             InputError: another number of weights or labels.
         """
         weights_N = _flat(self.token_weights, tokens, "token_weights")
-        # float64, as all per-token numbers are: the total adds up many, and V logits a token make their cost nothing.
+        # float64, as all per-token numbers: beside V logits per token they cost nothing, and the total sums many.
         weights_N = torch.ones(tokens, dtype=torch.float64, device=device) if weights_N is None else weights_N.double()
         ids_N = _flat(self.labels, tokens, "labels")
         labels = None if ids_N is None else Labels(ids_N, ids_N != self.ignore_index)

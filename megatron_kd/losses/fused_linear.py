@@ -90,13 +90,13 @@ def fused_loss(
             for efficient matrix products on a GPU.
         weight_grad_buffer: float32 [V/tp, H] to form the weight's gradient in, to reuse one allocation; it must be
             left alone until the backward. None allocates.
-        faults: where to count faults in the numbers, for a step whose ranks must all raise together; None raises here.
+        faults: counts numerical faults, for a step whose ranks must all raise together; None raises here.
 
     Returns:
         `FusedLoss`; its fields are float32 (float64 for float64 inputs) and the same on every rank.
 
     Raises:
-        InputError: shapes that do not match, unequal shard widths, or a label that is no id.
+        InputError: shapes that do not match, unequal shard widths, or an invalid label.
         NumericalFault: logits that are not finite, on any rank; checked once, after the last chunk. Not with `faults`.
     """
     fused = FusedPass.of(
@@ -122,7 +122,7 @@ def fused_evaluation(
     chunk_tokens: int | None = None,
     faults: Faults | None = None,
 ) -> FusedEvaluation:
-    """Per-token losses, and what evaluation asks beside them, from the same chunks, without gradients.
+    """Per-token losses and the other metrics of evaluation, from the same chunks, without gradients.
 
     Args:
         heads, divergence, group, sequence_parallel, chunk_tokens, faults: as in `fused_loss`.

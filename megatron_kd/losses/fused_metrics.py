@@ -1,7 +1,7 @@
-"""What evaluation asks of a tile beside its losses: KL at temperature 1, and the rank of the teacher's choice.
+"""Metrics of evaluation from a tile of logits: KL at temperature 1, and the student's rank of the teacher's choice.
 
-Both are of the same numbers whatever loss a run is trained with, so that runs with different losses can be compared.
-They take three collectives a tile of their own, which a training step does not pay for.
+Both are defined independently of the loss that a run is trained with, so that runs with different losses can be
+compared. They take three collectives per tile of their own, which a training step does not pay for.
 
 Shapes: C tokens of a tile, V vocabulary (the logical size, also on a shard).
 """

@@ -2,7 +2,7 @@
 
 Two sizes: a *chunk* is the unit of the matrix products, a *tile*, a few rows of it that fit the cache, the unit of the
 elementwise work and of the collectives. With a sharded vocabulary the softmax normaliser must be known before a
-gradient: one all-gather of a few numbers a token for each tile (and one all-reduce for kinds that are not a KL). A
+gradient: one all-gather of a few numbers per token for each tile (and one all-reduce for kinds that are not a KL). A
 first pass that batches all statistics into one collective would compute both models' logits twice, while a tile's
 collective is a few kilobytes and costs only its latency.
 
@@ -32,16 +32,16 @@ from megatron_kd.losses.tiles import tiles
 
 @dataclass(frozen=True, kw_only=True)
 class FusedPass:
-    """All that the pass reads but the student's hidden states, weight and bias, which autograd must see.
+    """All inputs of the pass except the student's hidden states, weight and bias, which autograd must see.
 
     Attributes:
         terms: the losses, and the ids they are over.
-        inputs: what is known of each token.
+        inputs: factors and labels of each token.
         teacher_hidden: [N, G], the teacher's hidden states of all tokens.
         teacher: the products of the teacher's head.
         chunk: tokens of a chunk.
         gather: the group to gather the student's sequence shards over, None if the student's hidden states are whole.
-        faults: where to count faults in the numbers; None raises.
+        faults: counts numerical faults; None raises.
     """
 
     terms: Terms
@@ -84,13 +84,13 @@ class FusedPass:
         )
 
     def whole_sequence(self, hidden: Tensor) -> Tensor:
-        """The student's hidden states [S, ..., H], given those on this rank; one collective if they are shards."""
+        """The student's whole hidden states [S, ..., H] from those on this rank; one collective if they are shards."""
         return hidden if self.gather is None else gather_sequence(hidden, self.gather)
 
     def sum_over_shards(self, gradient: Tensor) -> Tensor:
-        """The hidden states' gradient [S, ..., H] of all vocabulary shards, for what this rank holds of the sequence.
+        """The gradient [S, ..., H] summed over vocabulary shards, for this rank's part of the sequence.
 
-        Each shard's logits read all hidden states, so each has a part of their gradient; one collective.
+        Each shard's logits depend on all hidden states, so each has a part of their gradient; one collective.
         """
         if self.gather is not None:
             return scatter_sequence(gradient, self.gather)
@@ -107,7 +107,7 @@ class FusedPass:
 
         Raises:
             NumericalFault: logits that are not finite, on any rank.
-            InputError: a label that is no id.
+            InputError: an invalid label.
         """
         device, width = hidden_NH.device, self.terms.shared.width
         out = TokenOutputs(len(hidden_NH), device)

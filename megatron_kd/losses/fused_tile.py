@@ -43,7 +43,7 @@ class Terms:
 
 
 class TokenOutputs:
-    """Per-token results, float64 [N]; what is not asked for stays zero.
+    """Per-token results, float64 [N]; losses and metrics that are not computed stay zero.
 
     Attributes:
         divergence, lm: the losses.

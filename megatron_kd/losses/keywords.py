@@ -1,7 +1,7 @@
 """The losses as functions of tensors and keywords alone, for use outside a run.
 
-Each makes the values that the package itself passes around and calls the function of those values, which documents
-shapes, results and errors; defaults are those of the values. A keyword is a field of
+Each builds the values that the package itself passes around, and calls the function that takes those values, where
+shapes, results and errors are documented. Defaults are those of the values. A keyword is a field of
 
 - `Divergence`: `kind`, `temperature`, `temperature_squared`, `beta`, `alpha`;
 - `Truncation`, of the top-k loss: `tail`;
@@ -41,11 +41,11 @@ def vocab_parallel_divergence(student_logits: Tensor, teacher_logits: Tensor, **
 
 
 def vocab_parallel_topk_divergence(student_logits: Tensor, teacher_logits: Tensor, k: int, **keywords: Any) -> TopKLoss:
-    """`topk_loss` of logits [..., V/tp]: the forward KL on the teacher's `k` likeliest tokens, and their mass, [...].
+    """`topk_loss` of logits [..., V/tp]: the forward KL on the teacher's top k tokens, and their mass, [...].
 
     Args:
         student_logits, teacher_logits: this rank's shards.
-        k: how many tokens.
+        k: number of tokens.
         keywords: `tail`, `temperature`, `temperature_squared`; fields of `Sharding`; `faults`.
     """
     keywords = {"k": k, **keywords}
@@ -56,7 +56,7 @@ def vocab_parallel_topk_divergence(student_logits: Tensor, teacher_logits: Tenso
 def fused_linear_divergence(
     student_hidden: Tensor, student_weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, **keywords: Any
 ) -> FusedLoss:
-    """`fused_loss` of hidden states and heads: the total, and both losses a token, [...].
+    """`fused_loss` of hidden states and heads: the total, and both losses per token, [...].
 
     Args:
         student_hidden, student_weight: [..., H] and [V/tp, H].
@@ -73,11 +73,11 @@ def fused_linear_divergence(
 def fused_linear_evaluation(
     student_hidden: Tensor, student_weight: Tensor, teacher_hidden: Tensor, teacher_weight: Tensor, **keywords: Any
 ) -> FusedEvaluation:
-    """`fused_evaluation` of hidden states and heads: both losses a token, KL and rank, [...].
+    """`fused_evaluation` of hidden states and heads: both losses per token, KL and rank, [...].
 
     Args:
         student_hidden, student_weight, teacher_hidden, teacher_weight: as in `fused_linear_divergence`.
-        keywords: its own, but for those of the total and of gradients.
+        keywords: the same, except those of the total and of gradients.
     """
     heads = _heads(student_hidden, student_weight, teacher_hidden, teacher_weight, keywords)
     return fused_evaluation(heads, _taken(Divergence, keywords), **keywords)

@@ -84,7 +84,7 @@ class Divergence:
 
     @property
     def scale(self) -> float:
-        """What the divergence is multiplied by: T^2 or 1."""
+        """The factor of the divergence: T^2 or 1."""
         return self.temperature**2 if self.temperature_squared else 1.0
 
 
@@ -97,14 +97,14 @@ HIDDEN_KINDS = ("cosine", "mse", "smooth_l1")
 
 @dataclass(frozen=True)
 class Truncation:
-    """Which of the teacher's tokens a top-k loss compares.
+    """The tokens that a top-k loss compares, and its treatment of the others.
 
     Attributes:
-        k: how many, the likeliest first.
-        tail: what becomes of the others, one of `TAILS`: see `topk.topk_divergence`.
+        k: number of tokens, by the teacher's probability.
+        tail: treatment of the other tokens, one of `TAILS`: see `topk.topk_divergence`.
 
     Raises:
-        InputError: an unknown tail. Whether k fits the vocabulary shows when there are logits.
+        InputError: an unknown tail. k is checked against the vocabulary where the logits are.
     """
 
     k: int

@@ -33,7 +33,7 @@ def log_probs_at(
         logits: [..., V/tp], this rank's shard.
         ids: [..., K] of distinct global ids, the same on every rank.
         temperature: T; the logits are divided by it.
-        faults: where to count faults in the numbers, for a step whose ranks must all raise together; None raises here.
+        faults: counts numerical faults, for a step whose ranks must all raise together; None raises here.
         sharding: see `Sharding`.
 
     Returns:

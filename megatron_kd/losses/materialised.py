@@ -40,7 +40,7 @@ def materialised_divergence(
         student_logits: [..., V/tp], this rank's shard of the vocabulary; any leading shape.
         teacher_logits: the same shape, any floating dtype, never given a gradient.
         divergence: which one, and its parameters.
-        faults: where to count faults in the numbers, for a step whose ranks must all raise together; None raises here.
+        faults: counts numerical faults, for a step whose ranks must all raise together; None raises here.
         sharding: see `Sharding`.
 
     Returns:
@@ -60,7 +60,7 @@ def materialised_divergence(
 
 
 class _Divergence(torch.autograd.Function):
-    """Keeps both logits and the normalisers for the backward: four numbers a token beside what is there anyway."""
+    """Keeps both logits and the normalisers for the backward: four numbers per token beside what exists anyway."""
 
     @staticmethod
     def forward(

@@ -21,7 +21,7 @@ from megatron_kd.errors import InputError
 
 
 class Sharding(TypedDict, total=False):
-    """The keyword arguments of all losses of materialised logits, [..., V/tp], that say how these lie on the ranks.
+    """The keyword arguments of all losses of materialised logits, [..., V/tp], that say how ranks share them.
 
     Attributes:
         group: the tensor-parallel group that shards the vocabulary; None when this rank holds all of it.

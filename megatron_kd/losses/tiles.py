@@ -76,10 +76,10 @@ class Tile:
     """Tiles of up to `tokens` x `width` logits of both models, in at most three buffers, each made when it is needed.
 
     The student's buffer holds logits, then q; the teacher's logits, then the log ratio; the third holds p. Each step
-    overwrites what no later step reads, so that three buffers serve the whole life of a tile.
+    overwrites what no later step reads, so that three buffers are enough for the whole life of a tile.
 
     Args:
-        divergence: what the tiles are loaded for.
+        divergence: gives the closed form and the temperature.
         tokens, width: the largest tile.
         dtype: that of the arithmetic.
         overwrite: whether logits that have that dtype may be worked on in place, and need no buffer.
@@ -95,7 +95,7 @@ class Tile:
 
         They are both models' log-sum-exp and, for a form with `expectation_under`, the expectation of the difference of
         the logits, (teacher - student) / T, under the shard's part of that distribution (else 0). They are float64: a
-        few numbers a token cost nothing, and a divergence is a small difference of large log-sum-exps.
+        few numbers per token cost nothing, and a divergence is a small difference of large log-sum-exps.
         """
         stats_3C = torch.zeros(3, student_CV.shape[0], dtype=torch.float64, device=student_CV.device)
         q, r = self._working("student", student_CV), self._working("teacher", teacher_CV)
@@ -122,9 +122,9 @@ class Tile:
         return stats_3C
 
     def renormalise(self, norms: Normalisers) -> Probabilities:
-        """What the form reads of the tile loaded last: its exponentials times exp(shard's max - lse), a row each.
+        """The form's inputs, [C, V], of the tile loaded last: its exponentials times exp(shard's max - lse) per row.
 
-        That is one multiplication an element; exponentiating logits - lse again would cost several times as much.
+        That is one multiplication per element; exponentiating logits - lse again would cost several times as much.
         """
         q, p, r = self._loaded
         shift_2C = self._max_2C - torch.stack((norms.student_lse, norms.teacher_lse))
@@ -137,7 +137,7 @@ class Tile:
         )
 
     def normalise(self, student_CV: Tensor, teacher_CV: Tensor, norms: Normalisers) -> Probabilities:
-        """What the form reads of logits, [C, width] each, whose normalisers are known."""
+        """The form's inputs, [C, V], of logits, [C, width] each, whose normalisers are known."""
         q, r = self._working("student", student_CV), self._working("teacher", teacher_CV)
         self._normalised(student_CV, norms.student_lse, q)
         self._normalised(teacher_CV, norms.teacher_lse, r)

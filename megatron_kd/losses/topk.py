@@ -1,9 +1,9 @@
-"""Distillation on the teacher's K likeliest tokens, with an explicit choice for the rest of its mass.
+"""Distillation on the teacher's top K tokens, with an explicit choice for the rest of its mass.
 
-The student is always normalised over the full vocabulary, so its mass outside the K tokens is never free. What the
-loss sees of it is K log-probabilities and the log of the remaining mass (the tail); only those are differentiated by
-hand (`log_probs.log_probs_at`), the divergence of K + 1 numbers is plain autograd. The teacher's side may as well
-come from a file that holds ids and log-probabilities.
+The student is always normalised over the full vocabulary, so its mass outside the K tokens is never free. The loss
+reads its K log-probabilities and the log of the remaining mass (the tail). Only those have a gradient written by hand
+(`log_probs.log_probs_at`); the divergence of K + 1 numbers is plain autograd. The teacher's side may also come from a
+file of ids and log-probabilities.
 
 Shapes: N tokens, V vocabulary (the logical size, also on a shard), K top-k, R ranks.
 """
@@ -24,10 +24,10 @@ from megatron_kd.losses.tiles import Tiling
 
 
 class TopK(NamedTuple):
-    """A distribution's likeliest tokens.
+    """A distribution's top K tokens.
 
     Attributes:
-        ids: [..., K] global ids, likeliest first.
+        ids: [..., K] global ids, the most likely first.
         log_probs: [..., K] log-probabilities over the whole vocabulary.
         log_tail: [...] log of the mass of all other tokens; -inf if there are none.
     """
@@ -57,13 +57,13 @@ def vocab_parallel_topk(
     faults: Faults | None = None,
     **sharding: Unpack[Sharding],
 ) -> TopK:
-    """The teacher's k likeliest tokens and their log-probabilities, without gradients; two collectives.
+    """The teacher's top k tokens and their log-probabilities, without gradients; two collectives.
 
     Args:
         logits: [..., V/tp], this rank's shard.
-        k: how many; at most the vocabulary size.
+        k: number of tokens; at most the vocabulary size.
         temperature: T; the logits are divided by it.
-        faults: where to count faults in the numbers, for a step whose ranks must all raise together; None raises here.
+        faults: counts numerical faults, for a step whose ranks must all raise together; None raises here.
         sharding: see `Sharding`.
 
     Returns:
@@ -97,7 +97,7 @@ def topk_divergence(student_log_probs: Tensor, student_log_tail: Tensor, teacher
     Args:
         student_log_probs: [..., K] at the teacher's ids, normalised over the whole vocabulary.
         student_log_tail: [...].
-        teacher: what the teacher gives.
+        teacher: the teacher's top K tokens.
         tail: one of `TAILS`.
 
     Raises:
@@ -124,16 +124,16 @@ def topk_loss(
     faults: Faults | None = None,
     **sharding: Unpack[Sharding],
 ) -> TopKLoss:
-    """Forward KL on the teacher's k likeliest tokens, for each token; three collectives of O(k) numbers a token.
+    """Forward KL on the teacher's top k tokens, for each token; three collectives of O(k) numbers per token.
 
     Args:
         student_logits: [..., V/tp], this rank's shard.
         teacher_logits: the same shape, never given a gradient.
-        truncation: how many of the teacher's tokens, and what becomes of the others.
+        truncation: the number of the teacher's tokens, and the treatment of the others.
         divergence: the forward KL with its temperature; there is no truncated form of another kind.
         faults: as in `vocab_parallel_topk`.
-        sharding: see `Sharding`; where the vocabularies differ, the k tokens are of the ids they share, and so are both
-            distributions.
+        sharding: see `Sharding`; where the vocabularies differ, the k tokens are among the ids they share, and both
+            distributions are over these.
 
     Returns:
         `TopKLoss`, the same on every rank.
@@ -153,7 +153,10 @@ def topk_loss(
 
 
 def _topk_ids(logits_NV: Tensor, k: int, shard: VocabShard) -> Tensor:
-    """Global ids of the k largest logits of all shards, [N, K]; one collective."""
+    """Global ids of the k largest logits of all shards, [N, K]; one collective.
+
+    The k largest are among each shard's own k largest. Ids travel as float64, exact up to 2^53, beside their logits.
+    """
     best_2NK = torch.full((2, len(logits_NV), k), -torch.inf, dtype=torch.float64, device=logits_NV.device)
     mine = min(k, shard.width)
     if mine:
