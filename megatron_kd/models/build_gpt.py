@@ -30,7 +30,7 @@ from megatron_kd.runtime.layout import Layout
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 
-# From megatron-core's configuration and the number of layers on this rank.
+# Makes a block of megatron-core's configuration and the number of layers on this rank.
 BlockSpec = Callable[[TransformerConfig, int], ModuleSpec | TransformerBlockSubmodules]
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -41,7 +41,7 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
-# Megatron-core's fields that a provider has under the same name, and whose values are passed as they are.
+# Fields of megatron-core's configuration that a provider has under the same name; their values are passed unchanged.
 _NAMED_ALIKE = [name for name in (*names(Architecture), *names(Recompute)) if name in names(TransformerConfig)]
 
 
@@ -72,7 +72,7 @@ def build_gpt(shard: ModelShard, *, seed: int | None, layers: BlockSpec = block_
     Args:
         shard: what is built.
         seed: of the random weights; None leaves them unset, to be loaded.
-        layers: which modules the layers are made of.
+        layers: makes the layers; by default `block_spec`.
     """
     provider = shard.provider
     model = _construct(shard, tied=provider.share_embeddings_and_output_weights, layers=layers)
@@ -86,16 +86,17 @@ def build_gpt(shard: ModelShard, *, seed: int | None, layers: BlockSpec = block_
 def build_body(
     shard: ModelShard, *, int8: bool, allocate: Callable[[list[Tensor]], list[Tensor]]
 ) -> DistillableGPTModel:
-    """A frozen model whose parameters are yet to be filled, and whose output layer has none: its weight is on "meta".
+    """A frozen model without an output head, whose parameters are yet to be filled.
 
-    Nothing is allocated but what `allocate` returns for the parameters, which it is given without storage. With
-    `int8`, the weights of the linear layers are `Int8Linear`'s.
+    The caller decides where the parameters are stored, in shared host memory for instance: `allocate` is given all of
+    them on "meta" and returns tensors for them, and nothing else is allocated. The output layer's weight stays on
+    "meta". With `int8`, the weights of the linear layers are `Int8Linear`'s.
     """
     with torch.device("meta"):
         model = _construct(shard, tied=False, on_host=True)
     if int8:
         quantise_linears(model, shard.layout.tp.group)
-    # megatron-core's sharded_state_dict wants an output layer to be there.
+    # The output layer stays, since megatron-core's sharded_state_dict needs one.
     named = [(name, value) for name, value in model.named_parameters() if not name.startswith("output_layer.")]
     tensors = allocate([parameter for _, parameter in named])
     for (name, _), tensor in zip(named, tensors, strict=True):
@@ -107,7 +108,7 @@ def build_body(
 def _construct(
     shard: ModelShard, *, tied: bool, on_host: bool = False, layers: BlockSpec = block_spec
 ) -> DistillableGPTModel:
-    """Megatron-core's model without weights; `on_host`: made in host memory first."""
+    """Megatron-core's model with unset weights, created in host memory if `on_host`."""
     provider, layout, chunk = shard.provider, shard.layout, shard.chunk
     config = _transformer_config(shard, on_host=on_host)
     vp_stage = chunk if layout.chunks > 1 else None
@@ -143,8 +144,8 @@ def _transformer_config(shard: ModelShard, *, on_host: bool) -> TransformerConfi
         tensor_model_parallel_size=layout.tp.size,
         pipeline_model_parallel_size=layout.pp.size,
         virtual_pipeline_model_parallel_size=layout.chunks if layout.chunks > 1 else None,
-        # In an interleaved pipeline of two stages, the next stage is also the previous one: messages sent as a batch
-        # would be taken for each other.
+        # In an interleaved pipeline of two stages, the next stage is also the previous one, and messages sent as one
+        # batch could be mistaken for each other.
         overlap_p2p_comm=layout.chunks > 1,
         batch_p2p_comm=layout.chunks == 1,
         sequence_parallel=provider.sequence_parallel,
@@ -152,9 +153,9 @@ def _transformer_config(shard: ModelShard, *, on_host: bool) -> TransformerConfi
         pipeline_dtype=dtype,
         bf16=dtype == torch.bfloat16,
         fp16=dtype == torch.float16,
-        # A step's gradient is the mean over the unmasked tokens of the global batch, however it is split.
+        # A step's gradient is the mean over the unmasked tokens of the global batch, regardless of how it is split.
         calculate_per_token_loss=True,
-        # Weights are drawn by `randomise` or loaded, both after building.
+        # `randomise` draws the weights, or a checkpoint is loaded, both after building.
         perform_initialization=False,
         use_cpu_initialization=on_host or layout.device.type == "cpu",
         # Fused kernels that come with apex or TransformerEngine.
@@ -168,9 +169,9 @@ def _transformer_config(shard: ModelShard, *, on_host: bool) -> TransformerConfi
 
 
 def _mark_tensor_parallel(model: DistillableGPTModel) -> None:
-    """Mark the sharded weights, as megatron-core does where it initialises them itself.
+    """Mark the sharded weights, as megatron-core does when it initialises them itself.
 
-    Unmarked, a shard counts as a copy of tensor-parallel rank 0's, and drops out of the gradient norm.
+    An unmarked shard is taken for a replica of tensor-parallel rank 0's weight, and is left out of the gradient norm.
     """
     for module in model.modules():
         if isinstance(module, (ColumnParallelLinear, RowParallelLinear, VocabParallelEmbedding)):

@@ -1,11 +1,11 @@
 """Fake quantisation of a student by ModelOpt: its linear layers compute with values that a number format can hold.
 
-Weights stay what they are and are trained as such; in the forward pass each weight, and in some formats each input, is
-rounded to the format and scaled back, and the gradient goes past that as if nothing were done (ModelOpt's
-straight-through estimate). Scales are those of the largest magnitude: of the weights as they were at the start, of the
-inputs over the calibration batches. They are `_amax` buffers, part of the model's state, and are not trained.
+Weights are stored and trained in full precision. In the forward pass each weight, and in some formats each input, is
+rounded to the format and scaled back; the backward ignores the rounding (ModelOpt's straight-through estimator). Scales
+are set by the largest magnitude: of the initial weights, and of the inputs over the calibration batches. They are
+`_amax` buffers, part of the model's state, and are not trained.
 
-Embedding, output head and norms keep full precision, as ModelOpt's own configurations have it.
+Embedding, output head and norms keep full precision, as in ModelOpt's own configurations.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from torch import nn
 from megatron_kd.errors import InputError
 from megatron_kd.runtime.modelopt import max_calibrate, mtq, mtq_nn
 
-# Of the "max" algorithm, which is all that `max_calibrate` does.
+# All use the "max" algorithm, the only one that `max_calibrate` implements.
 _MODELOPT_CONFIGS: dict[str, dict[str, Any]] = {
     "int8": mtq.INT8_DEFAULT_CFG,
     "int8_weight_only": mtq.INT8_WEIGHT_ONLY_CFG,
@@ -34,15 +34,15 @@ _GATED_SCALES = "mlp.linear_fc1.weight_quantizer._amax"
 
 
 def fake_quantise(model: nn.Module, quantization: str, device: torch.device) -> None:
-    """Give each linear layer of `model`'s transformer block its quantisers, with the scales of its weights as they are.
+    """Add quantisers to each linear layer of `model`'s transformer block, with scales from its current weights.
 
-    Scales of inputs are those of each input by itself until `calibrate_inputs` or a checkpoint has fixed them. Ranks
-    that share a layer must call this together.
+    Until `calibrate_inputs` or a checkpoint sets the scales of inputs, each input is scaled by itself. Ranks that share
+    a layer must call this together.
 
     Args:
         model: this rank's part of a GPT model with its weights; changed in place.
-        quantization: as `GPTModelProvider.quantization`.
-        device: of the model.
+        quantization: see `GPTModelProvider.quantization`.
+        device: the model's.
 
     Raises:
         InputError: nvfp4 on a CPU, for which ModelOpt has no kernel.
@@ -57,23 +57,23 @@ def fake_quantise(model: nn.Module, quantization: str, device: torch.device) -> 
             linear = getattr(parent, name, None)
             if linear is not None:
                 setattr(parent, name, mtq_nn.QuantModuleRegistry.convert(linear))
-    settings = mtq.config.QuantizeConfig(**_MODELOPT_CONFIGS[quantization])  # fills in what the tables leave out
+    settings = mtq.config.QuantizeConfig(**_MODELOPT_CONFIGS[quantization])  # adds defaults
     mtq.set_quantizer_by_cfg(model, settings.quant_cfg)
     max_calibrate(model)
 
 
 def calibrate_inputs(models: list[Any], forward: Callable[[], Any]) -> None:
-    """Fix the scales of inputs by what `forward` sends through `models`, unquantised; one scale for all ranks.
+    """Set the scales of inputs from the unquantised inputs that `forward` causes, one scale for all ranks.
 
     Args:
-        models: this rank's chunks of the student, by themselves or inside wrappers.
+        models: this rank's chunks of the student, wrapped or not.
         forward: runs them on the calibration batches.
     """
     max_calibrate(nn.ModuleList(models), lambda _: forward())
 
 
 def expect_input_scales(model: nn.Module) -> None:
-    """Make room for the scales of inputs, for a checkpoint to fill; until then they are NaN."""
+    """Create the scales of inputs for a checkpoint to fill; until then they are NaN, so that a missing one shows."""
     for quantiser in _input_quantisers(model):
         if quantiser.amax is None:
             weight = next(model.parameters())
@@ -81,7 +81,7 @@ def expect_input_scales(model: nn.Module) -> None:
 
 
 def needs_calibration(models: list[Any]) -> bool:
-    """Whether a layer of `models` quantises its inputs by a scale that is not fixed yet."""
+    """Whether a layer of `models` quantises its inputs with a scale that is not set yet."""
     return any(quantiser.amax is None for model in models for quantiser in _input_quantisers(model))
 
 
@@ -91,13 +91,13 @@ def is_scale(key: str) -> bool:
 
 
 def split_gated_scales(state: dict[str, Any]) -> None:
-    """Cut the scales of gated layers like their weights, into those of the gate and those of the up projection.
+    """Split the scales of gated layers as their weights are split, into those of gate and up projection.
 
-    A rank's rows are its share of either, so that without this another tensor-parallel size would read them in
-    another order. ModelOpt shards the scales, but takes them for rows in one piece.
+    A rank holds a share of each, so another tensor-parallel size would read unsplit scales in another order. ModelOpt
+    shards the scales too, but as one contiguous range of rows.
 
     Args:
-        state: of a model with `gated_linear_unit`, as `sharded_state_dict` gives it; changed in place.
+        state: the result of `sharded_state_dict` of a model with `gated_linear_unit`; changed in place.
     """
     for key, value in state.items():
         if key.endswith(_GATED_SCALES) and isinstance(value, ShardedTensor) and len(value.local_shape) > 1:
@@ -108,7 +108,7 @@ def split_gated_scales(state: dict[str, Any]) -> None:
 
 
 def _input_quantisers(model: nn.Module) -> Iterator[mtq_nn.TensorQuantizer]:
-    """Those in use whose scale is fixed rather than made anew for each input."""
+    """The active quantisers of inputs whose scale is calibrated, not computed for each input."""
     for module in model.modules():
         if isinstance(module, mtq_nn.QuantModule):
             quantiser = module.input_quantizer

@@ -16,7 +16,7 @@ from megatron_kd.models.fake_quantization import split_gated_scales
 
 
 class Headed(Protocol):
-    """What has an output head: a model's last stage, or what stands in for a teacher's.
+    """A model's last stage, which has an output head, or the proxy of a teacher's.
 
     Attributes:
         true_vocab_size: number of token ids in use; the slots above are padding and take no part in any loss.
@@ -34,16 +34,16 @@ class Headed(Protocol):
         """
 
 
-# What a last stage makes of itself and its final hidden states [S, B, H] in place of logits: its model's output.
+# A function of a last stage and its final hidden states [S, B, H] whose result is the model's output, not logits.
 HeadFunction = Callable[[Any, Tensor], Any]
 
 
 class DistillableGPTModel(GPTModel):
-    """megatron-core's GPTModel, whose last stage can be given another use for its final hidden states.
+    """megatron-core's GPTModel, with a replaceable output layer.
 
     Attributes:
         true_vocab_size: number of token ids in use; the slots above are padding and take no part in any loss.
-        head_function: called in place of the output layer, where set; logits exist only if it makes them.
+        head_function: if set, called instead of the output layer; no logits are computed unless it does.
 
     `forward` stays inherited: ModelOpt recognises a model class by it.
     """
@@ -62,9 +62,9 @@ class DistillableGPTModel(GPTModel):
         return self.output_layer(hidden_SBH, weight=self.shared_embedding_or_output_weight() if tied else None)[0]
 
     def head_weight(self) -> Tensor:
-        """This rank's rows of the output head, [V, H] sharded over V, ready to be read."""
-        # Where parameters are gathered just in time, it is by hooks of the modules that own them, and a head
-        # function does not call the output layer.
+        """This rank's rows of the output head, [V, H] sharded over V, up to date."""
+        # A distributed optimizer gathers updated parameters just in time, in pre-forward hooks of the modules that own
+        # them. A head function does not call the output layer, so its hooks are run here.
         for hook in self.output_layer._forward_pre_hooks.values():
             hook(self.output_layer, ())
         if self.share_embeddings_and_output_weights:
@@ -72,7 +72,7 @@ class DistillableGPTModel(GPTModel):
         return self.output_layer.weight
 
     def sharded_state_dict(self, *args: Any, **kwargs: Any) -> ShardedStateDict:
-        """What a checkpoint holds of this model, by the names of its tensors; see megatron-core."""
+        """This rank's part of a checkpoint by the names of its tensors; see megatron-core."""
         state = super().sharded_state_dict(*args, **kwargs)
         if self.config.gated_linear_unit:
             split_gated_scales(state)
@@ -91,7 +91,7 @@ class DistillableGPTModel(GPTModel):
             faults: where to note what is wrong with the numbers; None raises on this rank alone.
 
         Returns:
-            [B, S] losses in fp32.
+            [B, S] losses in float32.
         """
         losses_SB = vocab_parallel_cross_entropy(
             logits_SBV,

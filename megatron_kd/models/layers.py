@@ -1,7 +1,8 @@
-"""The layers of the local spec: norms that know sequence parallelism, and attention through SDPA.
+"""The layers of the local spec: norms that support sequence parallelism, and attention by SDPA.
 
-TransformerEngine replaces them on CUDA machines that have it. Shapes: S sequence, B micro-batch,
-N heads, D channels of a head (on this rank).
+TransformerEngine replaces them on CUDA machines that have it.
+
+Shapes: S sequence, B micro-batch, N heads (of this rank), D channels of a head, H hidden size.
 """
 
 from __future__ import annotations
@@ -21,13 +22,14 @@ from megatron_kd.models.packing import segment_lengths
 
 
 class _Norm(nn.Module):
-    """Base of the two norms: weights that ask for their gradient to be summed over sequence shards."""
+    """Base of the two norms: a weight whose gradient is summed over sequence shards."""
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: Any) -> None:
         super().__init__()
         self.hidden_size, self.eps = (hidden_size,), eps
         self.weight = nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype, device=_device(config)))
-        # megatron-core sums the gradients of weights marked so over the tensor-parallel group.
+        # Each rank sees its part of the sequence only: megatron-core sums the gradients of marked weights over the
+        # tensor-parallel group.
         self.weight.sequence_parallel = config.sequence_parallel
 
 
@@ -35,7 +37,7 @@ class RMSNorm(_Norm):
     """Root-mean-square norm over the last dimension (Zhang & Sennrich 2019)."""
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Normalise `hidden` [..., H]."""
+        """Normalise `hidden` [..., H] to the same shape."""
         return F.rms_norm(hidden, self.hidden_size, self.weight, self.eps)
 
 
@@ -48,12 +50,12 @@ class LayerNorm(_Norm):
         self.bias.sequence_parallel = config.sequence_parallel
 
     def forward(self, hidden: Tensor) -> Tensor:
-        """Normalise `hidden` [..., H]."""
+        """Normalise `hidden` [..., H] to the same shape."""
         return F.layer_norm(hidden, self.hidden_size, self.weight, self.bias, self.eps)
 
 
 class Norm:
-    """The norm that `config.normalization` names. A class, since megatron-core's specs do not call functions."""
+    """The norm that `config.normalization` names. It is a class because megatron-core's specs take no functions."""
 
     def __new__(cls, config: TransformerConfig, hidden_size: int, eps: float = 1e-5) -> nn.Module:
         norm = RMSNorm if config.normalization == "RMSNorm" else LayerNorm
@@ -61,11 +63,11 @@ class Norm:
 
 
 class SDPAttention(nn.Module):
-    """Core attention by `torch.nn.functional.scaled_dot_product_attention`: no [S, S] scores are kept.
+    """Core attention by `torch.nn.functional.scaled_dot_product_attention`, which keeps no [S, S] scores.
 
-    Causal unless a mask is given. A mask is boolean, broadcastable to [B, N, S, S], and true where a query
-    must not look; it is applied on top of the causal order. In a packed row each sample attends to itself alone,
-    one after the other: no mask is needed, and no score across samples is computed.
+    It is causal. A mask, applied in addition, is boolean, broadcastable to [B, N, S, S], and true where a query must
+    not attend. In a packed row the samples are attended to one after the other, each by itself: that needs no mask, and
+    computes no score across samples.
     """
 
     def __init__(
@@ -93,19 +95,19 @@ class SDPAttention(nn.Module):
         packed_seq_params: PackedSeqParams | None = None,
         **_: Any,
     ) -> Tensor:
-        """Attend.
+        """Attention of the queries to keys and values.
 
         Args:
             query_SBND: [S, B, N, D].
-            key_SBND: [S, B, N or groups, D].
-            value_SBND: as the keys.
+            key_SBND: [S, B, N or query groups, D].
+            value_SBND: the shape of the keys.
             attention_mask: see the class; None is causal attention.
-            attn_mask_type: overrides the layer's own type where megatron-core asks for it.
-            packed_seq_params: the samples of packed rows (`packed_segments`), each of which is causal and sees itself
-                alone; None where a row is one sample.
+            attn_mask_type: overrides the layer's own type, where megatron-core passes one.
+            packed_seq_params: the samples of packed rows (`packed_segments`), each with causal attention to itself;
+                None if a row is one sample.
 
         Returns:
-            [S, B, N * D]
+            [S, B, N * D].
         """
         causal = self.causal if attn_mask_type is None else attn_mask_type == AttnMaskType.causal
         dropout = self.dropout if self.training else 0.0
@@ -115,8 +117,8 @@ class SDPAttention(nn.Module):
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query_SBND, key_SBND, value_SBND))
         allowed = None
         if attention_mask is not None:
-            allowed = ~attention_mask
-            if causal:
+            allowed = ~attention_mask  # SDPA's convention: true where a query may attend
+            if causal:  # SDPA takes a mask or is_causal, not both
                 allowed = allowed & torch.ones(S, key.shape[2], dtype=torch.bool, device=allowed.device).tril()
                 causal = False
         attend = _attend_with_tracked_dropout if dropout else F.scaled_dot_product_attention
@@ -139,14 +141,14 @@ def attend_in_segments(
 
     Args:
         query_SBND: [S, B, N, D].
-        key_SBND: [S, B, N or groups, D].
-        value_SBND: as the keys.
-        segments: see `packed_segments`.
-        scale: of the scores.
-        dropout: share of the weights that are dropped.
+        key_SBND: [S, B, N or query groups, D].
+        value_SBND: the shape of the keys.
+        segments: the samples, see `packed_segments`.
+        scale: factor of the scores.
+        dropout: probability of dropping an attention weight.
 
     Returns:
-        [S, B, N * D]
+        [S, B, N * D].
     """
     attend = _attend_with_tracked_dropout if dropout else F.scaled_dot_product_attention
     S, B, N, D = query_SBND.shape
@@ -164,7 +166,7 @@ def attend_in_segments(
 
 
 def packable(attention: type[nn.Module]) -> type[nn.Module]:
-    """`attention`, a core attention of another library, with packed rows done by `attend_in_segments`."""
+    """A subclass of another library's core attention that uses `attend_in_segments` for packed rows."""
 
     class Packable(attention):
         def forward(
@@ -186,10 +188,11 @@ def packable(attention: type[nn.Module]) -> type[nn.Module]:
 
 
 def _attend_with_tracked_dropout(*args: Any, **kwargs: Any) -> Tensor:
-    # Heads are sharded over tensor-parallel ranks, so each rank must draw its own dropout mask.
+    """SDPA with dropout masks of this rank's own: heads are sharded over tensor-parallel ranks."""
     with get_cuda_rng_tracker().fork():
         return F.scaled_dot_product_attention(*args, **kwargs)
 
 
 def _device(config: TransformerConfig) -> torch.device | int | None:
+    """The device that megatron-core's own layers create their weights on; None is torch's default."""
     return None if config.use_cpu_initialization else torch.cuda.current_device()

@@ -1,6 +1,6 @@
-"""Where the samples of a packed micro-batch begin, as megatron-core's models hand it down to their attention.
+"""The first tokens of the samples in a packed micro-batch, in the form that megatron-core's models pass to attention.
 
-S sequence, B micro-batch.
+Shapes: S sequence, B micro-batch.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ def packed_segments(position_ids_BS: Tensor) -> PackedSeqParams:
     """The samples of packed rows, from position ids that count from 0 in each.
 
     Args:
-        position_ids_BS: [B, S]. On an accelerator, this waits for it.
+        position_ids_BS: [B, S]. On an accelerator, this waits for the device: the number of samples is needed here.
 
     Returns:
-        parameters of the format `sbhd`, which leave the layout [S, B] as it is: `cu_seqlens_q` (int32, in host memory)
-        has the first token of each sample among the B x S of the micro-batch, rows one after the other, and B x S.
-        The longest sample is given as S, since megatron-core reads there how far rotary embeddings have to go.
+        parameters of the format `sbhd`, which keeps the layout [S, B]: `cu_seqlens_q` (int32, in host memory) holds the
+        index of each sample's first token among the B x S of the micro-batch, row by row, and B x S at the end. The
+        longest sample is given as S, from which megatron-core takes the length of the rotary embeddings.
     """
     B, S = position_ids_BS.shape
     firsts = (position_ids_BS.cpu().flatten() == 0).nonzero().flatten().int()
@@ -30,7 +30,7 @@ def packed_segments(position_ids_BS: Tensor) -> PackedSeqParams:
 
 
 def segment_lengths(segments: PackedSeqParams, rows: int) -> list[list[int]]:
-    """The lengths of the samples of each of `rows` rows; those of a row add up to S."""
+    """The lengths of the samples in each of `rows` rows; those of a row add up to S."""
     bounds: list[int] = segments.cu_seqlens_q.tolist()
     S = bounds[-1] // rows
     lengths: list[list[int]] = [[] for _ in range(rows)]

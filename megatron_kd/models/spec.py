@@ -1,4 +1,4 @@
-"""Which module each part of a transformer layer is: TransformerEngine's where there is one, ours elsewhere."""
+"""The modules of a transformer layer: TransformerEngine's where it is available, ours elsewhere."""
 
 from __future__ import annotations
 
@@ -21,16 +21,17 @@ from megatron_kd.models.layers import Norm, SDPAttention, packable
 
 
 def has_transformer_engine() -> bool:
-    """Whether layers are TransformerEngine's: it is installed and there is a CUDA device to run it."""
+    """Whether layers are TransformerEngine's: it is installed, and there is a CUDA device."""
     return torch.cuda.is_available() and importlib.util.find_spec("transformer_engine") is not None
 
 
 def block_spec(config: TransformerConfig, num_layers_here: int) -> ModuleSpec | TransformerBlockSubmodules:
-    """The transformer block of this rank, `num_layers_here` of the model's layers and the final norm."""
+    """The transformer block of this rank: `num_layers_here` of the model's layers, and the final norm."""
     if has_transformer_engine():
         layer = get_gpt_layer_with_transformer_engine_spec(qk_layernorm=config.qk_layernorm)
         parts = layer.submodules.self_attention.submodules
-        # Its own way of packed rows is another layout of the whole model's activations, of one row a micro-batch.
+        # TransformerEngine's own support of packed rows changes the layout of all activations (to [tokens, 1, H]) and
+        # takes one row per micro-batch.
         parts.core_attention = packable(parts.core_attention)
         return layer
     return TransformerBlockSubmodules(layer_specs=[local_layer_spec(config)] * num_layers_here, layer_norm=Norm)
@@ -62,7 +63,8 @@ def local_layer_spec(config: TransformerConfig, self_attention: type[SelfAttenti
             pre_mlp_layernorm=Norm,
             mlp=mlp,
             mlp_bda=get_bias_dropout_add,
-            # The checkpoint keys are those of TransformerEngine's fused layers, so either spec reads both.
+            # Checkpoint keys are those of TransformerEngine's fused layers, so that checkpoints of either spec load in
+            # both.
             sharded_state_dict_keys_map={
                 "input_layernorm.": "self_attention.linear_qkv.layer_norm_",
                 "pre_mlp_layernorm.": "mlp.linear_fc1.layer_norm_",

@@ -1,7 +1,8 @@
-"""Random weights that depend on the seed and on nothing else: one seed is one model at any layout.
+"""Random weights that depend on the seed alone: one seed is one model at any layout.
 
-Each tensor is drawn whole, unsharded and unpadded, by a generator seeded with (seed, checkpoint key, layer),
-and every rank keeps its slice. The checkpoint's own sharding says which slice that is.
+Each tensor is drawn whole, unsharded and unpadded, by a generator seeded with (seed, checkpoint key, layer), and every
+rank keeps its slice, which the checkpoint's own sharding defines. Drawing only the slice would need a generator that
+can skip ahead; a tensor is small beside a model, and is freed before the next is drawn.
 """
 
 from __future__ import annotations
@@ -37,9 +38,9 @@ def randomise(model: DistillableGPTModel, *, seed: int, std: float, num_layers: 
 
 
 def local_shards(model: DistillableGPTModel) -> list[ShardedTensor]:
-    """The model's tensors as a checkpoint has them: views of its parameters' memory; none for those on "meta"."""
+    """The model's tensors as in a checkpoint, views of its parameters' memory, without those on "meta"."""
     state = model.sharded_state_dict()
-    apply_factories(state)  # cuts what a checkpoint holds in parts, such as gate and up projection
+    apply_factories(state)  # splits tensors that a checkpoint holds in parts, such as gate and up projection
     shards = (value for value in nested_values(state) if isinstance(value, ShardedTensor))
     return [shard for shard in shards if shard.data is not None and not shard.data.is_meta]
 
@@ -47,7 +48,7 @@ def local_shards(model: DistillableGPTModel) -> list[ShardedTensor]:
 def draw(shard: ShardedTensor, *, seed: int, std: float, num_layers: int, vocab_size: int | None) -> None:
     """Fill one tensor by the rules of `randomise`."""
     assert shard.data is not None
-    if shard.key.endswith("bias"):  # megatron-core leaves memory as it finds it when told not to initialise
+    if shard.key.endswith("bias"):  # without initialisation, megatron-core leaves its memory unset
         shard.data.zero_()
     elif len(shard.local_shape) == 1:
         shard.data.fill_(1.0)
@@ -59,6 +60,10 @@ def draw(shard: ShardedTensor, *, seed: int, std: float, num_layers: int, vocab_
 
 
 def _slice_of_global(shard: ShardedTensor, seed: int, std: float, vocab_size: int | None) -> Tensor:
+    """This rank's slice, of the shard's local shape, of the whole tensor.
+
+    Padded rows are not drawn, so that the true rows do not depend on the padded width.
+    """
     axes = shard.prepend_axis_num
     shape, offset = list(shard.global_shape[axes:]), shard.global_offset[axes:]
     generator = torch.Generator().manual_seed(_stream(seed, shard.key, shard.global_offset[:axes]))
@@ -70,5 +75,6 @@ def _slice_of_global(shard: ShardedTensor, seed: int, std: float, vocab_size: in
 
 
 def _stream(seed: int, key: str, layer: tuple[int, ...]) -> int:
+    """The seed of one tensor's generator, 63 bits of a hash: Python's `hash` of a text differs between processes."""
     digest = hashlib.sha256(f"{seed}/{key}/{layer}".encode()).digest()
     return int.from_bytes(digest[:8], "little") >> 1

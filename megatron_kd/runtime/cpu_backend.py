@@ -4,8 +4,8 @@ megatron-core hard-codes CUDA in a small number of ways: `torch.cuda.current_dev
 `device="cuda"` literals in a few factory calls, `.cuda()`, streams and events, CUDA random state, and
 comparisons with strings such as "torch.cuda.FloatTensor". Each is redirected to the CPU here and nowhere else.
 
-Factories are wrapped one by one rather than with a `TorchFunctionMode`, whose Python frame every single torch
-operation of the run would pay for.
+Factories are wrapped one by one rather than with a `TorchFunctionMode`, which would add a Python frame to every torch
+operation of the run.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ def install() -> None:
 
 
 def _redirect_devices() -> None:
+    """`torch.cuda.current_device()` is the CPU; `.cuda()` and `.to("cuda")` change nothing."""
     cuda: Any = torch.cuda
     cuda.current_device = lambda: CPU
     cuda.set_device = lambda device: None
@@ -89,7 +90,8 @@ def _on_cpu(factory: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]
 
 
 def _redirect_factories() -> None:
-    # `with torch.device("meta")` knows the factories by identity, from a list made once: make it of the originals.
+    # `with torch.device("meta")` recognises factories by identity, in a list that torch builds once and caches. Built
+    # after the wrapping, it would hold the wrappers, which call originals that the list does not know.
     _device_constructors()
     for name in _FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name)))
@@ -102,7 +104,7 @@ def _legacy_tensor(dtype: torch.dtype, values: Any = ()) -> torch.Tensor:
 
 
 class _Stream:
-    """A stream of a device that has none: all work is already done when a call returns."""
+    """A stream of the CPU, which has none: an operation is complete when its call returns."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
@@ -127,6 +129,8 @@ class _Stream:
 
 
 class _Event:
+    """An event that has always happened, for the same reason."""
+
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         pass
 
@@ -154,11 +158,12 @@ def _redirect_streams() -> None:
 
 
 def _redirect_random_state() -> None:
-    # torch.manual_seed calls torch.cuda.manual_seed_all; that must not seed the CPU generator a second time.
+    """CUDA's generator is the CPU's: megatron-core's trackers of tensor-parallel random state swap its state."""
     cuda: Any = torch.cuda
     cuda.get_rng_state = lambda *args, **kwargs: torch.get_rng_state()
     cuda.set_rng_state = lambda state, *args, **kwargs: torch.set_rng_state(state)
     cuda.manual_seed = lambda seed: torch.default_generator.manual_seed(int(seed))
+    # torch.manual_seed calls this after seeding the CPU generator, which must not be seeded a second time.
     cuda.manual_seed_all = lambda seed: None
 
     from megatron.core.tensor_parallel import random as mcore_random
@@ -168,7 +173,7 @@ def _redirect_random_state() -> None:
 
 
 def _redirect_type_strings() -> None:
-    # The optimizers tell precisions apart by `param.type() == "torch.cuda.FloatTensor"`.
+    # The optimizers distinguish precisions by `param.type() == "torch.cuda.FloatTensor"`.
     original_type = torch.Tensor.type
     tensor: Any = torch.Tensor
 
@@ -182,7 +187,7 @@ def _redirect_type_strings() -> None:
 
     tensor.type = type_
 
-    # These name torch's CUDA types, which cannot be asked about in a build without CUDA.
+    # These hold torch's CUDA tensor types, and `isinstance` with those raises in a build of torch without CUDA.
     from megatron.core.transformer import module as mcore_module
 
     mcore_module._FLOAT_TYPES = (torch.FloatTensor,)
@@ -198,8 +203,8 @@ def _redirect_missing_kernels() -> None:
 
 
 def _skip_collectives_of_one() -> None:
-    # Alone in its group, a rank's shard is the whole buffer. NCCL then does nothing; gloo copies all gradients twice
-    # and all parameters once, every step.
+    # In a group of one rank, the shard is the whole buffer, and NCCL does nothing. gloo copies: all gradients twice and
+    # all parameters once per step.
     from megatron.core.distributed import param_and_grad_buffer
 
     for name in ("dist_all_gather_func", "dist_reduce_scatter_func"):

@@ -9,20 +9,23 @@ from pathlib import Path
 from megatron_kd.messages import going_on_without
 from megatron_kd.runtime.lock import another_run_in
 
-# When ranks end differently, the file tells the cause, not its consequence on the other ranks: the lowest of these,
-# and of equals the first. 75 and 1 are equals: a rank that fails has torchrun ask the others to stop, and one that
-# stops while it starts up breaks the others' connections.
+# When ranks end differently, the file holds the cause, not its consequence on the other ranks: the lowest of these, and
+# among equals the first. 75 and 1 are equals because either can cause the other: torchrun asks the other ranks to stop
+# when one fails, and a rank that stops while starting breaks the connections of the others.
 _PRECEDENCE = {17: 0, 18: 1, 2: 2, 1: 3, 75: 3, 0: 4}
 
 
 def record_exit_code(run_dir: Path, code: int, *, known_first: bool = False) -> None:
-    """Write `code` to `run_dir/exit_code`, unless another rank has already written a more telling one.
+    """Write `code` to `run_dir/exit_code`, unless another rank has already written the cause.
 
-    Nothing is written while another run is at work in the folder: how it ends is its own to tell. A disk that fails is
-    told of; a process ends with its code all the same.
+    Nothing is written while another run is active in the folder: that run records its own end. A failing disk is
+    reported, and the process still ends with its code.
 
     Args:
-        known_first: this is of the rank that failed first, though it may be told late: the dead cannot write.
+        run_dir: the run's folder.
+        code: how this process ends.
+        known_first: whether this is the code of the rank that failed first, even if it is recorded late, by the agent:
+            a killed rank cannot write.
     """
     if another_run_in(run_dir):
         return
@@ -34,12 +37,12 @@ def record_exit_code(run_dir: Path, code: int, *, known_first: bool = False) -> 
             fcntl.flock(file, fcntl.LOCK_EX)
             known = file.read().strip()
             if not known or _precedence(code) - known_first * 0.5 < _precedence(int(known)):
-                # Over what is there rather than anew: a full disk has room for that.
+                # In place rather than to a new file: that needs no free space on a full disk.
                 os.ftruncate(descriptor, os.pwrite(descriptor, f"{code}\n".encode(), 0))
 
 
 def read_exit_code(run_dir: Path) -> int | None:
-    """The code in the file; None where no rank has come to write one, or another run is at work in the folder."""
+    """The code in the file; None if no rank has written one yet, or another run is active in the folder."""
     if another_run_in(run_dir):
         return None
     try:
@@ -50,13 +53,13 @@ def read_exit_code(run_dir: Path) -> int | None:
 
 
 def clear_exit_code(run_dir: Path) -> None:
-    """Forget how an earlier attempt in the same folder ended; what one that is still at work there will need, stays."""
+    """Remove the exit code of an earlier attempt in the same folder, unless another run is active there."""
     if not another_run_in(run_dir):
         (run_dir / "exit_code").unlink(missing_ok=True)
 
 
 def reserve_exit_code(run_dir: Path) -> None:
-    """Have room for the file before the disk is full: an empty line, which says nothing."""
+    """Reserve space for the code while the disk has some: the file holds an empty line, which means no code."""
     path = run_dir / "exit_code"
     with going_on_without(path), open(path, "ab", buffering=0) as file:
         if file.tell() == 0:

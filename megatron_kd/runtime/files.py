@@ -1,4 +1,4 @@
-"""Files that are on the disk, and known by their hash, when the function that writes them returns."""
+"""Files that are on the disk, with a known hash, when the function that writes them returns."""
 
 from __future__ import annotations
 
@@ -30,19 +30,20 @@ class FileRecord:
 
 
 class HashedFile(io.FileIO):
-    """A new file that hashes what goes to the disk on its way, so that nothing is read again for it.
+    """A new file that hashes its content while it is written, so that hashing needs no second read.
 
     Attributes:
-        failure: the first error of a write. Libraries that write through Python streams from C++ replace it.
+        failure: the first error of a write, kept because libraries that write to Python streams from C++ replace it
+            with an error of their own.
     """
 
     def __init__(self, path: Path) -> None:
-        super().__init__(path, "xb")  # never over a file that is there
+        super().__init__(path, "xb")  # never over an existing file
         self.sha256, self.size = hashlib.sha256(), 0
         self.failure: OSError | None = None
 
     def write(self, data: Buffer) -> int:
-        """Write a part of `data`, and hash that part."""
+        """Write as much of `data` as the disk takes, and hash that part."""
         try:
             count = super().write(data)
         except OSError as error:
@@ -57,11 +58,11 @@ def write_file(path: Path, fill: Callable[[BinaryIO], Result]) -> tuple[Result, 
     """Write a new file and wait until it is on the disk.
 
     Args:
-        path: must not be there.
+        path: must not exist.
         fill: writes the content, front to back.
 
     Returns:
-        What `fill` returned, and what the file now is.
+        The result of `fill`, and the file's record.
 
     Raises:
         OSError: the disk's own, with its `errno`.
@@ -85,7 +86,7 @@ def write_text(path: Path, text: str) -> FileRecord:
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Put `text` at `path`, whether or not there is a file: readers see the old or the new one, never a part."""
+    """Write `text` to `path` atomically: readers see the old file or the new one, never a part."""
     partial = path.with_name(f".{path.name}.partial")
     partial.unlink(missing_ok=True)
     write_text(partial, text)
@@ -94,12 +95,12 @@ def replace_text(path: Path, text: str) -> None:
 
 
 def taken(path: Path, cure: str = "name another folder") -> str | None:
-    """Why nothing may be written at `path`: there is something already, if only a dangling link. None if it is free."""
+    """Why nothing may be written at `path`: it exists, if only as a dangling link. None if it is free."""
     return f"{path}: is already there, and is never overwritten; {cure}" if os.path.lexists(path) else None
 
 
 def refuse_existing(path: Path) -> None:
-    """Refuse to write at `path` over something that is there.
+    """Refuse to overwrite an existing `path`.
 
     Raises:
         InputError: see `taken`.
@@ -118,7 +119,7 @@ def sync(path: Path) -> None:
 
 
 def why_not(path: Path, record: FileRecord) -> str | None:
-    """What is wrong with a file that should be `record`; None where it is."""
+    """Why a file is not the one that `record` describes; None if it is."""
     try:
         found = os.lstat(path)
         if not stat.S_ISREG(found.st_mode):

@@ -1,7 +1,7 @@
-"""This rank's place in the run: its process groups, its coordinates, its device.
+"""This rank's position in the run: its process groups, its coordinates and its device.
 
-megatron-core keeps process groups in a module of globals (`parallel_state`). It is set up and read here;
-everything else is handed a `Layout`.
+megatron-core keeps process groups in a module of globals (`parallel_state`). Only this module sets them up and reads
+them; everything else takes a `Layout` as an argument.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ class Axis:
 
     @classmethod
     def of(cls, group: ProcessGroup) -> Axis:
+        """The axis of a process group."""
         return cls(group=group, size=group.size(), rank=group.rank())
 
 
@@ -74,7 +75,7 @@ def create_layout(
     virtual_pipeline_model_parallel_size: int | None = None,
     device: torch.device,
 ) -> Layout:
-    """Set up megatron-core's process groups over the initialised world and describe this rank's place.
+    """Set up megatron-core's process groups over the initialised world and describe this rank's position.
 
     Args:
         tensor_model_parallel_size: ranks that share each layer.
@@ -87,6 +88,7 @@ def create_layout(
         tensor_model_parallel_size=tensor_model_parallel_size,
         pipeline_model_parallel_size=pipeline_model_parallel_size,
         virtual_pipeline_model_parallel_size=virtual_pipeline_model_parallel_size,
+        # Groups for host tensors beside NCCL's; on a CPU the groups are gloo's already.
         create_gloo_process_groups=device.type != "cpu",
     )
     groups = ProcessGroupCollection.use_mpu_process_groups()
@@ -102,5 +104,5 @@ def create_layout(
 
 
 def destroy_layout() -> None:
-    """Take megatron-core's process groups down again."""
+    """Destroy megatron-core's process groups."""
     parallel_state.destroy_model_parallel()

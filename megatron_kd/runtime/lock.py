@@ -1,4 +1,4 @@
-"""One run at a time in a run folder, and whose it is."""
+"""The lock of a run folder: one run at a time, and which run that is."""
 
 from __future__ import annotations
 
@@ -15,26 +15,28 @@ from typing import Any
 from megatron_kd.errors import RunFolderInUse
 
 LOCK = "run.lock"
-# Set by an agent for itself and its ranks, the same on all nodes of a run and another for each attempt.
+# Set by an agent for itself and its ranks: equal on all nodes of a run, and different for each attempt.
 RUN = "MEGATRON_KD_RUN"
 # A host that died keeps its locks on a network file system until its lease ends: 90 s by default under NFS v4.
 _LEASE_S = 120.0
-_LOOK_S = 0.3  # longer than another process holds the lock only to see that it is free
+_LOOK_S = 0.3  # longer than a process holds the lock in `another_run_in`, only to see whether it is free
 _PAUSE_S = 0.1
 
-_held: set[Path] = set()  # by this process, which would lose the lock by closing the file once more
+# Folders that this process holds. POSIX locks belong to the process: closing any descriptor of the file releases them,
+# so the process that holds a lock must not open the file to see whether it is held.
+_held: set[Path] = set()
 
 
 @contextmanager
 def only_run_in(run_dir: Path, lease_s: float = _LEASE_S) -> Iterator[None]:
-    """Hold `run_dir`, for one process of a run, until the block ends or the process dies, however it dies.
+    """Hold `run_dir`, for one process of a run, until the block ends or the process dies in any way.
 
-    The lock is POSIX's, on `run_dir/run.lock`: the kernel releases it with the process, it works over NFS, and child
-    processes do not keep it.
+    It is a POSIX lock on `run_dir/run.lock`: the kernel releases it with the process, it works over NFS, and child
+    processes do not inherit it.
 
     Args:
-        run_dir: is made where it is not there.
-        lease_s: seconds to wait for a holder on another host, which may be dead. One on this host is alive.
+        run_dir: created if it does not exist.
+        lease_s: seconds to wait for a holder on another host, which may be dead. A holder on this host is alive.
 
     Raises:
         RunFolderInUse: another process holds it.
@@ -53,18 +55,18 @@ def only_run_in(run_dir: Path, lease_s: float = _LEASE_S) -> Iterator[None]:
 
 
 def another_run_in(run_dir: Path) -> bool:
-    """Whether a run that this process has no part in is at work in `run_dir`."""
+    """Whether a run that this process does not belong to is active in `run_dir`."""
     if run_dir.resolve() in _held:
         return False
     try:
         with open(run_dir / LOCK, "r+", encoding="utf-8") as file:
             return _value(file.read(), "run") != run_id() and not _lock(file)
-    except OSError:  # no run has come to hold it, or the disk fails, which others tell
+    except OSError:  # no run has held it yet, or the disk fails, which whatever writes there reports
         return False
 
 
 def run_id() -> str:
-    """What tells this process's run, and its attempt, from all others."""
+    """The identity of this process's run and of its attempt, equal on all its ranks."""
     here = socket.gethostname()
     world_size = os.environ.get("WORLD_SIZE", "1")
     if known := os.environ.get(RUN):
@@ -93,7 +95,7 @@ def _acquire(file: Any, run_dir: Path, lease_s: float) -> None:
 def _lock(file: Any) -> bool:
     try:
         fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except (BlockingIOError, PermissionError):  # POSIX allows both for a lock that another has
+    except (BlockingIOError, PermissionError):  # POSIX allows either for a lock that another process holds
         return False
     return True
 

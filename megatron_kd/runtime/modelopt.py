@@ -1,8 +1,8 @@
-"""ModelOpt, imported as on a machine that has no transformers.
+"""ModelOpt, imported as if transformers were not installed.
 
-ModelOpt looks for transformers, and brings its trainer with all that the trainer knows where it finds it: datasets,
-pyarrow, pandas, and accelerate, peft and scikit-learn where they are installed. That is 90 to 150 MB and 2 seconds of
-every rank, and nothing here uses it. Its plugins take a library that cannot be imported for one that is not installed.
+Where transformers is installed, ModelOpt imports its trainer and everything that the trainer supports: datasets,
+pyarrow, pandas, and accelerate, peft and scikit-learn if they are installed. That costs 90 to 150 MB and 2 seconds on
+every rank, and nothing here uses it. ModelOpt's plugins treat a library whose import fails as not installed.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from contextlib import contextmanager
 
 @contextmanager
 def _not_installed(name: str) -> Iterator[None]:
-    """Within the block, a library that nobody has imported yet cannot be."""
-    if name in sys.modules:  # it has cost what it costs
+    """A context in which importing a library fails, unless it has been imported before."""
+    if name in sys.modules:  # its cost is already paid
         yield
         return
-    sys.modules[name] = None  # type: ignore[assignment]  # what the import system documents for it
+    sys.modules[name] = None  # type: ignore[assignment]  # documented: makes `import name` raise ModuleNotFoundError
     try:
         yield
     finally:

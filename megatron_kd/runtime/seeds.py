@@ -1,4 +1,4 @@
-"""Random state of every generator a run draws from."""
+"""Random state of every generator that a run draws from."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ def seed_everything(seed: int) -> None:
 
 
 def reseed(seed: int, step: int) -> None:
-    """Seed all of them for the steps after `step`, where there is no state to continue from.
+    """Seed all generators for the steps after `step`, where there is no saved state to continue from.
 
-    A function of the run's seed, the step and, by megatron-core's trackers, of the rank's tensor-parallel place: what
-    tensor-parallel ranks draw together stays equal on them, as in `seed_everything`.
+    The seed is a function of the run's seed, the step and, by megatron-core's trackers, the tensor-parallel rank: draws
+    that tensor-parallel ranks share stay equal on them, as with `seed_everything`.
     """
     seed_everything(int(np.random.SeedSequence([seed, step]).generate_state(1)[0]) >> 1)
 
 
 def random_state() -> dict[str, Any]:
-    """The state of all of them on this rank, as tensors and plain values only."""
+    """The state of all generators of this rank, as tensors and plain values: a checkpoint unpickles nothing else."""
     legacy: Any = np.random.get_state()
     kind, keys, position, has_gauss, cached = legacy
     version, internal, gauss = random.getstate()
@@ -44,7 +44,7 @@ def random_state() -> dict[str, Any]:
 
 
 def set_random_state(state: dict[str, Any]) -> None:
-    """Put back what `random_state` returned."""
+    """Restore the state that `random_state` returned."""
     version, internal, gauss = state["python"]
     random.setstate((version, tuple(internal), gauss))
     kind, keys, position, has_gauss, cached = state["numpy"]

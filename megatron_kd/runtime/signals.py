@@ -1,7 +1,7 @@
-"""Being asked to stop: SIGTERM and SIGUSR1, which schedulers send before they take a machine away, and Ctrl-C.
+"""Requests to stop: SIGTERM and SIGUSR1, which schedulers send before they reclaim a machine, and Ctrl-C.
 
-A rank that starts up has nothing to lose and ends where it is. One that trains only notes the signal: the ranks
-agree on the step to stop after (`training.forward_pass`), and no signal interrupts a checkpoint, however many come.
+A rank that is starting has no work to lose and ends immediately. A rank that trains only records the signal: the ranks
+agree on the step to stop after (`training.forward_pass`), and no number of signals interrupts a checkpoint.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from types import FrameType
 from megatron_kd.errors import Preempted
 
 STOP_SIGNALS = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
-PASSED_ON = (*STOP_SIGNALS, signal.SIGHUP)  # by launchers to ranks: a terminal that is closed asks to stop, too
+PASSED_ON = (*STOP_SIGNALS, signal.SIGHUP)  # by launchers to ranks: closing a terminal is a request to stop, too
 
-# A data worker is asked to stop together with its rank, which still needs it to finish the step.
+# A data worker receives a job's signal together with its rank, which still needs it to finish the step.
 _WORKER_GRACE_S = 30
 
 
 class StopSignals:
-    """What this process was asked by signals.
+    """The stop signals of this process.
 
     Attributes:
-        received: the first signal, if any.
+        received: the first one, if any.
     """
 
     def __init__(self) -> None:
@@ -35,10 +35,10 @@ class StopSignals:
         self._pid = os.getpid()
 
     def defer(self) -> None:
-        """From now on signals are noted and nothing else; the caller looks at `received`.
+        """Only record signals from now on; the caller polls `received`.
 
         Raises:
-            Preempted: there was one before, whose exception went unheard: libraries catch what imports raise.
+            Preempted: a signal came before, and its exception was lost: libraries catch exceptions of their imports.
         """
         self._deferred = True
         if self.received is not None:
@@ -56,7 +56,10 @@ class StopSignals:
             raise Preempted(f"{signal.Signals(number).name} while starting: nothing was done yet")
 
     def _handle_in_worker(self, number: int) -> None:
-        """In a process forked from this one: what is sent to a whole job is meant for the ranks."""
+        """Handle a signal in a process forked from this one: a signal to a whole job is meant for its ranks.
+
+        While its rank finishes the step, a worker survives SIGTERM for a limited time.
+        """
         if number != signal.SIGTERM:
             return
         if self._deferred:
@@ -72,9 +75,9 @@ _listening: StopSignals | None = None  # a process has one set of handlers
 
 @contextmanager
 def listening() -> Iterator[StopSignals]:
-    """Handle the stop signals of this process in the block. A block inside another has the other's `StopSignals`.
+    """Handle the stop signals of this process in the block. A nested block shares the outer one's `StopSignals`.
 
-    Threads other than the main one cannot set handlers: there, nothing is ever received.
+    Only the main thread can set handlers: in another one, nothing is ever received.
 
     Raises:
         Preempted: a signal came before `StopSignals.defer`.

@@ -1,4 +1,4 @@
-"""Errors of a disk, told as what they mean for a run."""
+"""Errors of a full or failing disk, as errors that say what they mean for a run."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _MARGIN = 1 << 20  # bytes for the small files beside the tensors
 
 
 def refuse_full_disk(final: Path, needed: int) -> None:
-    """Before anything is written.
+    """Refuse to save to a disk without enough space, before anything is written.
 
     Args:
-        final: the checkpoint; its parent is there.
+        final: the checkpoint's folder; its parent exists.
         needed: bytes of its tensors and objects.
 
     Raises:
-        CheckpointNotSaved: the disk has less free.
+        CheckpointNotSaved: the disk has less free space.
     """
     if shutil.disk_usage(final.parent).free < needed + _MARGIN:
         raise CheckpointNotSaved(_text(final, "the disk is too full", needed))
@@ -28,10 +28,10 @@ def refuse_full_disk(final: Path, needed: int) -> None:
 
 @contextmanager
 def not_saved(final: Path, needed: int) -> Iterator[None]:
-    """Turn the errors of a disk in the block into one that says what could not be saved, and why.
+    """Convert an `OSError` in the block to one that names the checkpoint and the cause.
 
     Raises:
-        CheckpointNotSaved
+        CheckpointNotSaved: the disk is full or fails.
     """
     try:
         yield
@@ -44,10 +44,10 @@ def not_saved(final: Path, needed: int) -> Iterator[None]:
 
 @contextmanager
 def not_written(path: Path) -> Iterator[None]:
-    """Turn the errors of a disk in the block into one that names the file that the run needs.
+    """Convert an `OSError` in the block to one that names the file, which the run cannot start without.
 
     Raises:
-        RunFileNotWritten
+        RunFileNotWritten: the disk is full or fails.
     """
     try:
         yield

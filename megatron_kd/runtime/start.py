@@ -19,7 +19,7 @@ from megatron_kd.runtime.timeouts import set_group_timeouts
 
 @dataclass(frozen=True)
 class Hardware:
-    """What this rank computes and talks with."""
+    """This rank's device, and the backend of its process groups."""
 
     backend: str
     device: torch.device
@@ -29,7 +29,7 @@ def choose_hardware(requested_backend: str | None) -> Hardware:
     """cuda + nccl where the machine has CUDA, cpu + gloo elsewhere; `requested_backend` overrides.
 
     Raises:
-        InputError: nccl asked for on a machine without CUDA, or more local ranks than devices.
+        InputError: nccl requested on a machine without CUDA, or more local ranks than devices.
     """
     cuda = torch.cuda.is_available()
     backend = requested_backend or ("nccl" if cuda else "gloo")
@@ -57,10 +57,10 @@ def running_ranks(
     timeout_s: int = 1800,
     num_threads: int | None = None,
 ) -> Iterator[Layout]:
-    """Bring up this rank of the run, and take it down at the end.
+    """Initialise this rank of the run, and shut it down at the end of the block.
 
-    Works under torchrun, as a single process started by hand, and where `torch.distributed` is already
-    initialised (then it is left as it was found).
+    Works under torchrun, as a single process started by hand, and where `torch.distributed` is already initialised,
+    which then stays initialised.
 
     Args:
         tensor_model_parallel_size, pipeline_model_parallel_size: the layout; what is left is data parallel.
@@ -81,7 +81,7 @@ def running_ranks(
         virtual_pipeline_model_parallel_size=virtual_pipeline_model_parallel_size,
         device=hardware.device,
     )
-    set_group_timeouts(timeout_s)  # megatron-core gives the groups it makes a timeout of its own
+    set_group_timeouts(timeout_s)  # megatron-core gives its groups a timeout of its own
     try:
         seed_everything(seed)
         yield layout
@@ -97,11 +97,12 @@ def _init_process_group(hardware: Hardware, timeout_s: int) -> None:
     timeout = timedelta(seconds=timeout_s)
     if "RANK" in os.environ:
         dist.init_process_group(hardware.backend, timeout=timeout)
-    else:  # one process started without torchrun
+    else:  # a single process without torchrun, which sets no address for a store to listen on
         dist.init_process_group(hardware.backend, store=dist.HashStore(), rank=0, world_size=1, timeout=timeout)
 
 
 def _set_threads(num_threads: int | None, device: torch.device) -> None:
+    """Set torch's CPU threads: its default, one per core in every rank, oversubscribes a machine with several ranks."""
     ranks_here = int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
     if num_threads:
         torch.set_num_threads(num_threads)

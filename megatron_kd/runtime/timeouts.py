@@ -1,4 +1,4 @@
-"""How long ranks wait for each other. Starting up and saving may take long; a training step may not."""
+"""The timeout of all process groups. Starting and saving may take long; a training step may not."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ _seconds: int | None = None  # as last set
 
 
 def set_group_timeouts(seconds: int) -> None:
-    """Give every process group of this rank the same timeout, in seconds."""
+    """Set the timeout, in seconds, of every process group of this rank."""
     global _seconds
     _seconds = seconds
     for group in list(distributed_c10d._world.pg_map):
@@ -21,14 +21,15 @@ def set_group_timeouts(seconds: int) -> None:
 
 
 def group_timeout() -> int | None:
-    """How long ranks wait for each other now, in seconds; None before it was set."""
+    """The current timeout of process groups, in seconds; None before it was set."""
     return _seconds
 
 
 def wait_for(work: dist.Work, backend: str) -> None:
-    """Wait for a message from or to one rank, as long as process groups wait.
+    """Wait for a message from or to one rank, with the current timeout of process groups.
 
-    gloo's messages keep the timeout that their group was made with, and nccl's own watchdog knows the one of now.
+    gloo's point-to-point messages keep the timeout that their group was created with; NCCL's watchdog uses the current
+    one.
     """
     if backend == "gloo" and _seconds is not None:
         work.wait(timedelta(seconds=_seconds))
@@ -38,7 +39,7 @@ def wait_for(work: dist.Work, backend: str) -> None:
 
 @contextmanager
 def group_timeouts(seconds: int, after: int) -> Iterator[None]:
-    """Timeout `seconds` inside the block, `after` once it has ended."""
+    """A context with the timeout `seconds`, and `after` once it has ended."""
     set_group_timeouts(seconds)
     try:
         yield

@@ -1,4 +1,4 @@
-"""Ranks act together: an error that one rank finds is raised on all of them, and one rank works for all."""
+"""Collective actions: an error on one rank is raised on all of them, and one rank works for all."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from megatron_kd.errors import (
     RunFolderInUse,
 )
 
-# What a rank's error is on all ranks: the first of these that it is an instance of.
+# The class of a rank's error on the other ranks: the first of these that it is an instance of.
 _SHARED = (RunFolderInUse, InputError, CheckpointCorrupt, CheckpointNotSaved, RunFileNotWritten)
 
 Value = TypeVar("Value")
@@ -31,7 +31,7 @@ def rank_of_ranks() -> tuple[int, int]:
 
 
 def from_all(value: Value, group: ProcessGroup | None = None) -> list[Value]:
-    """What each rank of `group` gave, on each of them; by default of all ranks. All of them must call this."""
+    """The values of all ranks of `group` (by default of all ranks), in order, on each of them. All must call this."""
     if not dist.is_initialized():
         return [value]
     values: list[Value | None] = [None] * dist.get_world_size(group)
@@ -40,7 +40,7 @@ def from_all(value: Value, group: ProcessGroup | None = None) -> list[Value]:
 
 
 def to_rank_0(value: Value) -> list[Value] | None:
-    """What each rank gave, on rank 0; None on the others. Every rank must call this."""
+    """The values of all ranks, in order, on rank 0; None on the others. Every rank must call this."""
     if not dist.is_initialized():
         return [value]
     values: list[Value | None] | None = [None] * dist.get_world_size() if dist.get_rank() == 0 else None
@@ -50,12 +50,15 @@ def to_rank_0(value: Value) -> list[Value] | None:
 
 @contextmanager
 def raised_together() -> Iterator[None]:
-    """Every rank must enter and leave the block, which must not communicate. A process without ranks may use it too.
+    """Raise an error of the block on every rank, so that no rank waits for one that has failed.
+
+    Every rank must enter and leave the block, which must not communicate: a rank that raised would leave the others
+    waiting. It works without process groups, too.
 
     Raises:
-        InputError, CheckpointCorrupt, CheckpointNotSaved, RunFileNotWritten, RunFolderInUse: on every rank, what the
-            lowest rank that found something wrong has found.
-        LostRank: another rank ended with an error of any other kind, which it raises itself.
+        InputError, CheckpointCorrupt, CheckpointNotSaved, RunFileNotWritten, RunFolderInUse: on every rank, the error
+            of the lowest rank that has one.
+        LostRank: another rank failed with an error of any other class, which it raises itself.
     """
     problem: tuple[int, str] | None = None  # which of _SHARED; -1 for none of them
     unexpected: Exception | None = None
@@ -75,10 +78,10 @@ def raised_together() -> Iterator[None]:
 
 
 def on_rank_0(work: Callable[[], Answer]) -> Answer:
-    """What `work` returns on rank 0, on every rank; the others wait. It must pickle, and `work` not communicate.
+    """Run `work` on rank 0 and return its result on every rank. It must pickle, and `work` must not communicate.
 
     Raises:
-        InputError, ...: that of rank 0, on every rank; see `raised_together`.
+        InputError, ...: the error of rank 0, on every rank; see `raised_together`.
     """
     answer: list[Any] = [None]
     with raised_together():
