@@ -5,12 +5,14 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from megatron_kd.config.blend import parse_blend, parse_split
+from megatron_kd.config.blend import Split, parse_blend, parse_split, split_data
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import true_vocab_size
 from megatron_kd.config.problem import Problem, value_of
 from megatron_kd.config.text_files import LOSS_MASK, TEXT_FILES, is_text_file
 from megatron_kd.config.values import show
+from megatron_kd.data.tokens.blend_files import file_problems, sample_problems
+from megatron_kd.data.tokens.token_files import missing_files, pair_problems
 from megatron_kd.errors import ConfigError
 
 _BLENDS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
@@ -46,6 +48,7 @@ def training_data_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     if _share(cfg, "train") == 0:
         cure = "make the first number greater than 0"
         yield Problem.of(cfg, "dataset.split", "leaves nothing to train on", cure)
+    yield from _samples(cfg, "train")
 
 
 def _one_origin(cfg: ConfigContainer) -> Iterator[Problem]:
@@ -74,35 +77,34 @@ def _blend(cfg: ConfigContainer, name: str) -> Iterator[Problem]:
     items = value_of(cfg, name)
     if items is None:
         return
-    try:
-        blend = parse_blend(items)
-    except ConfigError as error:
-        yield Problem.of(cfg, name, str(error))
+    blend = parse_blend(items, name)
+    if isinstance(blend, Problem):
+        yield blend
         return
-    for prefix in blend.prefixes:
+    for prefix in dict.fromkeys(blend.prefixes):
         yield from _prefix(cfg, name, prefix)
 
 
 def _prefix(cfg: ConfigContainer, name: str, prefix: str) -> Iterator[Problem]:
-    missing = [prefix + ending for ending in (".bin", ".idx") if not os.path.isfile(prefix + ending)]
     conversations = os.path.isfile(prefix + LOSS_MASK)
-    if not missing and conversations != cfg.dataset.chat:
+    for why, cure in pair_problems(prefix, chat=cfg.dataset.chat and conversations):
+        yield Problem.of(cfg, name, why, cure)
+    if conversations != cfg.dataset.chat and not missing_files(prefix):
         what, chat = ("conversations", "true") if conversations else ("text, made without --chat", "false")
         cure = f"set dataset.chat={chat}, or leave it out"
         yield Problem.of(cfg, f"{name} dataset.chat", f"{show(prefix)} is {what}", cure)
-    if missing and is_text_file(prefix):
-        why = f"{show(prefix)} is text, not the prefix of tokenised files"
-        yield Problem.of(cfg, name, why, "set dataset.text_path to it")
-    elif missing and prefix.endswith((".bin", ".idx")):
-        why = f"{show(prefix)} must be the prefix of both files"
-        yield Problem.of(cfg, name, why, f"write {show(prefix[:-4])}")
-    elif missing:
-        absent = " and ".join(map(show, missing))
-        cure = (
-            f"make them with `megatron-kd preprocess --input TEXT --output-prefix {show(prefix)} --tokenizer DIR` "
-            "(those of the tiny recipes with `make corpus`)"
-        )
-        yield Problem.of(cfg, name, f"{absent} not found", cure)
+
+
+def _samples(cfg: ConfigContainer, split: str) -> Iterator[Problem]:
+    """Too little data for a split that the run reads; text that is to be tokenised is not counted here."""
+    if cfg.dataset.mock or cfg.model.seq_length < 1:
+        return
+    try:
+        data = split_data(cfg.dataset, split)
+    except ConfigError:
+        return  # `_blend` and `_split` report it
+    if data is not None and data.part[0] < data.part[1] and not any(file_problems(data, chat=cfg.dataset.chat)):
+        yield from sample_problems(data, cfg.model.seq_length, chat=cfg.dataset.chat)
 
 
 def _text(cfg: ConfigContainer) -> Iterator[Problem]:
@@ -151,20 +153,14 @@ def _cut_by_split(cfg: ConfigContainer) -> bool:
 
 
 def _split(cfg: ConfigContainer) -> Iterator[Problem]:
-    try:
-        parse_split(cfg.dataset.split)
-    except ConfigError as error:
-        yield Problem.of(cfg, "dataset.split", str(error))
+    if isinstance(split := parse_split(cfg.dataset.split), Problem):
+        yield split
 
 
-def _share(cfg: ConfigContainer, split: str) -> float | None:
+def _share(cfg: ConfigContainer, name: str) -> float | None:
     """The share of the data that a split has; None where it is not cut by shares, or they cannot be read."""
-    if not _cut_by_split(cfg):
-        return None
-    try:
-        return parse_split(cfg.dataset.split).share(split)
-    except ConfigError:
-        return None  # `_split` reports it
+    split = parse_split(cfg.dataset.split)
+    return split.share(name) if isinstance(split, Split) and _cut_by_split(cfg) else None
 
 
 def _validation_data(cfg: ConfigContainer) -> Iterator[Problem]:
@@ -179,6 +175,7 @@ def _validation_data(cfg: ConfigContainer) -> Iterator[Problem]:
         cure = f"set dataset.valid_data_path, {without}"
         names = "dataset.valid_data_path validation.eval_iters"
         yield Problem.of(cfg, names, "there is no data to validate on", cure)
+    yield from _samples(cfg, "valid")
 
 
 def _tokenizer(cfg: ConfigContainer) -> Iterator[Problem]:

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass
 from decimal import Decimal
-from typing import Any
+from typing import TypeVar
 
+from megatron_kd.config.problem import Problem, Setting
 from megatron_kd.config.sections import DatasetConfig
 from megatron_kd.config.values import show
 from megatron_kd.errors import ConfigError
 
 SPLITS = ("train", "valid", "test")
+Parsed = TypeVar("Parsed")
 Part = tuple[float, float]  # where a split begins and ends, in fractions of a file's documents
 
 _SHARE = re.compile(r"\s*(\d+\.?\d*|\.\d+)(e[-+]?\d+)?\s*", re.ASCII | re.IGNORECASE)
@@ -30,6 +31,11 @@ class Blend:
 
     prefixes: list[str]
     weights: list[float] | None = None
+
+    @property
+    def packed_together(self) -> list[list[str]]:
+        """The files of conversations that are packed as one: all of them or, with weights, each by itself."""
+        return [[prefix] for prefix in self.prefixes] if self.weights else [self.prefixes]
 
 
 @dataclass(frozen=True)
@@ -67,37 +73,33 @@ class SplitData:
     part: Part
 
 
-def parse_blend(items: Sequence[str | float]) -> Blend:
-    """Read a blend. Text that is a number is a weight.
+def parse_blend(items: Sequence[str | float], field: str) -> Blend | Problem:
+    """Read the blend that is the value of `field`, or say what is wrong with it. Text that is a number is a weight."""
 
-    Raises:
-        ConfigError: what is wrong with the list and how to mend it, in one line without the field's name.
-    """
+    def problem(why: str, cure: str) -> Problem:
+        return Problem((Setting(field, show(items)),), why, cure)
+
     if not items:
-        raise ConfigError(["is empty; list at least one data prefix"])
+        return problem("is empty", "list at least one data prefix")
     numbers = [_number(item) for item in items]
     if all(number is None for number in numbers):
         return Blend([str(item) for item in items])
     weights, prefixes = [number for number in numbers[::2] if number is not None], items[1::2]
     if len(weights) * 2 != len(items) or any(number is not None for number in numbers[1::2]):
         why = "must list prefixes, or a weight before every prefix: [0.7, data/a, 0.3, data/b]"
-        raise ConfigError([f"{why}; a prefix that is a number is written ./7"])
+        return problem(why, "write a prefix that is a number as ./7")
     if not all(weight > 0 for weight in weights) or not math.isfinite(sum(weights)):
-        raise ConfigError(["has weights that are not finite numbers greater than 0; leave out data of weight 0"])
+        return problem("has weights that are not finite numbers greater than 0", "leave out data of weight 0")
     return Blend([str(prefix) for prefix in prefixes], weights)
 
 
-def parse_split(text: str) -> Split:
-    """Read the shares of the three splits; those that are not given are 0.
-
-    Raises:
-        ConfigError: as `parse_blend`.
-    """
+def parse_split(text: str) -> Split | Problem:
+    """Read the shares of `dataset.split`, or say what is wrong with them. Those that are not given are 0."""
     parts = text.split(",")
     shares = [float(part) for part in parts if _SHARE.fullmatch(part)]
     if not len(shares) == len(parts) <= len(SPLITS) or not 0 < sum(shares) < math.inf:
         why = "must be up to three finite numbers, 0 or greater and not all 0, for train, validation and test"
-        raise ConfigError([f"{why}; write such as 949,50,1"])
+        return Problem((Setting("dataset.split", show(text)),), why, "write such as 949,50,1")
     train, valid, test = [*shares, 0.0, 0.0][: len(SPLITS)]
     return Split((train, valid, test))
 
@@ -108,26 +110,27 @@ def split_data(data: DatasetConfig, name: str) -> SplitData | None:
     None where neither is set.
 
     Raises:
-        ConfigError: a malformed blend or split, by field and value.
+        ConfigError: a malformed blend or split.
     """
     shared = data.data_path is not None
     field = "data_path" if shared else f"{name}_data_path"
     items = getattr(data, field)
     if items is None:
         return None
-    with _naming(f"dataset.{field}", items):
-        blend = parse_blend(items)
-    with _naming("dataset.split", data.split):
-        part = parse_split(data.split).part(name) if shared else (0.0, 1.0)
+    blend = required(parse_blend(items, f"dataset.{field}"))
+    part = required(parse_split(data.split)).part(name) if shared else (0.0, 1.0)
     return SplitData(name, f"dataset.{field}", blend, part)
 
 
-@contextmanager
-def _naming(field: str, value: Any) -> Iterator[None]:
-    try:
-        yield
-    except ConfigError as error:
-        raise ConfigError([f"{field}={show(value)}: {error}"]) from None
+def required(parsed: Parsed | Problem) -> Parsed:
+    """What was parsed.
+
+    Raises:
+        ConfigError: a problem instead.
+    """
+    if isinstance(parsed, Problem):
+        raise ConfigError([parsed])
+    return parsed
 
 
 def _number(item: str | float) -> float | None:

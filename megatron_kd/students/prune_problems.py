@@ -9,8 +9,9 @@ from pathlib import Path
 
 from megatron_kd.config.blend import parse_blend
 from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.problem import Problem
 from megatron_kd.config.sections import DatasetConfig, TokenizerConfig
-from megatron_kd.errors import ConfigError
+from megatron_kd.data.tokens.token_files import missing_files
 from megatron_kd.huggingface.architecture import read_architecture
 from megatron_kd.huggingface.folder import folder_problems
 from megatron_kd.runtime.files import taken
@@ -86,14 +87,12 @@ def _data(data: DatasetConfig) -> Iterator[str]:
         yield f"--data {data.text_path}: there is no such file"
     if data.train_data_path is None:
         return
-    try:
-        prefixes = parse_blend(data.train_data_path).prefixes
-    except ConfigError as error:
-        yield f"--data {' '.join(map(str, data.train_data_path))}: {error}"
+    blend = parse_blend(data.train_data_path, "--data")
+    if isinstance(blend, Problem):
+        yield str(blend)
         return
-    for prefix in prefixes:
-        missing = [prefix + ending for ending in (".bin", ".idx") if not os.path.isfile(prefix + ending)]
-        if missing:
+    for prefix in blend.prefixes:
+        if missing := missing_files(prefix):
             yield (
                 f"--data {prefix}: {' and '.join(missing)} not found; give the prefixes of tokenised files, made by "
                 "`megatron-kd preprocess`, with or without weights, or one text file (.txt or .jsonl)"

@@ -10,7 +10,8 @@ from megatron.core.datasets.blended_megatron_dataset_config import (
     parse_and_normalize_split,
 )
 
-from megatron_kd.config.blend import SPLITS, Blend, SplitData, parse_blend, parse_split, split_data
+from megatron_kd.config.blend import SPLITS, Blend, SplitData, parse_blend, parse_split, required, split_data
+from megatron_kd.config.problem import Problem
 from megatron_kd.config.sections import DatasetConfig
 from megatron_kd.errors import ConfigError
 
@@ -27,7 +28,7 @@ from megatron_kd.errors import ConfigError
     ],
 )
 def test_a_blend_is_prefixes_or_weights_and_prefixes(items: list[str | float], blend: Blend) -> None:
-    assert parse_blend(items) == blend
+    assert parse_blend(items, "x") == blend
 
 
 @pytest.mark.parametrize(
@@ -37,7 +38,7 @@ def test_a_blend_is_prefixes_or_weights_and_prefixes(items: list[str | float], b
         ([0.5, "a", "b"], "a weight before every prefix"),
         (["a", 0.5], "a weight before every prefix"),
         ([0.5, 0.5], "a weight before every prefix"),
-        ([0.5, "0"], "a prefix that is a number is written ./7"),
+        ([0.5, "0"], "write a prefix that is a number as ./7"),
         ([0.5, "a", 0.5], "a weight before every prefix"),
         ([0.0, "a"], "leave out data of weight 0"),
         ([0.5, "a", 0, "b"], "leave out data of weight 0"),
@@ -48,8 +49,9 @@ def test_a_blend_is_prefixes_or_weights_and_prefixes(items: list[str | float], b
     ],
 )
 def test_other_blends_are_refused(items: list[str | float], told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
-        parse_blend(items)
+    problem = parse_blend(items, "dataset.data_path")
+    assert isinstance(problem, Problem)
+    assert str(problem).startswith("dataset.data_path=[") and told in str(problem)
 
 
 @pytest.mark.parametrize(
@@ -64,7 +66,7 @@ def test_other_blends_are_refused(items: list[str | float], told: str) -> None:
     ],
 )
 def test_a_split_is_one_to_three_shares(text: str, shares: tuple[float, float, float], shown: str) -> None:
-    split = parse_split(text)
+    split = required(parse_split(text))
     assert split.shares == shares
     assert str(split) == shown
     assert parse_split(shown) == split
@@ -76,15 +78,17 @@ def test_a_split_is_one_to_three_shares(text: str, shares: tuple[float, float, f
      "1e309,1", "1e308,1e308,1e308", "1_0,1", "0x9,1", "\N{FULLWIDTH DIGIT ONE},1", "9:1", "90%,10%", "[9,1]"],
 )  # fmt: skip
 def test_other_splits_are_refused(text: str) -> None:
-    with pytest.raises(ConfigError, match=r"three finite numbers.*949,50,1"):
-        parse_split(text)
+    problem = parse_split(text)
+    assert isinstance(problem, Problem)
+    assert str(problem).startswith("dataset.split=") and "three finite numbers" in str(problem)
+    assert problem.cure == "write such as 949,50,1"
 
 
 @pytest.mark.parametrize(
     "text", ["949,50,1", "90,10", "1", "0.3,0.3,0.4", "0,1,0", "1,0,3", "0.1,0.7,0.2", "1e2,5e-1,7"]
 )
 def test_a_split_has_the_part_that_megatron_core_gives_it(text: str) -> None:
-    split = parse_split(text)
+    split = required(parse_split(text))
     matrix = convert_split_vector_to_split_matrix(parse_and_normalize_split(str(split)))
     for name, expected in zip(SPLITS, matrix, strict=True):
         first, last = split.part(name)

@@ -28,6 +28,7 @@ from tests.config.illegal import (
     tp,
 )
 from tests.config.mismatches import MODELS, saved_model
+from tests.data.tokens import write_tokens
 
 
 @pytest.mark.parametrize(("edits", "expected"), CASES, ids=lambda case: str(case)[:60])
@@ -184,9 +185,8 @@ def test_an_unknown_vocabulary_must_be_divisible_whatever_it_is() -> None:
 
 @pytest.fixture
 def data(tmp_path: Path) -> str:
-    for ending in (".bin", ".idx"):
-        (tmp_path / f"text{ending}").touch()
-    return str(tmp_path / "text")
+    """Text, and enough of it for each split."""
+    return write_tokens(tmp_path / "text", [range(200)] * 200)
 
 
 def on_disk(**paths: Any) -> dict[str, Any]:
@@ -226,7 +226,7 @@ def test_data_that_does_not_serve(data: str, paths: dict[str, Any], expected: li
 def test_conversations_on_disk_are_told_from_text(data: str) -> None:
     (line,) = lines_of(edited(distillation(), on_disk(data_path=[data], chat=True)))
     assert "dataset.chat=true" in line and "is text, made without --chat; set dataset.chat=false" in line
-    Path(f"{data}.loss_mask.bin").write_bytes(b"")
+    Path(f"{data}.loss_mask.bin").write_bytes(bytes(200 * 200))
     (line,) = lines_of(edited(distillation(), on_disk(data_path=[data])))
     assert "dataset.chat=false" in line and "is conversations; set dataset.chat=true" in line
     chat = on_disk(data_path=[0.5, data, 0.5, data], chat=True, packed_sequence=True, long_samples="drop")

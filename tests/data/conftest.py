@@ -6,13 +6,12 @@ import sysconfig
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
-import numpy as np
 import pytest
-from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
 
 from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, load_huggingface
 from megatron_kd.runtime import cpu_backend
+from tests.data import tokens
 
 cpu_backend.install()
 
@@ -37,12 +36,4 @@ def tokenizer(tokenizer_folder: Path) -> HuggingFaceTokenizer:
 def write_tokens(tmp_path: Path) -> Callable[[str, Sequence[Sequence[int]]], str]:
     """`write_tokens(name, documents)` writes a `.bin/.idx` pair and returns its prefix."""
 
-    def write(name: str, documents: Sequence[Sequence[int]]) -> str:
-        prefix = str(tmp_path / name)
-        builder = IndexedDatasetBuilder(f"{prefix}.bin", dtype=np.uint16)
-        for ids in documents:
-            builder.add_document(np.array(ids), [len(ids)])
-        builder.finalize(f"{prefix}.idx")
-        return prefix
-
-    return write
+    return lambda name, documents: tokens.write_tokens(tmp_path / name, documents)

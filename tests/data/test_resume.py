@@ -71,7 +71,7 @@ def test_a_killed_run_goes_on_where_it_was_and_writes_the_same_files(
     preprocess([corpus], prefix, tokenizer, workers=1, say=said.append)
     assert _files(prefix) == _files(tmp_path / "whole")
     assert encoded and encoded[0] > 0  # what was done is not done again
-    assert len(said) == 1 and "goes on after" in said[0]
+    assert len(said) == 1 and "resumes after" in said[0]
     assert not list(tmp_path.glob("*.partial*"))
 
 

@@ -81,9 +81,9 @@ class BlendedRows(Dataset):
 
 def _rows(data: SplitData, settings: RowSettings, path_to_cache: str | None) -> list[tuple[Part, Rows]]:
     """The rows of each file of a weighted blend, or of all files together."""
-    prefixes, folder = data.blend.prefixes, Path(path_to_cache or f"{data.blend.prefixes[0]}.cache")
+    folder = Path(path_to_cache or f"{data.blend.prefixes[0]}.cache")
     found = []
-    for together in [[prefix] for prefix in prefixes] if data.blend.weights else [prefixes]:
+    for together in data.blend.packed_together:
         files = [ChatFile(prefix) for prefix in together]
         spans = [tuple(round(edge * len(file.lengths)) for edge in data.part) for file in files]
         part = Part(files, [(first, last) for first, last in spans])

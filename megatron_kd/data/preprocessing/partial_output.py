@@ -1,4 +1,4 @@
-"""The output of a run of `preprocess` while it is made: files that a stopped run leaves, and goes on with.
+"""The output of a run of `preprocess` while it is made: files that a stopped run leaves, and resumes from.
 
 Beside PREFIX.bin and PREFIX.idx to be, there are for that time
 
@@ -6,9 +6,9 @@ Beside PREFIX.bin and PREFIX.idx to be, there are for that time
     PREFIX.partial.lengths    each document's length in tokens, int32
     PREFIX.partial.loss_mask  of conversations: a byte a token, as in PREFIX.loss_mask.bin
     PREFIX.partial.journal    a line that says of what and how the files are made, and a line for each time when all
-                              of them were on disk: their sizes, the counts, and where in the inputs to go on
+                              of them were on disk: their sizes, the counts, and where in the inputs to resume
 
-What was written after the last line of the journal is cut off by the run that goes on, and made again.
+A run that resumes cuts off what was written after the last line of the journal, and makes it again.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ class PartialOutput:
 
     Args:
         prefix: of the output.
-        made_of: what decides on the files' content; a run goes on only with files made of the same.
+        made_of: what decides on the files' content; a run resumes only from files made of the same.
         dtype: numpy's, of a token id.
         with_mask: whether there is a loss mask.
     """

@@ -44,10 +44,11 @@ def preprocess(
     `.jsonl` and `.json` files hold one object a line, its text at `json_key`; of `.parquet` files and folders that
     `datasets` has saved, `json_key` is the column; `.txt` and `.py` files are one document each, or one a line with
     `split_lines`. With `chat`, objects and rows are conversations (`data.chat`), rendered by `chat_template` (None: the
-    tokenizer's), and `output_prefix`.loss_mask.bin tells which tokens are the assistant's.
+    tokenizer's), and `output_prefix`.loss_mask.bin marks the assistant's tokens.
 
-    A run that is stopped, killed too, goes on with what it has on disk if it is started again with the same arguments
-    and unchanged inputs; `say` is told. `workers` None: one a core. `on_progress` gets the bytes done and in all.
+    A run that was stopped or killed resumes from what it has on disk if it is started again with the same arguments
+    and unchanged inputs, which it reports to `say`. `workers` None means one per core. `on_progress` is called with the
+    bytes read so far and in all.
 
     Raises:
         InputError: what the checks before any work find, all at once; the file and line of a malformed record, unless
@@ -64,18 +65,11 @@ def preprocess(
         "dtype": dtype.__name__,
         "options": {**options, "split_lines": split_lines, "skip_malformed": skip_malformed},
     }
-    total = sum(source.size for source in sources)
     try:
         with PartialOutput(Path(output_prefix), made_of, dtype, with_mask=chat) as output:
             if output.resumed:
-                say(f"{output_prefix}: goes on after {output.progress.counts}")
-            stream = read_chunks(sources, output.progress.cursor)
-            encoder = Encoder(reader, skip_malformed, dtype)
-            with contextlib.closing(encode_in_order(stream, encoder, workers or _cores())) as encoded:
-                for chunk in encoded:
-                    output.append(chunk)
-                    if on_progress:
-                        on_progress(output.progress.file_bytes, total)
+                say(f"{output_prefix}: resumes after {output.progress.counts}")
+            _write(output, sources, Encoder(reader, skip_malformed, dtype), workers or _cores(), on_progress)
             if not output.progress.counts.documents:
                 raise InputError(f"no document with text in {', '.join(map(str, inputs))}")
             output.finish()
@@ -84,6 +78,23 @@ def preprocess(
     except OSError as error:
         raise InputError(f"{output_prefix}: {error}") from error
     return output.progress.counts
+
+
+def _write(
+    output: PartialOutput,
+    sources: Sequence[Source],
+    encoder: Encoder,
+    workers: int,
+    on_progress: Callable[[int, int], None] | None,
+) -> None:
+    """Encode what `output` does not have yet, and append it."""
+    total = sum(source.size for source in sources)
+    stream = read_chunks(sources, output.progress.cursor)
+    with contextlib.closing(encode_in_order(stream, encoder, workers)) as encoded:
+        for chunk in encoded:
+            output.append(chunk)
+            if on_progress:
+                on_progress(output.progress.file_bytes, total)
 
 
 def checked_sources(

@@ -13,7 +13,7 @@ Kind = Literal["json", "line", "file", "row"]
 
 @dataclass(frozen=True)
 class Cursor:
-    """A place between two records of the inputs: from here a stopped run goes on.
+    """A place between two records of the inputs: a stopped run resumes from one.
 
     Attributes:
         input: which of the inputs, from 0.

@@ -17,13 +17,13 @@ import torch
 from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 from torch.utils.data import Dataset
 
-from megatron_kd.config.blend import SplitData, parse_split
+from megatron_kd.config.blend import SplitData, parse_split, required
 from megatron_kd.config.sections import DatasetConfig
 from megatron_kd.data.chat.chat_datasets import chat_datasets
 from megatron_kd.data.chat.chat_rows import RowSettings
 from megatron_kd.data.samples.gpt_dataset import CachedGPTDataset, DatasetBuilder, DatasetTokenizer
 from megatron_kd.data.samples.mock import MockDataset
-from megatron_kd.data.tokens.blend_files import blend_weights, checked_split, checked_splits, token_problems
+from megatron_kd.data.tokens.blend_files import blend_weights, checked_split, checked_splits, sample_problems
 from megatron_kd.data.tokens.token_files import count_tokens, foreign_id
 from megatron_kd.data.tokens.tokenizer import Tokenizer
 from megatron_kd.errors import ConfigError, InputError
@@ -132,7 +132,7 @@ def _text_config(
     Raises:
         ConfigError: files with too few tokens for one sample.
     """
-    if problems := [problem for data in splits if data for problem in token_problems(data, seq_length)]:
+    if problems := [problem for data in splits if data for problem in sample_problems(data, seq_length, chat=False)]:
         raise ConfigError(problems)
     source, prefixes = _one_blend(cfg, splits) if cfg.data_path is not None else _blend_per_split(splits)
     config = GPTDatasetConfig(
@@ -153,8 +153,8 @@ def _text_config(
 
 
 def _one_blend(cfg: DatasetConfig, splits: Sequence[SplitData | None]) -> tuple[dict[str, Any], list[str]]:
-    blend = next(data.blend for data in splits if data)
-    return {"blend": (blend.prefixes, blend_weights(blend)), "split": str(parse_split(cfg.split))}, blend.prefixes
+    blend, split = next(data.blend for data in splits if data), required(parse_split(cfg.split))
+    return {"blend": (blend.prefixes, blend_weights(blend)), "split": str(split)}, blend.prefixes
 
 
 def _blend_per_split(splits: Sequence[SplitData | None]) -> tuple[dict[str, Any], list[str]]:

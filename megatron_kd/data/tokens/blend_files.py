@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from megatron_kd.config.blend import SPLITS, Blend, SplitData, split_data
+from megatron_kd.config.problem import Problem, Setting
 from megatron_kd.config.sections import DatasetConfig
-from megatron_kd.data.tokens.sidecar import hash_problems
+from megatron_kd.data.tokens.sidecar import SIDECAR_CURE, hash_problems
 from megatron_kd.data.tokens.token_files import count_tokens, pair_problems
 from megatron_kd.errors import ConfigError, InputError
 
@@ -34,22 +35,31 @@ def checked_splits(cfg: DatasetConfig, samples: Sequence[int]) -> list[SplitData
     return [checked_split(cfg, name) if count else None for name, count in zip(SPLITS, samples, strict=True)]
 
 
-def file_problems(data: SplitData, *, chat: bool) -> Iterator[str]:
-    """What is wrong with the files of a blend."""
+def file_problems(data: SplitData, *, chat: bool) -> Iterator[Problem]:
+    """Files of a blend that are missing or damaged."""
     for prefix in dict.fromkeys(data.blend.prefixes):
-        yield from (f"{data.field}: {problem}" for problem in pair_problems(prefix, chat=chat))
+        yield from (Problem((Setting(data.field),), *found) for found in pair_problems(prefix, chat=chat))
 
 
-def token_problems(data: SplitData, seq_length: int) -> Iterator[str]:
-    """Each file of a blend must have, in the split, the tokens of at least one sample."""
+def sample_problems(data: SplitData, seq_length: int, *, chat: bool) -> Iterator[Problem]:
+    """Files of a blend that have nothing, or less than one sample, for a split; none of them is missing or damaged.
+
+    Of conversations, whether there is something to learn in those of the split shows only when they are packed.
+    """
+    if chat:
+        for prefixes in data.blend.packed_together:
+            if not any(count_tokens(prefix, data.part)[1] for prefix in prefixes):
+                why = f"{', '.join(map(repr, prefixes))} has no conversation for the {data.name} split"
+                yield Problem((Setting(data.field),), why, "give more data or another dataset.split")
+        return
     for prefix in dict.fromkeys(data.blend.prefixes):
         tokens, documents = count_tokens(prefix, data.part)
         if tokens < seq_length + 1:
-            yield (
-                f"{data.field}: {prefix!r} has {tokens} tokens in {documents} documents for the {data.name} split, "
-                f"and one sample of model.seq_length={seq_length} needs {seq_length + 1}: give more data, "
-                f"shorter sequences or another dataset.split"
+            why = (
+                f"{prefix!r} has {tokens} tokens in {documents} documents for the {data.name} split, and one sample of "
+                f"model.seq_length={seq_length} needs {seq_length + 1}"
             )
+            yield Problem((Setting(data.field),), why, "give more data, shorter sequences or another dataset.split")
 
 
 def blend_weights(blend: Blend) -> list[float] | None:
@@ -65,7 +75,7 @@ def check_data_files(cfg: DatasetConfig, *, hashes: bool) -> None:
     Raises:
         ConfigError: all that is wrong, naming field and file.
     """
-    problems: list[str] = []
+    problems: list[Problem] = []
     for name in SPLITS if not cfg.mock else ():
         data = split_data(cfg, name)
         if data is None:
@@ -75,9 +85,9 @@ def check_data_files(cfg: DatasetConfig, *, hashes: bool) -> None:
             wrong = _hash_problems(data, cfg.path_to_cache)
         problems += wrong
     if problems:
-        raise ConfigError(list(dict.fromkeys(problems)))
+        raise ConfigError(problems)
 
 
-def _hash_problems(data: SplitData, cache: str | None) -> list[str]:
+def _hash_problems(data: SplitData, cache: str | None) -> list[Problem]:
     found = (hash_problems(prefix, cache or f"{prefix}.cache") for prefix in data.blend.prefixes)
-    return [f"{data.field}: {problem}" for problems in found for problem in problems]
+    return [Problem((Setting(data.field),), why, SIDECAR_CURE) for whys in found for why in whys]

@@ -28,7 +28,8 @@ _FORMAT = 1
 _KNOWN = (".bin", ".idx", LOSS_MASK)
 _LARGEST = 1 << 16  # bytes; a sidecar has about 500
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_CURE = (
+# For whatever `size_problems` and `hash_problems` find.
+SIDECAR_CURE = (
     "copy the files again, or run `megatron-kd preprocess` again; if another program has made them anew, delete "
     f"{ENDING[1:]}"
 )
@@ -83,13 +84,13 @@ def size_problems(prefix: str) -> list[str]:
     try:
         sidecar = read_sidecar(prefix)
     except (OSError, ValueError) as error:
-        return [f"{prefix + ENDING!r} cannot be read: {error}: {_CURE}"]
+        return [f"{prefix + ENDING!r} cannot be read: {error}"]
     if sidecar is None:
         return []
     sizes = {ending: _size(prefix + ending) for ending in sidecar.files}
     return [
         f"{prefix + ending!r} has {'no such file' if sizes[ending] is None else f'{sizes[ending]} bytes'} where "
-        f"{record.size} bytes were written: {_CURE}"
+        f"{record.size} bytes were written"
         for ending, record in sidecar.files.items()
         if sizes[ending] != record.size
     ]
@@ -115,12 +116,12 @@ def hash_problems(prefix: str, cache: str | Path) -> list[str]:
             ending for ending, record in sidecar.files.items() if sha256_of(Path(prefix + ending)) != record.sha256
         ]
     except (OSError, ValueError) as error:
-        return [f"{prefix!r} cannot be compared with {Path(prefix).name}{ENDING}: {error}: {_CURE}"]
+        return [f"{prefix!r} cannot be compared with {Path(prefix).name}{ENDING}: {error}"]
     if not wrong:
         with contextlib.suppress(OSError):  # then it is read again at the next start, that is all
             memory.parent.mkdir(parents=True, exist_ok=True)
             replace_text(memory, seen)
-    return [f"{prefix + ending!r} has other content than was written (SHA-256): {_CURE}" for ending in wrong]
+    return [f"{prefix + ending!r} has other content than was written (SHA-256)" for ending in wrong]
 
 
 def _parsed(content: Any) -> Sidecar:

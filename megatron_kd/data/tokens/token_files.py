@@ -3,34 +3,41 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from megatron_kd.config.text_files import LOSS_MASK
+from megatron_kd.config.text_files import LOSS_MASK, is_text_file
+from megatron_kd.config.values import show
 from megatron_kd.data.tokens.index_file import index_problem, read_index
-from megatron_kd.data.tokens.sidecar import size_problems
+from megatron_kd.data.tokens.sidecar import SIDECAR_CURE, size_problems
 
 _FINGERPRINT_BYTES = 1 << 20
 _SCANNED = 1 << 22  # token ids looked at in one go
 
 
-def pair_problems(prefix: str, *, chat: bool) -> list[str]:
-    """What is wrong with the files at `prefix`, but for the ids themselves; with `chat`, with their loss mask too."""
-    bin_path, idx_path = Path(f"{prefix}.bin"), _index(prefix)
-    if missing := [path.name for path in (bin_path, idx_path) if not path.is_file()]:
-        return [
-            f"{prefix!r} has no {' and no '.join(missing)}: run `megatron-kd preprocess` "
-            "(or `make corpus` for the demo's data), and give the path without .bin or .idx"
-        ]
+def missing_files(prefix: str) -> list[str]:
+    """Those of the two files that are not there."""
+    return [prefix + ending for ending in (".bin", ".idx") if not os.path.isfile(prefix + ending)]
+
+
+def pair_problems(prefix: str, *, chat: bool) -> list[tuple[str, str]]:
+    """What is wrong with the files at `prefix`, but for the ids themselves, each with its cure.
+
+    With `chat`, their loss mask is looked at too.
+    """
+    if missing := missing_files(prefix):
+        return [_absent(prefix, missing)]
     if wrong := size_problems(prefix):
-        return wrong
+        return [(why, SIDECAR_CURE) for why in wrong]
+    bin_path, idx_path = Path(f"{prefix}.bin"), _index(prefix)
     if bin_path.stat().st_size == 0:
-        return [f"{str(bin_path)!r} is empty: run `megatron-kd preprocess` again"]
-    if problem := _index_problem(prefix, _identity(bin_path), _identity(idx_path)):
-        return [f"{str(idx_path)!r} {problem}: copy both files or run `megatron-kd preprocess` again"]
+        return [(f"{str(bin_path)!r} is empty", "run `megatron-kd preprocess` again")]
+    if why := _index_problem(prefix, _identity(bin_path), _identity(idx_path)):
+        return [(f"{str(idx_path)!r} {why}", "copy both files or run `megatron-kd preprocess` again")]
     return _mask_problems(prefix, bin_path.stat().st_size // read_index(idx_path).token_type.itemsize) if chat else []
 
 
@@ -87,13 +94,20 @@ def _identity(path: Path) -> tuple[int, ...]:
     return about.st_size, about.st_mtime_ns, about.st_ino
 
 
-def _mask_problems(prefix: str, tokens: int) -> list[str]:
+def _absent(prefix: str, missing: list[str]) -> tuple[str, str]:
+    if is_text_file(prefix):
+        return f"{show(prefix)} is text, not the prefix of tokenised files", "set dataset.text_path to it"
+    if prefix.endswith((".bin", ".idx")):
+        return f"{show(prefix)} must be the prefix of both files", f"write {show(prefix[:-4])}"
+    cure = f"make them with `megatron-kd preprocess --input TEXT --output-prefix {show(prefix)} --tokenizer DIR`"
+    return f"{' and '.join(map(show, missing))} not found", f"{cure} (those of the tiny recipes with `make corpus`)"
+
+
+def _mask_problems(prefix: str, tokens: int) -> list[tuple[str, str]]:
     mask = Path(f"{prefix}{LOSS_MASK}")
     if not mask.is_file():
-        return [f"{prefix!r} has no {mask.name}: run `megatron-kd preprocess --chat` on conversations"]
+        return [(f"{prefix!r} has no {mask.name}", "run `megatron-kd preprocess --chat` on conversations")]
     if mask.stat().st_size != tokens:
-        return [
-            f"{str(mask)!r} has {mask.stat().st_size} bytes for {tokens} tokens: "
-            "copy it or run `megatron-kd preprocess --chat` again"
-        ]
+        cure = "copy it or run `megatron-kd preprocess --chat` again"
+        return [(f"{str(mask)!r} has {mask.stat().st_size} bytes for {tokens} tokens", cure)]
     return []
