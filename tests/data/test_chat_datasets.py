@@ -151,7 +151,7 @@ def test_rows_are_worked_out_once_and_again_when_the_data_changes(
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        ("missing", r"has no a\.loss_mask\.bin: run `megatron-kd preprocess --chat`"),
+        ("missing", r"has no a\.loss_mask\.bin; run `megatron-kd preprocess --chat`"),
         ("short", r"a\.loss_mask\.bin' has 10 bytes for 11 tokens"),
         ("nothing learnt", "has nothing to learn for the train split, of 2 conversations"),
         ("foreign ids", r"a\.bin, document 0, holds token id 15[01]"),

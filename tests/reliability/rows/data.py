@@ -135,8 +135,8 @@ def _file_refused(prefix: Path, file: Path, whole: Path, what: str, *, harmless:
         read = samples(prefix)
     except InputError as error:
         assert error.exit_code == 2, error
-        # What is not there is named by its folder and name: the configuration gives neither ending.
-        gone = f"{str(prefix)!r} has no" in str(error) and file.name in str(error)
+        # A missing mask is named without its folder.
+        gone = f"{str(prefix)!r} has no {file.name}" in str(error)
         assert str(file) in str(error) or gone, f"{what}: {file} is not named in: {error}"
         assert not harmless, f"{what}: was refused: {error}"
         return {"refused": 1, "line": 0}
