@@ -177,7 +177,7 @@ def test_too_little_data_tells_what_there_is_and_what_is_needed(write_tokens: Wr
     [
         (DatasetConfig(), r"dataset\.train_data_path is not set.*dataset\.data_path.*dataset\.mock=true"),
         (DatasetConfig(data_path=[]), r"dataset\.data_path=\[\]: is empty"),
-        (DatasetConfig(data_path=["no/such"]), r"dataset\.data_path: no/such\.bin and no/such\.idx not found; make them"),
+        (DatasetConfig(data_path=["no/such"]), r"dataset\.data_path: no/such\.bin and no/such\.idx not found"),
         (
             DatasetConfig(data_path=[0.5, "a", "b"]),
             r"dataset\.data_path=\[0\.5, a, b\]: must list prefixes, or a weight before every prefix",
