@@ -23,8 +23,8 @@ class Derived:
         true_vocab_size: number of the student's token ids; ids at and above it are padding.
         teacher_vocab_size: the teacher's; None without a teacher. The ids below both sizes are the shared ones.
         padded_vocab_size: width of embeddings and heads, of student and teacher alike.
-        tokens_per_step: of one global batch, masked tokens included.
         lr_warmup_iters: the step at which the learning rate has risen to `optimizer.lr`.
+        start_weight_decay, end_weight_decay: of the first and the last step.
         lr_decay_iters: the step at which the learning rate has come down to `optimizer.min_lr`.
         student_dtype, teacher_dtype: "float32", "bfloat16" or "float16"; the teacher's is None without a teacher.
     """
@@ -37,7 +37,6 @@ class Derived:
     true_vocab_size: int
     teacher_vocab_size: int | None
     padded_vocab_size: int
-    tokens_per_step: int
     lr_warmup_iters: int
     lr_decay_iters: int
     start_weight_decay: float
@@ -83,7 +82,6 @@ def derived(cfg: ConfigContainer, world_size: int, tokenizer_vocab_size: int | N
         true_vocab_size=true_vocab,
         teacher_vocab_size=teacher_vocab_size(cfg, tokenizer_vocab_size),
         padded_vocab_size=padded_vocab,
-        tokens_per_step=batch * cfg.model.seq_length,
         lr_warmup_iters=warmup,
         lr_decay_iters=decay,
         start_weight_decay=start_decay,

@@ -50,20 +50,30 @@ _COMMON: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Family:
-    """A model family: the defaults of `transformers` for absent keys, and what its modelling code has built in."""
+    """A model family.
 
+    Attributes:
+        model_class: of `transformers`, with a language-modelling head.
+        defaults: of `transformers` for keys that are absent.
+        qkv_bias, qk_norm: whether its modelling code has them built in.
+    """
+
+    model_class: str
     defaults: dict[str, Any]
     qkv_bias: bool = False
     qk_norm: bool = False
 
 
 FAMILIES = {
-    "llama": Family({"max_position_embeddings": 2048}),
-    "mistral": Family({"num_key_value_heads": 8, "sliding_window": 4096, "max_position_embeddings": 131072}),
-    "qwen2": Family({"num_key_value_heads": 32, "max_position_embeddings": 32768, "use_sliding_window": False,
-                     "sliding_window": 4096, "max_window_layers": 28}, qkv_bias=True),
-    "qwen3": Family({"num_key_value_heads": 32, "head_dim": 128, "max_position_embeddings": 32768,
-                     "use_sliding_window": False, "sliding_window": 4096, "max_window_layers": 28}, qk_norm=True),
+    "llama": Family("LlamaForCausalLM", {"max_position_embeddings": 2048}),
+    "mistral": Family("MistralForCausalLM", {"num_key_value_heads": 8, "sliding_window": 4096,
+                                             "max_position_embeddings": 131072}),
+    "qwen2": Family("Qwen2ForCausalLM", {"num_key_value_heads": 32, "max_position_embeddings": 32768,
+                                         "use_sliding_window": False, "sliding_window": 4096,
+                                         "max_window_layers": 28}, qkv_bias=True),
+    "qwen3": Family("Qwen3ForCausalLM", {"num_key_value_heads": 32, "head_dim": 128,
+                                         "max_position_embeddings": 32768, "use_sliding_window": False,
+                                         "sliding_window": 4096, "max_window_layers": 28}, qk_norm=True),
 }  # fmt: skip
 
 

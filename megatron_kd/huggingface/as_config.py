@@ -8,9 +8,6 @@ from typing import Any
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.huggingface.architecture import ACTIVATIONS, LLAMA3_SCALING
 
-# The class of `transformers` by `model_type`.
-CLASSES = {"llama": "LlamaForCausalLM", "qwen2": "Qwen2ForCausalLM", "qwen3": "Qwen3ForCausalLM"}
-
 
 def why_not_exportable(model: GPTModelProvider) -> list[str]:
     """Why no family of `transformers` computes this model; empty if one does. Each names the field and its value."""

@@ -30,7 +30,8 @@ from megatron_kd.checkpoints.weights_only import make_durable
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, load_huggingface
 from megatron_kd.errors import InputError
-from megatron_kd.huggingface.as_config import CLASSES, config_values, family_of, why_not_exportable
+from megatron_kd.huggingface.architecture import FAMILIES
+from megatron_kd.huggingface.as_config import config_values, family_of, why_not_exportable
 from megatron_kd.huggingface.card import model_card, saved_tokenizer
 from megatron_kd.huggingface.folder import INDEX
 from megatron_kd.huggingface.tensors import Tensor as Source
@@ -188,7 +189,7 @@ def _write_config(model: GPTModelProvider, dtype: str, tokens: HuggingFaceTokeni
     if tokens is not None:
         special = {name: getattr(tokens.hf, name) for name in special} | {"eos_token_id": tokens.eos_id}
     config: PretrainedConfig = AutoConfig.for_model(family_of(model), **config_values(model), **special)
-    config.architectures = [CLASSES[family_of(model)]]
+    config.architectures = [FAMILIES[family_of(model)].model_class]
     config.torch_dtype = dtype
     config.save_pretrained(folder)
     # How a model generates, such as several end-of-turn tokens, comes from the folder that its tokenizer came from.

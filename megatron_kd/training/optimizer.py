@@ -103,7 +103,7 @@ def _fuse_on_cpu(optimizer: ChainedOptimizer) -> None:
 
 def build_scheduler(optimizer: ChainedOptimizer, cfg: ConfigContainer, derived: Derived) -> OptimizerParamScheduler:
     """The schedule of learning rate and weight decay, counted in iterations."""
-    s, weight_decay = cfg.scheduler, cfg.optimizer.weight_decay
+    s = cfg.scheduler
     return OptimizerParamScheduler(
         optimizer,
         init_lr=s.lr_warmup_init,
@@ -112,8 +112,8 @@ def build_scheduler(optimizer: ChainedOptimizer, cfg: ConfigContainer, derived: 
         lr_warmup_steps=derived.lr_warmup_iters,
         lr_decay_steps=derived.lr_decay_iters,
         lr_decay_style=s.lr_decay_style,
-        start_wd=weight_decay if s.start_weight_decay is None else s.start_weight_decay,
-        end_wd=weight_decay if s.end_weight_decay is None else s.end_weight_decay,
+        start_wd=derived.start_weight_decay,
+        end_wd=derived.end_weight_decay,
         wd_incr_steps=derived.train_iters,
         wd_incr_style=s.weight_decay_incr_style,
         wsd_decay_steps=s.lr_wsd_decay_iters,

@@ -35,7 +35,6 @@ def test_everything_of_a_distillation() -> None:
     assert values.data_parallel_size == 2
     assert values.num_microbatches == 4
     assert (values.true_vocab_size, values.padded_vocab_size) == (1000, 1024)
-    assert values.tokens_per_step == 16 * 1024
     assert values.lr_decay_iters == 1000
     assert (values.start_weight_decay, values.end_weight_decay) == (0.01, 0.1)
     assert values.data_seed == 1234
