@@ -17,9 +17,9 @@ from megatron_kd.checkpoints.weights_only import save_weights
 from megatron_kd.config.derived import padded_vocab_size
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.sections import DatasetConfig, TokenizerConfig
+from megatron_kd.data.loader import micro_batches
 from megatron_kd.data.preprocessing.run_text import tokenised
 from megatron_kd.data.samples.datasets import build_datasets
-from megatron_kd.data.samples.loader import micro_batches
 from megatron_kd.data.tokens.tokenizer import Tokenizer, load_tokenizer
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.huggingface.architecture import is_huggingface_folder, provider_from_hf

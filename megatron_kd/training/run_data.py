@@ -6,8 +6,8 @@ from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
+from megatron_kd.data.loader import micro_batches
 from megatron_kd.data.samples.datasets import build_datasets
-from megatron_kd.data.samples.loader import micro_batches
 from megatron_kd.data.tokens.tokenizer import Tokenizer
 from megatron_kd.models.micro_batch import MicroBatch
 from megatron_kd.runtime.layout import Layout

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from megatron_kd.data.samples.loader import MicroBatchSampler, micro_batches
+from megatron_kd.data.loader import MicroBatchSampler, micro_batches
 from megatron_kd.data.samples.mock import MockDataset
 from megatron_kd.errors import InputError
 from megatron_kd.models.micro_batch import MicroBatch

@@ -290,8 +290,8 @@ def teacher_logits(side: str, sizes: Sizes) -> Iterator[Step]:
 def _our_run(sizes: Sizes, side: str) -> Iterator[tuple[Any, Iterator[Any]]]:
     """A run of the trainer of this process alone, with random weights, and its micro-batches."""
     from megatron_kd.config.derived import derived
+    from megatron_kd.data.loader import micro_batches
     from megatron_kd.data.samples.datasets import build_datasets
-    from megatron_kd.data.samples.loader import micro_batches
     from megatron_kd.data.tokens.tokenizer import load_tokenizer
     from megatron_kd.runtime.start import running_ranks
     from megatron_kd.training.run_state import build_run
