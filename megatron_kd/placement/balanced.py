@@ -9,7 +9,7 @@ from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.problem import Problem, divides
 from megatron_kd.placement.even_split import even_split
 from megatron_kd.placement.grid import Grid
-from megatron_kd.placement.refusals import not_forward_only, not_hidden_states
+from megatron_kd.placement.refusals import apart
 from megatron_kd.placement.strategy import Strategy
 from megatron_kd.placement.workload import Workload
 
@@ -23,8 +23,7 @@ class Balanced(Strategy):
         self, cfg: ConfigContainer, model: GPTDistillationProvider, world_size: int | None
     ) -> Iterator[Problem]:
         """Sizes of which the ranks are no multiple."""
-        yield from not_forward_only(cfg, model)
-        yield from not_hidden_states(model)
+        yield from apart(cfg, model)
         copy = model.teacher.tensor_model_parallel_size * model.teacher.pipeline_model_parallel_size
         if world_size is not None and not divides(copy, world_size):
             sizes = "model.teacher.tensor_model_parallel_size model.teacher.pipeline_model_parallel_size"

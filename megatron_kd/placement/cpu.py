@@ -8,7 +8,7 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.problem import Problem
 from megatron_kd.placement.grid import Grid
-from megatron_kd.placement.refusals import not_forward_only, not_hidden_states, not_whole
+from megatron_kd.placement.refusals import whole
 from megatron_kd.placement.strategy import Strategy
 from megatron_kd.placement.workload import Workload
 
@@ -25,9 +25,7 @@ class Cpu(Strategy):
         self, cfg: ConfigContainer, model: GPTDistillationProvider, world_size: int | None
     ) -> Iterator[Problem]:
         """A layout of the teacher's own."""
-        yield from not_forward_only(cfg, model)
-        yield from not_hidden_states(model)
-        yield from not_whole(cfg, model, self.name)
+        yield from whole(cfg, model, self.name)
 
     def grid(self, run: Workload) -> Grid:
         """All ranks, each with a copy."""
