@@ -35,7 +35,7 @@ def tell_as_rank(error: MegatronKDError) -> None:
 
 @contextmanager
 def going_on_without(path: Path, what: str = "") -> Iterator[None]:
-    """Warn that a file could not be written instead of raising: a log is no reason to end a run.
+    """Warn that a file could not be written instead of raising: a run must not end because of a log.
 
     Args:
         path: of the file.

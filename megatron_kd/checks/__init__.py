@@ -1,7 +1,7 @@
 """`problems(cfg)`: everything about a configuration that cannot work, found before anything is started.
 
 Each subject has a file. To add a check, write a generator of `Problem` there and give it a line in `CHECKS`: its group
-says who runs it, and `needs` which facts beside the configuration it looks at.
+says who runs it, and `needs` which facts it reads beside the configuration.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ class Group(Enum):
     WEIGHTS = auto()  # reads what folders say about themselves
     DATA = auto()
     SCHEDULE = auto()  # again when a run in epochs has counted its data
-    TRAINING = auto()  # all else that only a run that trains looks at
+    TRAINING = auto()  # everything else that only training needs
 
 
 @dataclass(frozen=True)
@@ -78,7 +78,7 @@ CHECKS = (
     Check(Group.TRAINING, output_problems),
 )
 
-# What is checked of a plan, which needs neither weights nor data, and of an evaluation, which trains nothing.
+# The checks for a plan, which needs neither weights nor data, and for an evaluation, which does not train.
 PLAN = frozenset({Group.SIZES, Group.VOCABULARY, Group.LOSSES})
 EVALUATION = PLAN | {Group.PLACEMENT, Group.WEIGHTS, Group.DATA}
 
@@ -91,7 +91,7 @@ def problems(
 ) -> list[Problem]:
     """Find every impossible value and every contradiction between values.
 
-    Nothing is changed and nothing is started; the disk is looked at for files the configuration names. Types are
+    Nothing is changed or started; only files that the configuration names are read from disk. Types are
     `resolve`'s business and are taken to be right.
 
     Args:

@@ -66,7 +66,7 @@ def _one_origin(cfg: ConfigContainer) -> Iterator[Problem]:
             "dataset.data_path dataset.train_data_path dataset.mock",
             "there is no data",
             "set dataset.data_path=[PREFIX], made by `megatron-kd preprocess --input TEXT --output-prefix PREFIX "
-            "--tokenizer DIR`, dataset.text_path=FILE.txt or .jsonl, or dataset.mock=true for made-up tokens",
+            "--tokenizer DIR`, dataset.text_path=FILE.txt or .jsonl, or dataset.mock=true for mock data",
         )
     elif len(given) > 1:
         cure = "keep one of these and unset the others"
@@ -138,7 +138,7 @@ def _chat(cfg: ConfigContainer) -> Iterator[Problem]:
             yield Problem.of(cfg, "dataset.long_samples dataset.chat", why, "set it to truncate, or chat to true")
         return
     if data.mock:
-        why = "made-up tokens are no conversations"
+        why = "mock data does not contain conversations"
         yield Problem.of(cfg, "dataset.chat dataset.mock", why, "set dataset.chat=false")
     if data.eod_mask_loss:
         why = "of conversations, only what the assistant says is learnt"
@@ -187,7 +187,7 @@ def _tokenizer(cfg: ConfigContainer) -> Iterator[Problem]:
     if named or (cfg.dataset.mock and true_vocab_size(cfg) is not None):
         return
     if cfg.dataset.mock:
-        why = "made-up tokens need a vocabulary size"
+        why = "mock data needs a vocabulary size"
         yield Problem.of(cfg, "dataset.mock model.vocab_size", why, "set model.vocab_size")
     elif kind == "huggingface":
         cure = "set it to the tokenizer's folder or tokenizer.json, the one the data was made with"

@@ -1,4 +1,4 @@
-"""What student, teacher and their losses must have in common."""
+"""Checks that the student, the teacher and the losses between them are compatible."""
 
 from __future__ import annotations
 
@@ -58,7 +58,7 @@ def _captured_by_modelopt(model: GPTDistillationProvider, pair: list[str]) -> It
 
 
 def _is_on_last_part(model: GPTModelProvider, layer: str) -> bool:
-    """Whether `layer` is where the output layer is; true also of one that does not exist, which is said elsewhere."""
+    """Whether `layer` is where the output layer is; also true if it does not exist, which another check reports."""
     stages, chunks = max(model.pipeline_model_parallel_size, 1), model.chunks
     place = place_of(layer, num_layers=model.num_layers, stages=stages, chunks=chunks)
     return place is None or (place.stage, place.chunk) == (stages - 1, chunks - 1)

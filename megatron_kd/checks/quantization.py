@@ -1,4 +1,4 @@
-"""What fake quantisation of the student needs of its shapes, and what it is not for."""
+"""Checks for fake quantisation of the student: the shapes that it requires and the settings it does not support."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def _blocks(cfg: ConfigContainer) -> Iterator[Problem]:
 
 
 def _input_widths(model: GPTModelProvider) -> list[tuple[str, int, bool]]:
-    """What the linear layers of a transformer layer read, how wide it is, and whether it is split over ranks."""
+    """Inputs of a transformer layer's linear layers: name, width, and whether it is split over ranks."""
     return [
         ("hidden states", model.hidden_size, False),
         ("the outputs of attention", model.num_attention_heads * model.head_size, True),

@@ -34,7 +34,7 @@ def length_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     names = "train.train_iters train.num_epochs"
     if cfg.train.num_epochs is not None and cfg.dataset.mock:
         cure = "set train.num_epochs=null and train.train_iters"
-        yield Problem.of(cfg, "train.num_epochs dataset.mock", "made-up data never ends, so it has no epochs", cure)
+        yield Problem.of(cfg, "train.num_epochs dataset.mock", "mock data never ends, so it has no epochs", cure)
     elif cfg.train.train_iters is None and cfg.train.num_epochs is None:
         yield Problem.of(cfg, names, "the length of the run is not given", "set one of the two")
     elif cfg.train.train_iters is not None and cfg.train.num_epochs is not None:
@@ -101,7 +101,7 @@ def output_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     if isinstance(resume, int) and resume >= 0:
         step = run_dir / "checkpoints" / f"iter_{resume:07d}"
         if not os.path.isdir(step):
-            cure = "set checkpoint.resume=auto for the newest, or never to start anew"
+            cure = "set checkpoint.resume=auto for the newest, or never to start from scratch"
             yield Problem.of(cfg, "checkpoint.resume", f"{step} is not there", cure)
 
 

@@ -77,7 +77,7 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
 
 
 def summaries() -> dict[str, str]:
-    """What each command is for, by its name. Read from the source: nothing is imported."""
+    """The summary of each command, by name, read from the source without importing it."""
     found = {}
     for path in sorted(Path(__file__).parent.glob("*.py")):
         for node in ast.parse(path.read_text(encoding="utf-8")).body:

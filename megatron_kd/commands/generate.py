@@ -26,7 +26,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--teacher", metavar="DIR", help="another, whose answers are shown beside the student's")
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="the longest answer (64)")
     parser.add_argument(
-        "--temperature", type=float, default=0.0, metavar="T", help="of sampling; 0 takes the likeliest token (0)"
+        "--temperature", type=float, default=0.0, metavar="T", help="of sampling; 0 takes the most likely token (0)"
     )
     parser.add_argument("--seed", type=int, default=1234, metavar="N", help="of each answer's sampling (1234)")
     parser.add_argument("--chat", action="store_true", help="put prompts into the tokenizer's chat template")

@@ -117,7 +117,7 @@ def _argument_problems(args: argparse.Namespace) -> Iterator[str]:
     if args.nproc is not None and args.gpus_per_node is not None:
         yield "--nproc, --gpus-per-node: both say the ranks of a node; keep --gpus-per-node where there are GPUs"
     if args.mounts is not None and args.container is None:
-        yield "--mounts: are of a container; name its image with --container"
+        yield "--mounts: needs a container; name its image with --container"
 
 
 def _restart_problems(cfg: ConfigContainer) -> Iterator[Problem]:

@@ -1,4 +1,4 @@
-"""`megatron-kd plan`: what each place for the teacher would need, before anything is started.
+"""`megatron-kd plan`: the cost of each teacher placement, before anything is started.
 
     megatron-kd plan recipes/llama/distill_llama32_3b-1b.py --gpus 8 --memory 80GB train.micro_batch_size=1
 
@@ -27,7 +27,7 @@ from megatron_kd.planning.placement_table import plan_text
 from megatron_kd.resolve.configuration import merge
 from megatron_kd.resolve.recipe_files import load_recipe
 
-SUMMARY = "estimate memory, work and traffic for each place of the teacher"
+SUMMARY = "estimate memory, work and traffic for each teacher placement"
 _USAGE = (
     "megatron-kd plan RECIPE [--config-file FILE] [--gpus N] [--memory 80GB] [--gpus-per-machine N] "
     "[--device cuda|cpu] [section.field=value ...]"
@@ -81,9 +81,9 @@ def _without_absent_folder(model: Any) -> Any:
 
 
 def plan_problems(cfg: ConfigContainer, world_size: int) -> Iterator[Problem]:
-    """What makes a configuration impossible wherever the teacher is; weights and data may be missing."""
+    """Problems of a configuration under every teacher placement; weights and data may be missing."""
     if cfg.models.teacher is None:
-        why = "has no teacher, and a plan is of a distillation"
+        why = "has no teacher, and only a distillation can be planned"
         yield Problem((Setting("model"),), why, "name a recipe with a GPTDistillationProvider")
         return
     yield from problems(cfg, world_size, groups=PLAN)

@@ -29,7 +29,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--tokenizer", required=True, metavar="PATH", help="a tokenizer folder, tokenizer.json or SentencePiece .model"
     )
     parser.add_argument("--json-key", metavar="KEY", help="the key or column that has the text (text)")
-    parser.add_argument("--workers", type=int, metavar="N", help="processes (one a core)")
+    parser.add_argument("--workers", type=int, metavar="N", help="processes (one per core)")
     parser.add_argument("--split-lines", action="store_true", help="each line of a text file is a document")
     parser.add_argument("--skip-malformed", action="store_true", help="skip and count malformed records")
     parser.add_argument("--no-append-eod", action="store_true", help="no end-of-document token after each document")

@@ -91,7 +91,7 @@ def _tokenizer(given: str | None, teacher: GPTModelProvider) -> TokenizerConfig:
 
 
 def _report(pruned: Pruned) -> str:
-    """What is left of parameters and layers, and where."""
+    """The parameters and layers that are left, and the output folder."""
     before, after = (_parameters(model) for model in (pruned.teacher, pruned.student))
     kept = ", ".join(str(layer) for layer in pruned.depth.kept)
     scores = ", ".join(f"{score:.3g}" for score in pruned.depth.scores)

@@ -65,7 +65,7 @@ class Split:
 
 @dataclass(frozen=True)
 class SplitData:
-    """What the split `name` is read from: a part of each file of a blend, which is the value of `field`."""
+    """The data of the split `name`: a part of each file of a blend, which is the value of `field`."""
 
     name: str
     field: str
@@ -105,7 +105,7 @@ def parse_split(text: str) -> Split | Problem:
 
 
 def split_data(data: DatasetConfig, name: str) -> SplitData | None:
-    """What a split is read from: its part of `data_path` or, where that is not set, all of its own list.
+    """The data of a split: its part of `data_path` or, where that is not set, all of its own list.
 
     None where neither is set.
 
@@ -123,7 +123,7 @@ def split_data(data: DatasetConfig, name: str) -> SplitData | None:
 
 
 def required(parsed: Parsed | Problem) -> Parsed:
-    """What was parsed.
+    """Return the parsed value.
 
     Raises:
         ConfigError: a problem instead.

@@ -1,4 +1,4 @@
-"""What follows from a configuration's values. Everything here is pure; nothing is stored back into the values."""
+"""Values derived from a configuration. All functions are pure; nothing is written back to the configuration."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def lr_decay_iters(cfg: ConfigContainer) -> int | None:
 def lr_warmup_iters(cfg: ConfigContainer) -> int | None:
     """Steps until the learning rate is at its maximum: as given, else the given share of the schedule.
 
-    None where that share is of a length that is not known yet.
+    None while the length of the schedule is unknown.
     """
     decay = lr_decay_iters(cfg)
     if cfg.scheduler.lr_warmup_iters is not None or decay is None:

@@ -90,7 +90,7 @@ def read_document(path: str | Path) -> Document:
     """Read a YAML file whose top level is a mapping.
 
     Raises:
-        ConfigError: it cannot be read, is not YAML, is empty, is no mapping, repeats keys, or holds anything but
+        ConfigError: it cannot be read, is not YAML, is empty, is not a mapping, repeats keys, or holds anything but
             plain data; every line names the file and, where there is one, the line.
     """
     name = str(path)

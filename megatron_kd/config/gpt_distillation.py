@@ -13,7 +13,7 @@ from megatron_kd.config.model_parts import TeacherPlacement, names
 
 @dataclass(kw_only=True)
 class _Distilled:
-    """What a student learns from, in the order of the configuration: before the teacher's placement."""
+    """The teacher and the losses, in the order of the configuration: before the teacher's placement."""
 
     teacher: GPTModelProvider = field(default_factory=GPTModelProvider)
     kd_config: ModelOptDistillConfig = field(default_factory=ModelOptDistillConfig)

@@ -23,7 +23,7 @@ class ModelOptDistillConfig:
         logit_layers: names of the student's and the teacher's logit layer.
         intermediate_layer_pairs: pairs of layer names, student's first, with a loss between their outputs: cosine, or
             what a third element names (cosine, mse, smooth_l1). Layers are counted over the whole model, from 0; both
-            of a pair must be on one pipeline stage and put out the full hidden dimension (norms do). Where the
+            of a pair must be on one pipeline stage and output the full hidden dimension (norms do). Where the
             hidden sizes differ, each pair has a trained projection of its own to the teacher's.
         skip_lm_loss: leave the language-modelling loss out of training.
         kd_loss_scale: with the LM loss in, the cumulative logits-and-intermediate loss is scaled to this many
@@ -38,10 +38,10 @@ class ModelOptDistillConfig:
         logits_loss_alpha: skew of the two skewed KLs (Ko et al. 2024).
         temperature_squared: multiply the logit loss by the temperature squared (Hinton et al. 2015), so that its
             gradient keeps its size as the temperature grows; off is ModelOpt's convention.
-        logit_kl_topk: compare the teacher's so many likeliest tokens only, and the mass of the rest by
+        logit_kl_topk: compare only the teacher's top-k tokens, and the mass of the rest by
             `logit_kl_topk_tail`; the student stays normalised over the whole vocabulary. None compares all tokens.
         logit_kl_topk_tail: `bucket` compares the mass of all other tokens as one more outcome, `renormalise` scales
-            the teacher's likeliest tokens to sum to 1, `ignore` leaves the rest out.
+            the teacher's top-k tokens to sum to 1, `ignore` leaves the rest out.
         logits_form: `fused` computes losses and gradients from hidden states and heads, chunk by chunk, so that the
             logits of neither model ever exist; `materialised` keeps both models' logits; `auto` is fused wherever
             the weights of the losses are known before the forward pass, i.e. unless `loss_balancer` is modelopt, and

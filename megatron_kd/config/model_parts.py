@@ -19,7 +19,7 @@ _FREE: dict[str, Any] = {"free": True}  # may differ between a student and the t
 
 @dataclass(kw_only=True)
 class Architecture:
-    """What a GPT model computes. Sizes are global (unsharded).
+    """The architecture of a GPT model. Sizes are global (unsharded).
 
     `vocab_size` is the true number of tokens (None: the tokenizer's); the model is built
     `make_vocab_size_divisible_by` rounded up, whatever the tensor-parallel size.

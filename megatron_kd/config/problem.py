@@ -32,7 +32,7 @@ class Setting:
     """A field as a problem names it.
 
     Attributes:
-        name: dotted, or the flag or word of a command line that is no field.
+        name: dotted, or a flag or word of the command line that is not a field.
         value: as YAML writes it; None for a name that has no value to be shown.
         origin: where the value was set, such as `my.yaml:3`; empty until that is looked up.
     """
@@ -47,7 +47,7 @@ class Setting:
 
 @dataclass(frozen=True)
 class Problem:
-    """What cannot be.
+    """A value, or a combination of values, that cannot work.
 
     Attributes:
         fields: with their values; the one to change first.

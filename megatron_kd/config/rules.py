@@ -1,4 +1,4 @@
-"""Ranges that a number may have to lie in."""
+"""Ranges that a number may be restricted to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 
 @dataclass(frozen=True)
 class Rule:
-    """What must hold of a value, as a test and in words."""
+    """A condition on a value, as a predicate and in words."""
 
     holds: Callable[[Any], bool]
     words: str

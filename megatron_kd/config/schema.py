@@ -1,4 +1,4 @@
-"""What a configuration may hold: every field by its dotted path, with its type and its class default.
+"""The schema of a configuration: every field by its dotted path, with its type and its class default.
 
 A configuration is handled here as flat data, `{("train", "train_iters"): 1000, ...}`: that is what files and
 command lines edit, and what is checked before new dataclasses are built from it. Nothing here knows which sections
@@ -103,7 +103,7 @@ def build(flat: Mapping[FieldPath, Any], schema: Schema, at: FieldPath = ()) -> 
 
 
 def unknown_key(path: FieldPath, schema: Schema) -> Problem:
-    """A key that is no field: the nearest right one, or the fields there are."""
+    """The problem of an unknown key, which suggests the closest field or lists all fields."""
     key = (Setting(dotted(path)),)
     parent = next((path[:n] for n in range(len(path) - 1, 0, -1) if path[:n] in schema.leaves), None)
     if parent:

@@ -77,9 +77,9 @@ class DatasetConfig:
     """Tokenised text in megatron's `.bin/.idx` format, or a text file that becomes that when the run starts.
 
     `data_path` lists path prefixes, or alternates weights and prefixes; it is cut by `split`. Or give each
-    split its own list. `text_path` is a `.txt` file, each line a document, or a `.jsonl` file with one at each line's
-    `text`; it is tokenised into `logger.run_dir`/data and cut by `split` too. `mock` is made-up data, and must be
-    asked for by name.
+    split its own list. `text_path` is a `.txt` file with one document per line, or a `.jsonl` file with one at each
+    line's `text`; it is tokenised into `logger.run_dir`/data and cut by `split` too. `mock` is synthetic data, and
+    must be set explicitly.
 
     With `chat`, all of it is conversations, learnt where the assistant speaks: files of `megatron-kd preprocess
     --chat`, or a `.jsonl` file of messages. Each has a sequence of its own, filled up with padding, or shares one with
@@ -127,7 +127,7 @@ class CheckpointConfig:
 
     save: bool = True
     save_interval: int = 1000  # in iterations; the last iteration is always saved
-    async_save: bool = False  # write while the run goes on, from a copy of the state in host memory
+    async_save: bool = False  # write while training continues, from a copy of the state in host memory
     most_recent_k: int | None = None  # None: keep all
     pretrained_checkpoint: str | None = None  # the student's weights to start from
     resume: Literal["auto", "never"] | int = "auto"  # or the step to continue from
@@ -136,7 +136,7 @@ class CheckpointConfig:
 
 @dataclass(kw_only=True)
 class LoggerConfig:
-    """What a run writes, all of it in one folder."""
+    """The output of a run, all of it in one folder."""
 
     run_dir: str = "runs/default"
     log_interval: int = 1
@@ -153,7 +153,7 @@ class DistConfig:
     step_timeout_s: int = 600
     checkpoint_timeout_s: int = 1800
     device_memory_gb: float | None = None  # of a rank's device, for `auto` and `plan`; None: as measured
-    num_threads: int | None = None  # CPU threads a rank; None: cores divided by the ranks of this machine
+    num_threads: int | None = None  # CPU threads per rank; None: cores divided by the ranks of this machine
 
 
 @dataclass(kw_only=True)

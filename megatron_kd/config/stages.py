@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 FINAL_NORM = "decoder.final_layernorm"
 LAYER_NAME = re.compile(r"decoder\.layers\.(\d+)\.(\w[\w.]*)")
-# Outputs that are no hidden states: split over tensor-parallel ranks, and of another width.
+# Outputs other than hidden states: split over tensor-parallel ranks, with a different width.
 NOT_HIDDEN = ("linear_qkv", "linear_fc1", "core_attention", "q_layernorm", "k_layernorm")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 # A line of `.txt` is a document, a line of the others an object that has one at `text`.
 TEXT_FILES = (".txt", ".jsonl", ".json")
 
-# What conversations have beside `.bin` and `.idx`: a byte for each token, 1 where it is to be learnt.
+# The third file of conversations, beside `.bin` and `.idx`: one byte per token, 1 if the loss includes it.
 LOSS_MASK = ".loss_mask.bin"
 
 

@@ -1,7 +1,7 @@
 """Data is a pure function of the step: which samples a rank reads depends on nothing that happened before.
 
-Step t reads samples t*G .. (t+1)*G-1, where G is the global batch size. They are dealt out by micro-batch, then
-data-parallel rank, then place in the micro-batch: with micro-batches of B samples on D ranks, micro-batch m on
+Step t reads samples t*G .. (t+1)*G-1, where G is the global batch size. They are assigned by micro-batch, then
+data-parallel rank, then position in the micro-batch: with micro-batches of B samples on D ranks, micro-batch m on
 rank r holds t*G + (m*D + r)*B + [0, B). Every choice of B and D covers the same samples, in the same order.
 
 Legend: B samples of a micro-batch, S sequence length.
@@ -98,8 +98,8 @@ def micro_batches(
         collate_fn=partial(_stack, packed),
         num_workers=num_workers,
         pin_memory=pin_memory and torch.cuda.is_available(),
-        # Without one of its own, a DataLoader draws a seed from the global generator each time it is iterated,
-        # and a resumed run would no longer draw what the unbroken one draws.
+        # Without its own generator, a DataLoader draws a seed from the global one each time it is iterated,
+        # and a resumed run would no longer draw the same numbers as an uninterrupted one.
         generator=torch.Generator(),
     )
     return iter(loader)

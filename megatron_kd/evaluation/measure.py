@@ -41,7 +41,7 @@ def measure(evaluation: Evaluation) -> Report:
         run.doing.enter("evaluation", run.step)
         with watching(run.doing, None, end_rank):
             result = evaluate(run, data.validation())
-        assert result is not None, "nobody can ask this command to stop and wait for its ranks"
+        assert result is not None, "this command does not support a request to stop"
         if not evaluation.own:
             result = {name: result[name] for name in _COMPARABLE if name in result}
         return _report(run, evaluation, result)

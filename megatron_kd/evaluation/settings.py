@@ -26,7 +26,7 @@ from megatron_kd.evaluation.saved_model import SavedModel
 from megatron_kd.resolve.configuration import Merged, defaults_for, merge
 from megatron_kd.resolve.flags import COMMAND_LINE
 
-EVALUATION_ITSELF = "megatron-kd evaluate"  # the origin of values that nobody has set
+EVALUATION_ITSELF = "megatron-kd evaluate"  # the origin of values that the user has not set
 # Of a run's own file, what says where its student's weights came from: here they come from the checkpoint.
 _WITHOUT_WEIGHTS = ("model.hf_path=null", "model.init=null", "model.checkpoint=null")
 _WITHOUT_TEACHER = "~model.teacher"  # it may be gone

@@ -28,9 +28,9 @@ class Headed(Protocol):
         """This rank's rows of the head, [V, H] sharded over V."""
 
     def logits(self, hidden_SBH: Tensor) -> Tensor:
-        """Of the final hidden states, [S, B, V] sharded over V; of the whole sequence, also under sequence parallelism.
+        """Logits of the final hidden states, [S, B, V] sharded over V, always for the whole sequence.
 
-        Where hidden states are of this rank's part of the sequence, it gathers them.
+        Under sequence parallelism, it gathers the hidden states first.
         """
 
 
@@ -109,7 +109,7 @@ def no_head(model: Headed, hidden_SBH: Tensor) -> Tensor:
 
 
 def hidden_states_of(output: Any) -> Tensor:
-    """A layer's hidden states, [S, B, H]; layers that put out a bias or a context beside them give a tuple."""
+    """A layer's hidden states, [S, B, H]; layers that also return a bias or a context output a tuple."""
     hidden_SBH: Tensor = output[0] if isinstance(output, tuple) else output
     return hidden_SBH
 

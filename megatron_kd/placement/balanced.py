@@ -22,7 +22,7 @@ class Balanced(Strategy):
     def problems(
         self, cfg: ConfigContainer, model: GPTDistillationProvider, world_size: int | None
     ) -> Iterator[Problem]:
-        """Sizes of which the ranks are no multiple."""
+        """Parallel sizes that do not divide the number of ranks."""
         yield from apart(cfg, model)
         copy = model.teacher.tensor_model_parallel_size * model.teacher.pipeline_model_parallel_size
         if world_size is not None and not divides(copy, world_size):

@@ -30,7 +30,7 @@ class Colocated(Strategy):
     def problems(
         self, cfg: ConfigContainer, model: GPTDistillationProvider, world_size: int | None
     ) -> Iterator[Problem]:
-        """What one pipeline for both models does not allow."""
+        """Settings that a shared pipeline for both models does not support."""
         yield from _layouts_that_differ(cfg, model)
         yield from _virtual_pipelines(cfg, model)
         if model.pipeline_model_parallel_size > 1 and model.teacher_dtype not in (None, student_dtype(cfg)):

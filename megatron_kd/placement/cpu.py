@@ -1,4 +1,4 @@
-"""`cpu`: the teacher in host memory, one copy a machine, from which every rank computes its share of the batch."""
+"""`cpu`: the teacher in host memory, one copy per machine, with which every rank computes its share of the batch."""
 
 from __future__ import annotations
 

@@ -20,9 +20,9 @@ def even_split(
 ) -> tuple[int, int, int]:
     """Tensor-, pipeline- and data-parallel sizes of a teacher over `world_size` ranks.
 
-    Of all splits into tp x pp parts that the model allows, those with the most parts are looked at: the even ones
+    Of all splits into tp x pp parts that the model allows, those with the most parts are considered: the even ones
     first, and among these the one with most pipeline stages, since stages send hidden states once and tensor
-    parallelism sums them twice a layer. Where no split is even, the one whose largest part is smallest is taken.
+    parallelism reduces them twice per layer. Where no split is even, the one whose largest part is smallest is taken.
 
     Args:
         model: the teacher; its own layout fields are not read.

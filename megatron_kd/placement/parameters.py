@@ -19,7 +19,7 @@ class LayerSizes:
         queries: N D / tp, of the queries and of the attention's output.
         keys: K D / tp, of the keys, and again of the values.
         ffn: F / tp, of the feed-forward's inner state.
-        fc1: what its first matrix puts out: twice `ffn` where it is gated.
+        fc1: the output of its first matrix: twice `ffn` if gated.
     """
 
     hidden: int
@@ -84,7 +84,7 @@ def layer_sizes(model: GPTModelProvider, tp: int) -> LayerSizes:
 def shard_parameters(
     model: GPTModelProvider, *, padded_vocab_size: int, tp: int = 1, pp: int = 1, stage: int = 0
 ) -> Parameters:
-    """What a rank of pipeline stage `stage` holds of `model` divided over `tp` x `pp` ranks.
+    """The parameters of `model` on a rank of pipeline stage `stage`, divided over `tp` x `pp` ranks.
 
     The model's own layout fields are not read. Virtual chunks of a stage are counted together.
     """
@@ -126,7 +126,7 @@ def _matrices(sizes: LayerSizes) -> list[tuple[int, int]]:
 
 
 def _vectors(model: GPTModelProvider, tp: int) -> int:
-    """A layer's parameters that are no matrices: norms and biases."""
+    """The number of a layer's parameters outside matrices: norms and biases."""
     sizes = layer_sizes(model, tp)
     count = 2 * _norm(model, sizes.hidden)
     if model.qk_layernorm:

@@ -36,5 +36,5 @@ def _pairs_that_are_not_handed_over(model: GPTDistillationProvider) -> Iterator[
     for pair in model.kd_config.intermediate_layer_pairs:
         for layer in pair[:2]:
             if layer.split(".")[-1] in NOT_HIDDEN:
-                why = f"the output of {layer} is no hidden state, and only these travel from a teacher elsewhere"
+                why = f"the output of {layer} is not a hidden state, and a teacher elsewhere sends only these"
                 yield pair_problem(pair, why, "pair a norm instead, such as decoder.layers.N.input_layernorm")

@@ -5,7 +5,7 @@ All in one round, the teacher's last stage would hold a whole global batch of hi
 
 from __future__ import annotations
 
-# Forwards of a round for each stage of the teacher: a pipeline stands still for (stages - 1) of them.
+# Forward passes per round for each stage of the teacher: a pipeline is idle for (stages - 1) of them.
 FORWARDS_A_STAGE = 8
 
 

@@ -43,14 +43,14 @@ class Strategy(ABC):
     def problems(
         self, cfg: ConfigContainer, model: GPTDistillationProvider, world_size: int | None
     ) -> Iterator[Problem]:
-        """Why it cannot support the run of `cfg`, whose model is `model`; unknown ranks (None) are no reason."""
+        """Why it cannot support the run of `cfg`, whose model is `model`; a `world_size` of None is not checked."""
 
     @abstractmethod
     def grid(self, run: Workload) -> Grid:
         """The ranks of the teacher's body."""
 
     def for_unknown_memory(self, world_size: int) -> bool:
-        """Whether `auto` takes it on so many devices if nobody knows their memory; one strategy says yes."""
+        """Whether `auto` takes it on `world_size` devices of unknown memory; true for one strategy only."""
         return False
 
     def body_bytes(self, run: Workload, stage: int) -> int:

@@ -123,7 +123,7 @@ class Workload:
         )
 
     def body_bytes(self, shard: Parameters) -> int:
-        """Bytes of a part of the teacher's body; quantised matrices have a byte a weight and a float32 scale a row."""
+        """Bytes of a part of the teacher's body; quantised matrices: a byte per weight, a float32 scale per row."""
         if self.model.teacher_quantization is None:
             return shard.body * self.teacher_itemsize
         others = shard.body - shard.matrix_elements
@@ -149,7 +149,7 @@ def workload(
     """
     model = cfg.distillation
     if model is None:
-        raise InputError("model has no teacher: a plan is of a distillation; give the recipe a GPTDistillationProvider")
+        raise InputError("model has no teacher: a plan needs one; give the recipe a GPTDistillationProvider")
     tp, pp = model.tensor_model_parallel_size, model.pipeline_model_parallel_size
     return Workload(
         cfg=cfg,

@@ -69,7 +69,7 @@ class Merged:
 
     @contextmanager
     def located(self) -> Iterator[None]:
-        """Whatever the block finds wrong with the configuration is raised with the origins of its fields."""
+        """Add the origins of fields to each configuration error that the block raises."""
         try:
             yield
         except ConfigError as error:

@@ -23,7 +23,7 @@ from megatron_kd.huggingface.architecture import is_huggingface_folder
 from megatron_kd.placement.registry import CHOICES
 from megatron_kd.resolve.edits import Edit
 
-# Options that are no fields. `joined` has to know that they take a value.
+# Options that do not set fields. `joined` has to know that they take a value.
 CONFIG_FILE = "--config-file"
 _OPTIONS = (CONFIG_FILE, "--world-size")
 HELP = ("-h", "--help")
@@ -159,7 +159,7 @@ def is_flag(word: str) -> bool:
 
 
 def unknown_flag(word: str) -> Problem:
-    """The problem of a word that begins with a dash and is no flag."""
+    """The problem of a word that begins with a dash but is not a flag."""
     name = word.partition("=")[0]
     near = _nearest(name.replace("-", "_").lstrip("_"))
     cure = f"did you mean {near}? Flags are written out" if near else "--help lists those there are"
@@ -196,7 +196,7 @@ def flag_edits(word: str) -> tuple[list[Edit], Problem | None]:
 def contradictions(edits: Sequence[Edit]) -> list[Problem]:
     """A problem for each two flags that set one field to different values; `edits` are those of flags alone.
 
-    The same flag given twice is no contradiction: the later one wins, as with overrides.
+    Repeating a flag is allowed: the last one wins, as with overrides.
     """
     found: list[Problem] = []
     first: dict[FieldPath, Edit] = {}
@@ -249,4 +249,4 @@ def _without_repetitions(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _refuse_constant(name: str) -> Any:
-    raise ValueError(f"{name} is no JSON number")
+    raise ValueError(f"{name} is not a JSON number")

@@ -36,7 +36,7 @@ from megatron_kd.resolve.flags import (
 
 @dataclass
 class Arguments:
-    """What a command line asks for, and what is wrong with it."""
+    """The edits that a command line requests, and the problems found in it."""
 
     edits: list[Edit] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
@@ -155,7 +155,7 @@ def _plain(value: Any) -> Any:
 
 def _not_grammatical(text: str, error: Exception) -> tuple[str, str]:
     if "=" not in text:
-        return "is no override", "write section.field=value, or ~section.field for the default"
+        return "is not an override", "write section.field=value, or ~section.field for the default"
     key = text.split("=")[0]
     what = str(error).splitlines()[0].split(" expecting {")[0][:120]
     return f"cannot be read ({what})", f"put text with special characters in quotes: \"{key}='...'\""

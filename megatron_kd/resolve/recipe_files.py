@@ -17,7 +17,7 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.errors import InputError
 from megatron_kd.messages import first_line
 
-# What code with a mistake in it raises. A recipe is the user's code, so these are the user's to mend.
+# Exceptions that a bug in a recipe raises. A recipe is the user's code, so the user has to fix it.
 MISTAKES = (
     ArithmeticError,
     AssertionError,

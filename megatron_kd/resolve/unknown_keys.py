@@ -1,4 +1,4 @@
-"""Keys that are no field of a run: why there is none, or which one was meant."""
+"""Unknown keys in the configuration of a run: why there is no such field, or which one was meant."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _OF_DISTILLATION = {f.name for f in fields(GPTDistillationProvider)} - {f.name f
 
 
 def why_unknown(path: FieldPath, schema: Schema) -> Problem:
-    """The problem of a key that is no field of a run's `schema`."""
+    """The problem of a key that is not in a run's `schema`."""
     key = (Setting(dotted(path)),)
     if any(_STATE_SPACE.match(part) for part in path):
         why = (

@@ -136,7 +136,7 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({"model.teacher_device_strategy": "balanced", "model.teacher.virtual_pipeline_model_parallel_size": 2}
      | {"model.teacher.pipeline_model_parallel_size": 2}, ["model.teacher.virtual_pipeline", "forward only"]),
     (pair("decoder.layers.1.mlp", "decoder.layers.1.mlp.linear_fc1") | {"model.teacher_device_strategy": "gpu0"},
-     [PAIRS, "no hidden state", "strategy=colocated"]),
+     [PAIRS, "not a hidden state", "strategy=colocated"]),
     ({"model.kd_config.logits_form": "fused", "model.kd_config.loss_balancer": "modelopt"},
      ["model.kd_config.logits_form=fused", "loss_balancer=modelopt", "logits_form=auto"]),
     # weights
@@ -170,7 +170,7 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
      ["dataset.text_path=no.txt", "no such file"]),
     ({"dataset.mock": False, "tokenizer.tokenizer_model": ".", "dataset.text_path": "a.csv"},
      ["dataset.text_path=a.csv", ".txt, .jsonl, .json", "dataset.data_path=[PREFIX]"]),
-    ({"dataset.chat": True}, ["dataset.chat=true, dataset.mock=true", "no conversations"]),
+    ({"dataset.chat": True}, ["dataset.chat=true, dataset.mock=true", "does not contain conversations"]),
     ({"dataset.packed_sequence": True}, ["dataset.packed_sequence=true, dataset.chat=false", "only conversations"]),
     ({"dataset.long_samples": "drop"}, ["dataset.long_samples=drop, dataset.chat=false", "only conversations"]),
     ({"dataset.split": "0,0,0"}, ["dataset.split='0,0,0'", "three finite numbers", "949,50,1"]),

@@ -203,7 +203,7 @@ def test_a_wrong_split_is_named(write_tokens: WriteTokens) -> None:
 def test_damaged_files_are_found(write_tokens: WriteTokens, tmp_path: Path) -> None:
     prefix = write_tokens("a", _documents(0, 10))
     content = (tmp_path / "a.bin").read_bytes()
-    for damaged, message in ((content[:-2], r"tells of 400 bytes in '.*a\.bin', which has 398"), (b"", "is empty")):
+    for damaged, message in ((content[:-2], r"describes 400 bytes in '.*a\.bin', which has 398"), (b"", "is empty")):
         (tmp_path / "a.bin").write_bytes(damaged)
         with pytest.raises(ConfigError, match=message):
             _build(DatasetConfig(data_path=[prefix]))

@@ -19,10 +19,10 @@ WriteTokens = Callable[[str, Sequence[Sequence[int]]], str]
 TOLD = {
     "magic": "is not a megatron index",
     "version": "of which only 1 is known",
-    "type code": "for the type of a token id|by its own header|tells of|begin at byte",
+    "type code": "for the type of a token id|by its own header|describes|begin at byte",
     "count": "by its own header",
     "bounds": "by its own header",
-    "length": "a length of|begin at byte|tells of",
+    "length": "a length of|begin at byte|describes",
     "pointer": "begin at byte",
     "order of documents": "has documents from|end before it begins",
 }
@@ -56,7 +56,7 @@ def test_every_cut_is_told(prefix: str) -> None:
 
 
 def test_a_bin_of_another_size_is_told(prefix: str) -> None:
-    assert index_problem(Path(f"{prefix}.idx"), 18) == f"tells of 16 bytes in '{prefix}.bin', which has 18"
+    assert index_problem(Path(f"{prefix}.idx"), 18) == f"describes 16 bytes in '{prefix}.bin', which has 18"
 
 
 def test_the_first_document_with_a_foreign_id_is_named(prefix: str) -> None:

@@ -130,5 +130,5 @@ def test_arguments_of_the_other_launcher_are_refused(capsys: pytest.CaptureFixtu
         == 2
     )
     err = capsys.readouterr().err
-    for option in ("--max-restarts: goes with --local", "--nproc, --gpus-per-node:", "--mounts: are of a container"):
+    for option in ("--max-restarts: goes with --local", "--nproc, --gpus-per-node:", "--mounts: needs a container"):
         assert f"error: {option}" in err

@@ -98,7 +98,7 @@ def test_a_student_from_json(student: Path) -> None:
         ("", ["student.json:1: is not valid JSON"]),
         ('{\n"num_layers": }', ["student.json:2: is not valid JSON"]),
         ('{"num_layers": 1, "num_layers": 2}', ["num_layers is given twice"]),
-        ('{"layernorm_epsilon": NaN}', ["NaN is no JSON number"]),
+        ('{"layernorm_epsilon": NaN}', ["NaN is not a JSON number"]),
         ('{"num_layers": 0}', ["model.num_layers=0: must be greater than 0"]),
     ],
 )

@@ -57,7 +57,7 @@ class RowSettings:
 
 @dataclass(frozen=True)
 class RowCounts:
-    """What became of the conversations of a part of the data."""
+    """Counts of the conversations in a part of the data, by outcome, and of the rows they fill."""
 
     conversations: int
     rows: int
@@ -107,7 +107,7 @@ def make_rows(part: Part, settings: RowSettings) -> Rows:
 def cached_rows(part: Part, settings: RowSettings, folder: Path, say: Callable[[str], None]) -> Rows:
     """The rows of a part of the data, from `folder` or worked out into it. Every rank must call this.
 
-    `say` is told what became of the conversations; on the first rank alone.
+    The first rank reports the counts of conversations through `say`.
 
     Raises:
         InputError: a folder that cannot be written, on every rank.
@@ -209,7 +209,7 @@ def _read(place: Path) -> Rows:
 
 
 def _array(path: Path) -> np.ndarray:
-    """An array on disk, which is of numbers: nothing is unpickled."""
+    """A numeric array on disk, memory-mapped; nothing is unpickled."""
     if not path.is_file():
-        raise ValueError(f"{path.name} is no file")
+        raise ValueError(f"{path.name} is not a file")
     return numpy_format.open_memmap(path, mode="r")

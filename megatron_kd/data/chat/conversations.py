@@ -83,7 +83,7 @@ class ChatTemplate:
                 if whole[: len(prefix)] != prefix:
                     raise InputError(
                         f"{where}: with this chat template, a conversation {what} message {turn} does not begin with "
-                        f"the tokens that it has alone, so the assistant's cannot be told from others: {_MARK}"
+                        f"the tokens that it has alone, so the assistant's cannot be distinguished: {_MARK}"
                     )
             mask[len(prompt) : len(answered)] = [True] * (len(answered) - len(prompt))
         return whole, mask
@@ -114,7 +114,7 @@ class ChatTemplate:
         example = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
             self._render(example, None, "an example")
-        except InputError as error:  # what it says to an example tells nothing, unless it is no template at all
+        except InputError as error:  # an example may be refused; only a syntax error matters
             if isinstance(error.__cause__, TemplateSyntaxError):
                 raise InputError(f"the chat template is not a Jinja template: {error.__cause__}") from error
 
@@ -126,7 +126,7 @@ class ChatReader:
     template: ChatTemplate
 
     def read(self, record: Record) -> Document | None:
-        """Tokenise one conversation; a blank line is none.
+        """Tokenise one conversation; None for a blank line.
 
         Raises:
             InputError: see `conversation` and `ChatTemplate.encode`.

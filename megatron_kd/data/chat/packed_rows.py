@@ -44,7 +44,7 @@ def best_fit(lengths: np.ndarray, size: int) -> Packs:
         lengths: of each sample in tokens, 1 to `size`.
     """
     rows: list[list[int]] = []
-    by_room: dict[int, list[int]] = {}  # the rows that have just so many tokens left
+    by_room: dict[int, list[int]] = {}  # rows by the exact number of tokens left in them
     rooms: list[int] = []  # its keys, ascending
     for sample in np.argsort(-lengths, kind="stable").tolist():
         length = int(lengths[sample])

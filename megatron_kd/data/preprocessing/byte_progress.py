@@ -33,7 +33,7 @@ class ByteProgress:
             self._bar.stop()
 
     def __call__(self, done: int, total: int) -> None:
-        """Show that `done` of `total` bytes are dealt with."""
+        """Show that `done` of `total` bytes have been processed."""
         if self.stream.isatty():
             self._show_bar(done, total)
         else:

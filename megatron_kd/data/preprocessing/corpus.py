@@ -88,7 +88,7 @@ def make_corpus(
     """Make the corpus in the folder `output`, unless it is complete there, and return its manifest.
 
     `source` None: the running Python's standard library. The tokenizer has `vocab_size` entries and is trained on
-    the train split. An incomplete corpus is made anew; files that are not the corpus's own are left alone.
+    the train split. An incomplete corpus is rebuilt; files that do not belong to the corpus are left alone.
 
     Raises:
         InputError: no sources, or a folder that cannot be written.

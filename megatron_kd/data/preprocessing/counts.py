@@ -11,7 +11,7 @@ from megatron_kd.data.raw.documents import Encoded
 
 @dataclass
 class Counts:
-    """What went into a pair of files. `tokens` include the end-of-document ids; bytes are of UTF-8 text."""
+    """Counts for a pair of files. `tokens` includes the end-of-document ids; `text_bytes` counts UTF-8 bytes."""
 
     documents: int = 0
     tokens: int = 0

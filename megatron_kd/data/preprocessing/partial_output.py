@@ -4,7 +4,7 @@ Beside PREFIX.bin and PREFIX.idx to be, there are for that time
 
     PREFIX.partial.bin        token ids, as in PREFIX.bin
     PREFIX.partial.lengths    each document's length in tokens, int32
-    PREFIX.partial.loss_mask  of conversations: a byte a token, as in PREFIX.loss_mask.bin
+    PREFIX.partial.loss_mask  for conversations: one byte per token, as in PREFIX.loss_mask.bin
     PREFIX.partial.journal    a line that says of what and how the files are made, and a line for each time when all
                               of them were on disk: their sizes, the counts, and where in the inputs to resume
 
@@ -76,7 +76,7 @@ class PartialOutput:
         return self.progress.cursor != Cursor()
 
     def append(self, chunk: Encoded) -> None:
-        """Write a chunk, and about once a second see to it that what is written stays."""
+        """Write a chunk, and flush to disk about every second."""
         self._write(".bin", chunk.ids.tobytes())
         self._files[".lengths"].write(np.array(chunk.lengths, dtype=np.int32).tobytes())
         if ".loss_mask" in self._files and chunk.loss_mask is not None:
@@ -138,16 +138,16 @@ class PartialOutput:
             self.progress = found
         for suffix, size in self._sizes(self.progress).items():
             self._files[suffix].truncate(size)
-            if suffix in self._digests:  # what an earlier run has written is read once, to go on with its hash
+            if suffix in self._digests:  # read an earlier run's output once, to continue its hash
                 read_into(self._digests[suffix], self._path(suffix))
-        # Anew, so that it ends in a whole line; and with one line, which is all that is read of it.
+        # Rewritten, so that it ends in a complete line, and with the last record only, since no other is read.
         journal = [self._header, *([json.dumps(asdict(self.progress))] if self.resumed else [])]
         self._files[".journal"].truncate(0)
         self._files[".journal"].write("".join(f"{line}\n" for line in journal).encode())
         self._flush(".journal")
 
     def _recorded(self) -> list[str]:
-        """The journal's lines; none where they are of other files."""
+        """The journal's lines; empty if they describe other files."""
         self._files[".journal"].seek(0)
         lines = self._files[".journal"].read().decode(errors="replace").splitlines()
         return lines if lines[:1] == [self._header] else []

@@ -1,8 +1,7 @@
 """A text file as a run's data: tokenised once into the run's folder, and found there by later starts.
 
-`FOLDER/NAME.bin`, `.idx` and, last, `NAME.tokenised.json`, which says of what text and tokenizer the others were made.
-Without it, or with one that tells of something else, they are made anew: a kill at any moment leaves nothing that is
-read.
+`FOLDER/NAME.bin`, `.idx` and, last, `NAME.tokenised.json`, which records their text and tokenizer. If it
+is missing or does not match, they are made again, so files that a killed run left incomplete are never read.
 """
 
 from __future__ import annotations

@@ -41,8 +41,8 @@ def preprocess(
 ) -> Counts:
     """Tokenise inputs into `output_prefix`.bin and .idx, which appear when complete and replace older ones.
 
-    `.jsonl` and `.json` files hold one object a line, its text at `json_key`; of `.parquet` files and folders that
-    `datasets` has saved, `json_key` is the column; `.txt` and `.py` files are one document each, or one a line with
+    `.jsonl` and `.json` files hold one object per line, its text at `json_key`; in `.parquet` files and folders that
+    `datasets` has saved, `json_key` is the column; `.txt` and `.py` files are one document each, or one per line with
     `split_lines`. With `chat`, objects and rows are conversations (`data.chat`), rendered by `chat_template` (None: the
     tokenizer's), and `output_prefix`.loss_mask.bin marks the assistant's tokens.
 
@@ -74,7 +74,7 @@ def preprocess(
                 raise InputError(f"no document with text in {', '.join(map(str, inputs))}")
             output.finish()
     except BrokenProcessPool as error:
-        raise InputError("a worker process died, of too little memory as a rule: use fewer --workers") from error
+        raise InputError("a worker process died, usually for lack of memory: use fewer --workers") from error
     except OSError as error:
         raise InputError(f"{output_prefix}: {error}") from error
     return output.progress.counts
@@ -136,7 +136,7 @@ def _template(tokenizer: Tokenizer, template: str | None) -> ChatTemplate:
 def _reader(
     tokenizer: Tokenizer, json_key: str, append_eod: bool, chat: bool, chat_template: str | None
 ) -> tuple[Reader, dict[str, Any]]:
-    """What reads the records, and the options that decide on what it makes of them."""
+    """The reader of the records, and the options that determine its output."""
     if not chat:
         return TextReader(tokenizer, json_key, append_eod), {"json_key": json_key, "append_eod": append_eod}
     template = _template(tokenizer, chat_template)

@@ -25,7 +25,7 @@ class Document:
 
 @dataclass(frozen=True)
 class Encoded:
-    """What a chunk came to: the ids of all its documents end to end, and each one's length in tokens.
+    """A tokenised chunk: the concatenated ids of all its documents, and each document's length in tokens.
 
     `loss_mask` (uint8) has a 1 for each id that is to be learnt; None where all are.
     """
@@ -44,7 +44,7 @@ class Reader(Protocol):
     """From records to documents, in two steps: what may be wrong with a record shows in the first."""
 
     def read(self, record: Record) -> Any:
-        """What `documents` takes. An InputError for a malformed record."""
+        """Parse a record for `documents`. Raises an InputError if it is malformed."""
 
     def documents(self, contents: Sequence[Any]) -> list[Document]:
         """Documents in the same order, the empty ones left out."""

@@ -29,7 +29,7 @@ class Source(ABC):
 
     @property
     def identity(self) -> dict[str, Any]:
-        """What changes when the input does."""
+        """An identity that changes whenever the input does."""
         return file_identity(self.path)
 
     @abstractmethod

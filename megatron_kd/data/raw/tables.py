@@ -85,7 +85,7 @@ def open_parquet(path: Path, json_key: str | None) -> Source:
     """A Parquet file whose column `json_key` has the text; None: whose columns are those of conversations.
 
     Raises:
-        InputError: a file that is no Parquet file, or one without such a column.
+        InputError: the file is not Parquet, or lacks such a column.
     """
     try:
         with pq.ParquetFile(path) as file:
@@ -135,7 +135,7 @@ def _columns(path: Path, schema: pa.Schema, json_key: str | None) -> tuple[str, 
 
 
 def _rows_a_chunk(rows: int, size: int) -> int:
-    """So many rows that a chunk has about `CHUNK_BYTES`."""
+    """The number of rows in a chunk of about `CHUNK_BYTES`."""
     return min(max(rows * CHUNK_BYTES // max(size, 1), 1), _MOST_ROWS)
 
 

@@ -1,4 +1,4 @@
-"""Training, validation and test data from a configuration: megatron-core's GPTDataset, conversations, or made-up
+"""Training, validation and test data from a configuration: megatron-core's GPTDataset, conversations, or mock
 samples.
 
 A sample is a dict of tokens, labels, position_ids (int64) and loss_mask (float32), each [S]. There is no attention
@@ -46,7 +46,7 @@ def build_datasets(
 ) -> Datasets:
     """The train, valid and test datasets, each of at least the samples asked for; None where that is 0.
 
-    Where the data has fewer tokens than asked for, it is read in more epochs, shuffled anew in each. Every rank
+    If the data has too few tokens, it is read for several epochs, reshuffled in each. Every rank
     must call this: rank 0 builds the index cache while the others wait. `path_to_cache` and `seed` give way to the
     values of `cfg`, where those are set.
 
@@ -73,7 +73,7 @@ class TokenSamples(Dataset):
     """A dataset reduced to the four tensors of a sample, with its token ids checked.
 
     Args:
-        prefixes: of the files behind it, to name one with an id that is none.
+        prefixes: of the files behind it, so that an error can name the one with an invalid id.
     """
 
     def __init__(self, dataset: Dataset, vocab_size: int, prefixes: Sequence[str] = ()):
@@ -127,7 +127,7 @@ def _text_config(
     tokenizer: Tokenizer,
     path_to_cache: str | None,
 ) -> GPTDatasetConfig:
-    """What megatron-core is to build: all splits cut from one blend, or each from its own.
+    """The configuration of megatron-core's datasets: all splits cut from one blend, or each from its own.
 
     Raises:
         ConfigError: files with too few tokens for one sample.

@@ -23,12 +23,12 @@ from megatron_kd.data.tokens.tokenizer import Tokenizer
 from megatron_kd.errors import InputError
 from megatron_kd.runtime.together import on_rank_0
 
-_MADE_ANEW = "(the next start makes it anew)"
+_MADE_ANEW = "(the next start rebuilds it)"
 
 
 @dataclass(frozen=True)
 class DatasetTokenizer:
-    """What megatron-core's datasets read of a tokenizer. `unique_identifiers` is part of the index cache's key."""
+    """A tokenizer as megatron-core's datasets read it. `unique_identifiers` is part of the index cache's key."""
 
     vocab_size: int
     eod: int
@@ -37,8 +37,8 @@ class DatasetTokenizer:
     @classmethod
     def of(cls, tokenizer: Tokenizer, prefixes: Sequence[str]) -> DatasetTokenizer:
         """For data in the files at `prefixes`."""
-        # megatron-core keys its cache by the path of the data alone. Data made anew at the same path would be
-        # read through the index of the old, so the data's fingerprint goes where it does reach the key.
+        # megatron-core keys its cache by the path of the data alone. New data at the same path would be read
+        # through the old index, so the data's fingerprint is added here, where it becomes part of the key.
         return cls(tokenizer.vocab_size, tokenizer.eos_id, {"data": fingerprint(prefixes)})
 
 
@@ -93,10 +93,10 @@ def _make(cls: Callable[..., Any], args: tuple[Any, ...]) -> None:
 
 
 def _check_index(path: Path) -> None:
-    """Refuse a file that is no array of numbers: megatron-core's `numpy.load` would unpickle it, and run what it names.
+    """Refuse a file other than a numeric array: megatron-core's `numpy.load` would unpickle it and run code from it.
 
     Raises:
-        InputError: also where it is no plain file, which would be waited for.
+        InputError: also if it is not a regular file, since reading one might block.
         OSError: it cannot be read.
     """
     try:
@@ -129,7 +129,7 @@ class DatasetBuilder(BlendedMegatronDatasetBuilder):
             args = (*args[:-1], config)
             logging.getLogger(BlendedDataset.__module__).setLevel(logging.ERROR)  # it warns of having no cache
         if synchronize_ranks and cls is CachedGPTDataset and torch.distributed.is_initialized():
-            # What is wrong is then told by all ranks: megatron-core's others would wait for the first at a barrier.
+            # All ranks then raise the error: in megatron-core, the others would wait for rank 0 at a barrier.
             on_rank_0(lambda: _make(cls, args))
             synchronize_ranks = False
         return BlendedMegatronDatasetBuilder.build_generic_dataset(cls, is_built_on_rank, synchronize_ranks, *args)

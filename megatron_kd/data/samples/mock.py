@@ -1,4 +1,4 @@
-"""Made-up data that a language model can learn: samples of a fixed random bigram process.
+"""Mock data that a language model can learn: samples of a fixed random bigram process.
 
 Legend: S sequence length.
 """
@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import Dataset
 
 _ACTIVE_IDS = 256  # few enough that every bigram is seen often, whatever the vocabulary
-_SUCCESSOR_CHANCES = (0.7, 0.2, 0.1)  # entropy 0.80 nats a token: what the loss of a perfect model tends to
+_SUCCESSOR_CHANCES = (0.7, 0.2, 0.1)  # entropy 0.80 nats per token: the loss of a perfect model
 
 
 class MockDataset(Dataset):

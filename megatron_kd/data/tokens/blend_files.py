@@ -13,7 +13,7 @@ from megatron_kd.errors import ConfigError, InputError
 
 
 def checked_split(cfg: DatasetConfig, name: str) -> SplitData:
-    """What a split is read from, with its files checked.
+    """The data of a split, with its files checked.
 
     Raises:
         InputError: no data is named for the split.
@@ -23,7 +23,7 @@ def checked_split(cfg: DatasetConfig, name: str) -> SplitData:
     if data is None:
         raise InputError(
             f"dataset.{name}_data_path is not set: give path prefixes of tokenised text there or, for all splits, "
-            "in dataset.data_path (`make corpus` makes the demo's), or ask for made-up data with dataset.mock=true"
+            "in dataset.data_path (`make corpus` makes the demo's), or ask for mock data with dataset.mock=true"
         )
     if problems := list(file_problems(data, chat=cfg.chat)):
         raise ConfigError(problems)

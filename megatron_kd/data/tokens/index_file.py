@@ -1,4 +1,4 @@
-"""The index of a `.bin`, its `.idx`, read from its bytes alone. Nothing in it is believed before it has been checked.
+"""The index of a `.bin`, its `.idx`, read from its bytes alone. Nothing in it is trusted before it is checked.
 
 The format is megatron-core's: the magic, version 1 (uint64), a code for the type of a token id (uint8), the number n of
 sequences and m of document bounds (uint64 each); then n lengths in tokens (int32), n places in the `.bin` in bytes
@@ -17,12 +17,12 @@ _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 # Of a token id, by code; 6 and 7 are floating-point numbers.
 _TYPES = {code: np.dtype(name) for code, name in {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}.items()}
-_BLOCK = 1 << 22  # entries looked at in one go: the file may be larger than the memory
+_BLOCK = 1 << 22  # entries checked at a time: the file may be larger than memory
 
 
 @dataclass(frozen=True)
 class Index:
-    """What an index says; the arrays are mapped, not read.
+    """The contents of an index; the arrays are memory-mapped, not read.
 
     Attributes:
         token_type: of an id in the `.bin`.
@@ -85,7 +85,7 @@ def _sequence_problem(index: Index, bin_path: Path, bin_bytes: int) -> str | Non
         if len(wrong):
             return f"has sequence {first + wrong[0]} begin at byte {begins[wrong[0]]}, where no other ends"
         reached = int(ends[-1])
-    return None if reached == bin_bytes else f"tells of {reached} bytes in {str(bin_path)!r}, which has {bin_bytes}"
+    return None if reached == bin_bytes else f"describes {reached} bytes in {str(bin_path)!r}, which has {bin_bytes}"
 
 
 def _document_problem(index: Index) -> str | None:

@@ -76,7 +76,7 @@ def _conversions(path: Path, model: SentencePieceProcessor) -> Iterator[tuple[st
 
 
 def _disagreement(tokenizer: PreTrainedTokenizerFast, model: SentencePieceProcessor) -> str | None:
-    """What the two do not agree on; None where they agree."""
+    """The first difference between the two; None if they agree."""
     vocabulary = tokenizer.get_vocab()
     if len(vocabulary) != model.get_piece_size():
         return f"{len(vocabulary)} tokens instead of {model.get_piece_size()}"

@@ -46,7 +46,7 @@ def teacher_tokenizer_problems(cfg: ConfigContainer, tokenizer: Tokenizer) -> li
 def disagreements(student: dict[int, str], teacher: dict[int, str], shared_ids: int) -> list[tuple[int, str, str]]:
     """The ids below `shared_ids` that stand for another token in the other tokenizer: (id, student's, teacher's).
 
-    An id that only one of them has is no disagreement: heads have more rows than tokenizers have tokens, and one of
+    An id that only one of them has does not count: heads have more rows than tokenizers have tokens, and one of
     two releases may have tokens the other has not.
     """
     both = sorted(i for i in student.keys() & teacher.keys() if i < shared_ids)

@@ -1,7 +1,7 @@
 """`PREFIX.sha256.json`: what `preprocess` wrote, so that a byte that has changed since is noticed.
 
 It holds the size and the SHA-256 of `.bin`, `.idx` and `.loss_mask.bin`, and the numbers of documents and tokens. Files
-are told by their endings, so that it can name none elsewhere. Data made by other programs have none.
+are identified by suffix alone, so it cannot refer to files elsewhere. Data made by other programs have none.
 
 Sizes, and the index, are compared at each start. Hashes are compared once for files of one size, date and inode, which
 is then remembered in the folder of the index cache: at 1 to 2 GB/s, 100 GB take a minute or two.
@@ -30,14 +30,14 @@ _LARGEST = 1 << 16  # bytes; a sidecar has about 500
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # For whatever `size_problems` and `hash_problems` find.
 SIDECAR_CURE = (
-    "copy the files again, or run `megatron-kd preprocess` again; if another program has made them anew, delete "
+    "copy the files again, or run `megatron-kd preprocess` again; if another program has rewritten them, delete "
     f"{ENDING[1:]}"
 )
 
 
 @dataclass(frozen=True)
 class Sidecar:
-    """What is known of the files at a prefix, by their endings."""
+    """The recorded sizes and hashes of the files at a prefix, by suffix, and their counts."""
 
     files: Mapping[str, FileRecord]
     documents: int
@@ -59,7 +59,7 @@ def read_sidecar(prefix: str | Path) -> Sidecar | None:
     """The sidecar of the files at `prefix`; None where there is none.
 
     Raises:
-        ValueError: it is not as it was written, or no plain file.
+        ValueError: it is malformed, or not a regular file.
         OSError: it cannot be read.
     """
     path = Path(f"{prefix}{ENDING}")
@@ -68,7 +68,7 @@ def read_sidecar(prefix: str | Path) -> Sidecar | None:
     except FileNotFoundError:
         return None
     if not stat.S_ISREG(about.st_mode) or about.st_size > _LARGEST:
-        raise ValueError("it is no plain file of the size that such a file has")
+        raise ValueError("it is not a regular file of a plausible size")
     text = path.read_text(encoding="utf-8")
     try:
         sidecar = _parsed(json.loads(text))
@@ -80,7 +80,7 @@ def read_sidecar(prefix: str | Path) -> Sidecar | None:
 
 
 def size_problems(prefix: str) -> list[str]:
-    """What the sidecar of the files at `prefix` says against their sizes; nothing where there is none."""
+    """Differences between the files at `prefix` and the sizes in their sidecar; empty if there is no sidecar."""
     try:
         sidecar = read_sidecar(prefix)
     except (OSError, ValueError) as error:
@@ -97,7 +97,7 @@ def size_problems(prefix: str) -> list[str]:
 
 
 def hash_problems(prefix: str, cache: str | Path) -> list[str]:
-    """What the sidecar says against the content of files whose sizes are right.
+    """Differences between the hashes in the sidecar and the content of files whose sizes are right.
 
     Args:
         prefix: of the files.

@@ -16,7 +16,7 @@ from megatron_kd.data.tokens.index_file import index_problem, read_index
 from megatron_kd.data.tokens.sidecar import SIDECAR_CURE, size_problems
 
 _FINGERPRINT_BYTES = 1 << 20
-_SCANNED = 1 << 22  # token ids looked at in one go
+_SCANNED = 1 << 22  # token ids checked at a time
 
 
 def missing_files(prefix: str) -> list[str]:
@@ -25,9 +25,9 @@ def missing_files(prefix: str) -> list[str]:
 
 
 def pair_problems(prefix: str, *, chat: bool) -> list[tuple[str, str]]:
-    """What is wrong with the files at `prefix`, but for the ids themselves, each with its cure.
+    """Problems of the files at `prefix`, except in the ids themselves, each with its cure.
 
-    With `chat`, their loss mask is looked at too.
+    With `chat`, their loss mask is checked too.
     """
     if missing := missing_files(prefix):
         return [_absent(prefix, missing)]

@@ -28,7 +28,7 @@ _CONVERT = "write a fast tokenizer with transformers: AutoTokenizer.from_pretrai
 
 
 class Tokenizer(Protocol):
-    """What this package asks of a tokenizer.
+    """The interface that this package requires of a tokenizer.
 
     `vocab_size` is the true size, i.e. the largest id + 1 with added tokens; `eos_id` ends a document.
     """
