@@ -84,7 +84,7 @@ def _parsed(content: Any) -> Manifest:
             raise ValueError(f"{name!r} has no size and SHA-256")
         files[name] = FileRecord(**record)
     if type(content["step"]) is not int:
-        raise ValueError(f"step {content['step']!r} is not a number")
+        raise ValueError(f"step {content['step']!r} is not an integer")
     return Manifest(content["step"], content["layout"], content["config_sha256"], files)
 
 

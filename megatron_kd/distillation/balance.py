@@ -50,11 +50,11 @@ class Balancer:
         return weights._replace(lm=0.0) if kd.skip_lm_loss else weights
 
     def observe(self, means: Mapping[str, float]) -> None:
-        """Take in what a step reported: token-weighted means of its losses, equal on all ranks."""
+        """Record the losses of a step: token-weighted means, equal on all ranks."""
         self.previous = Losses(means["lm_loss"], means["logits_loss"], means["intermediate_loss"])
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """The state that a resumed run needs."""
         return {"previous": list(self.previous) if self.previous else None}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:

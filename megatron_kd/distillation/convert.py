@@ -56,7 +56,7 @@ def build_distillation(
         seed: of the projections between hidden sizes that differ.
 
     Raises:
-        InputError: a layer pair that this layout cannot serve.
+        InputError: a layer pair that this layout does not support.
     """
     pairs = pairs_of_rank(students, teacher, kd_config, layout, seed)
     models = [
@@ -142,7 +142,7 @@ def _criteria(
     kd_config: ModelOptDistillConfig,
     layout: Layout,
 ) -> dict[tuple[str, str], nn.Module]:
-    """What ModelOpt is to capture and compare under its own balancer; logits come first."""
+    """The layers that ModelOpt captures and compares under its own balancer; logits come first."""
     criteria: dict[tuple[str, str], nn.Module] = {}
     if student.post_process:
         compared = _compared_logits(student, teacher, kd_config, layout)

@@ -20,7 +20,7 @@ class Forward:
         targets: what the teacher says of it.
         weights: of the losses in the total.
         sums: of the step, to which losses inside the model add.
-        faults: where losses note what is wrong with their numbers.
+        faults: the counter in which losses record numerical faults.
     """
 
     micro_batch: MicroBatch

@@ -1,7 +1,7 @@
 """The logit loss, in two forms: fused, where the logits of neither model exist, and materialised.
 
 Shapes: S sequence, B micro-batch, H student hidden, G teacher hidden, V vocabulary (the logical size, also on a shard).
-Hidden states are of this rank's part of the sequence under sequence parallelism, losses of the whole.
+Under sequence parallelism, hidden states cover this rank's part of the sequence; losses cover the whole.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class FusedLogits:
         teacher: whose head is here.
         kd_config: which divergence, and whether labels count.
         layout: the student's.
-        sequence_parallel: whether hidden states are of this rank's part of the sequence.
+        sequence_parallel: whether hidden states cover only this rank's part of the sequence.
     """
 
     def __init__(

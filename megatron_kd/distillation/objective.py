@@ -23,7 +23,7 @@ from megatron_kd.teachers.protocol import Targets
 
 
 class Objective(Protocol):
-    """What the loop needs of a training objective."""
+    """The interface between the training loop and its objective."""
 
     @property
     def balancer(self) -> Balancer | None:
@@ -32,8 +32,8 @@ class Objective(Protocol):
     def forward(self, micro_batch: MicroBatch, targets: Targets, sums: StepSums) -> AbstractContextManager[None]:
         """A block around the call of a chunk's model with `micro_batch`, on every stage.
 
-        On the last stage the model returns the micro-batch's `LossResult`. What is found on other stages, and what is
-        wrong with the numbers, is added to `sums`.
+        On the last stage the model returns the micro-batch's `LossResult`. Losses of other stages, and numerical
+        faults, are added to `sums`.
         """
 
 

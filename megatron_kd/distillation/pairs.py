@@ -66,7 +66,7 @@ def pairs_of_rank(
     """The pairs of `kd_config` whose student layer is on this rank, each with a projection of its own if needed.
 
     Raises:
-        InputError: a name that no layer has, or a pair whose two layers lie on different stages of one pipeline.
+        InputError: a name that no layer has, or a pair whose two layers are on different stages of one pipeline.
     """
     found = []
     for index, (student_layer, teacher_layer, *loss) in enumerate(kd_config.intermediate_layer_pairs):
@@ -74,7 +74,7 @@ def pairs_of_rank(
         name = teacher.name_in_module(teacher_layer)
         if teacher.in_student_pipeline and (here is None) != (name is None):
             raise InputError(
-                f"model.kd_config.intermediate_layer_pairs: {student_layer} and {teacher_layer} lie on different "
+                f"model.kd_config.intermediate_layer_pairs: {student_layer} and {teacher_layer} are on different "
                 "pipeline stages; pair layers at the same depth of both models, or set "
                 "model.teacher_device_strategy=balanced"
             )
@@ -83,7 +83,7 @@ def pairs_of_rank(
         chunk, local_name = here
         find_layer(students[chunk], local_name, student_layer, "model")
         module = teacher.module(chunk)
-        assert module is not None and name is not None, "the teacher serves each chunk that has a paired layer"
+        assert module is not None and name is not None, "the teacher has a module for each chunk with a paired layer"
         find_layer(module, name, teacher_layer, "model.teacher")
         projection = _projection(students[0], teacher.hidden_size, layout, seed + index)
         kind = loss[0] if loss else "cosine"
@@ -114,7 +114,7 @@ def inject_pairs(
 
 
 class _Work(NamedTuple):
-    """What a pair's loss needs beside the student's layer."""
+    """The inputs of a pair's loss beyond the output of the student's layer."""
 
     target_SBG: Tensor
     mask_SB: Tensor

@@ -14,7 +14,7 @@ from megatron_kd.distillation.balance import Losses
 from megatron_kd.losses.faults import Faults, count_faults
 from megatron_kd.models.micro_batch import MicroBatch
 
-# What is reported of the logits beside their losses, in this order.
+# Metrics of the logits besides their losses, in this order.
 OBSERVED = ("teacher_kl", "teacher_top1_agreement", "teacher_top5_agreement", "teacher_topk_mass")
 
 REPORTED = (
@@ -35,7 +35,7 @@ LossResult = tuple[Tensor, Tensor, Tensor]
 
 
 class Observed(NamedTuple):
-    """What is seen of the logits beside their loss, per token, [S, B]; None where it was not looked for.
+    """Metrics of the logits besides their loss, per token, [S, B]; None where not computed.
 
     Attributes:
         kl: KL(teacher || student) at temperature 1 (in evaluation).
@@ -74,7 +74,7 @@ def loss_result(total: Tensor, mask: Tensor, losses: Losses, weights: Losses, ob
 
 
 class StepSums:
-    """What the forwards of one step find on this rank beside the last stage's results. A step makes its own."""
+    """Sums that one step's forwards accumulate on this rank, besides the last stage's results; new for each step."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -82,7 +82,7 @@ class StepSums:
         self._faults: list[tuple[tuple[int, ...], Faults]] = []
 
     def faults(self, micro_batch: MicroBatch) -> Faults:
-        """Where the losses of a micro-batch are to note what is wrong with their numbers."""
+        """The counter in which the losses of a micro-batch record numerical faults."""
         faults = Faults()
         self._faults.append((micro_batch.sample_ids, faults))
         return faults

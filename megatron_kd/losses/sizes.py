@@ -24,7 +24,7 @@ def chunk_rows(width: int, device: str) -> int:
 
 
 def tile_bytes(device: str) -> int:
-    """Bytes that a buffer of a tile may have, where one row is no larger."""
+    """Maximum bytes of a tile's buffer, unless a single row is larger."""
     return _CPU_TILE if device == "cpu" else _GPU_TILE
 
 

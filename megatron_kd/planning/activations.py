@@ -65,7 +65,7 @@ def student_work(run: Workload) -> Work:
 
 
 def layer_kept(model: GPTModelProvider, work: Work) -> int:
-    """What one layer keeps from its forward to its backward, its input not counted, its output counted."""
+    """Bytes that one layer saves from its forward for its backward, including its output but not its input."""
     sizes = layer_sizes(model, work.tp)
     residual = 2 * work.hidden(sizes.hidden)  # after attention, and the output
     norms = 2 * (norm_kept(model, work, work.held_tokens * sizes.hidden) + work.hidden(sizes.hidden))
@@ -74,7 +74,7 @@ def layer_kept(model: GPTModelProvider, work: Work) -> int:
 
 
 def norm_kept(model: GPTModelProvider, work: Work, elements: int) -> int:
-    """What a norm of `elements` keeps beside its input and output: on CPUs RMSNorm is several operations in float32."""
+    """Bytes that a norm saves beyond its input and output: on CPUs RMSNorm is several operations in float32."""
     if model.normalization == "LayerNorm" or work.device == "cuda":
         return 0
     return elements * (8 if work.itemsize < 4 else 4)

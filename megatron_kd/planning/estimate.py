@@ -27,8 +27,8 @@ class Speeds:
     """Round numbers to compare strategies with, not to predict times.
 
     Attributes:
-        operations: of a rank, a second.
-        machine, links, host: bytes a second of a rank, within a machine, between machines, and from host memory.
+        operations: FLOP/s of a rank.
+        machine, links, host: bandwidth of a rank in bytes/s, within a machine, between machines, and from host memory.
     """
 
     operations: float
@@ -80,17 +80,17 @@ class Estimate:
 
     @property
     def peak_bytes(self) -> int:
-        """What the largest rank needs, with its part of a copy that it computes from in host memory."""
+        """Peak memory of the largest rank, including its share of a host-memory copy that it computes from."""
         return self.largest.peak.total + self.shared_on_device
 
     def fits(self, device_memory_bytes: float) -> bool:
-        """Whether that is in `USABLE` of a device's memory."""
+        """Whether the peak is within `USABLE` of a device's memory."""
         return self.peak_bytes <= USABLE * device_memory_bytes
 
 
 @dataclass(frozen=True)
 class Choice:
-    """What `auto` takes, why, and the estimates it was chosen from (none where nothing could be estimated)."""
+    """The strategy that `auto` selects, the reason, and the estimates compared (empty if there were none)."""
 
     strategy: Strategy
     reason: str
@@ -98,7 +98,7 @@ class Choice:
 
 
 def estimate(run: Workload, strategy: Strategy) -> Estimate:
-    """What `strategy` needs; the configuration's own `model.teacher_device_strategy` is not read."""
+    """Estimate `strategy`, ignoring the configuration's own `model.teacher_device_strategy`."""
     scenario = Scenario(run, strategy)
     ranks = tuple(rank_memories(scenario))
     host_copy, moved = strategy.host_bytes(run), traffic(scenario)
@@ -120,7 +120,7 @@ def estimate(run: Workload, strategy: Strategy) -> Estimate:
 
 
 def choose(run: Workload, device_memory_bytes: float | None) -> Choice:
-    """What `auto` takes: of the strategies that support the layout and fit, the fastest.
+    """Select the strategy for `auto`: the fastest that supports the layout and fits in memory.
 
     Args:
         run: a distillation without `problems`.
@@ -147,7 +147,7 @@ def _fastest(estimates: tuple[Estimate, ...], memory: float) -> Choice:
     if not fitting:
         least = min(able, key=lambda estimate: estimate.peak_bytes)
         needs = f"{least.peak_bytes / 1e9:.1f} GB"
-        return Choice(least.strategy, f"none fits in {limit}; this one needs least, {needs} a rank", estimates)
+        return Choice(least.strategy, f"none fits in {limit}; this one needs the least, {needs} per rank", estimates)
     best = min(
         fitting, key=lambda estimate: round(estimate.seconds, 9)
     )  # of equals the first, as strategies are listed

@@ -10,7 +10,7 @@ from megatron_kd.losses.sizes import BLOCK_BYTES, chunk_rows, tile_bytes, tile_r
 from megatron_kd.placement.workload import Workload
 from megatron_kd.planning.activations import Work, student_work
 
-_TOKEN_STATISTICS = 120  # bytes a token of float64 sums, factors and labels
+_TOKEN_STATISTICS = 120  # bytes per token: float64 sums, factors and labels
 
 
 @dataclass(frozen=True)
@@ -37,7 +37,7 @@ def logits_loss(run: Workload) -> LossMemory:
 
 
 def pair_kept(run: Workload) -> int:
-    """What the loss of one layer pair keeps for its backward beside both models' hidden states."""
+    """Bytes that the loss of one layer pair saves for its backward, beyond both models' hidden states."""
     work, width = student_work(run), run.teacher.hidden_size
     elements = work.held_tokens * width
     kept = 4 * elements * (1 if work.itemsize == 4 else 2)  # the normalised teacher, and the student as float32
@@ -47,7 +47,7 @@ def pair_kept(run: Workload) -> int:
 
 
 def pair_working(run: Workload) -> int:
-    """What the loss of one layer pair needs for a moment: three float32 copies."""
+    """Temporary memory of the loss of one layer pair: three float32 copies."""
     return 3 * 4 * student_work(run).held_tokens * run.teacher.hidden_size
 
 
@@ -84,7 +84,7 @@ def _chunks(run: Workload, work: Work, width: int) -> int:
 
 
 def _products(run: Workload, work: Work, width: int, chunk: int) -> int:
-    """What low precision needs beside logits: on a CPU to cast the heads, on a GPU to add up the head's gradient."""
+    """Extra memory for low precision: to cast the heads on a CPU, to accumulate the head's gradient on a GPU."""
     hidden, teacher = run.model.hidden_size, run.teacher.hidden_size
     if work.device != "cpu":
         return width * hidden * work.itemsize if work.itemsize < 4 else 0

@@ -34,7 +34,7 @@ MOMENTS = ("teacher forward", "hand-over", "loss", "loss backward", "backward", 
 
 @dataclass(frozen=True)
 class Moment:
-    """What a rank holds at one moment of a step, in bytes by part."""
+    """Memory of a rank at one moment of a step, in bytes by part."""
 
     name: str
     parts: dict[str, int]
@@ -126,10 +126,10 @@ class _Rank:
         return [self._moment("teacher forward", activations=self.kept.others, working=working)]
 
     def _own_pass(self) -> list[Moment]:
-        """The last round of the teacher's own pass, and of the exchange of what it put out, as a step begins.
+        """The last round of the teacher's own pass at the start of a step, and of the exchange of its outputs.
 
-        As in `teachers/handover.py`: outgoing pieces are packed beside what was produced, which is then let go of;
-        what arrives in several pieces is joined in a buffer of its own.
+        As in `teachers/handover.py`: outgoing pieces are packed into new buffers, then the outputs are freed. Hidden
+        states that arrive in several pieces are assembled in a separate buffer.
         """
         teacher = self.teacher
         here = int(teacher.received * self.scenario.round_share)  # that this rank gets in this round
@@ -150,7 +150,7 @@ class _Rank:
         return [self._moment(name, activations=now, working=read, loss=loss) for name, loss in moments.items()]
 
     def _pairs(self) -> int:
-        """What the losses of this rank's layer pairs keep for their backward."""
+        """Bytes that the losses of this rank's layer pairs save for their backward."""
         return pair_kept(self.run) * self.run.pairs_on(self.stage)
 
     def _moment(

@@ -14,7 +14,7 @@ GB, MB = 1e9, 1e6
 
 
 def plan_text(run: Workload, choice: Choice, device_memory_bytes: float | None) -> str:
-    """What `megatron-kd plan` prints."""
+    """The output of `megatron-kd plan`."""
     blocks = [
         _heading(run),
         _grid(_rows(choice.estimates, device_memory_bytes)),
@@ -30,7 +30,7 @@ def plan_text(run: Workload, choice: Choice, device_memory_bytes: float | None) 
 
 
 def memory_table(estimates: Sequence[Estimate], device_memory_bytes: float | None) -> str:
-    """The part of it that a run prints when it chooses for itself."""
+    """The table of that output, which a run prints when it selects a strategy itself."""
     return _grid(_rows(estimates, device_memory_bytes))
 
 
@@ -42,7 +42,7 @@ def _heading(run: Workload) -> str:
         f"{run.ranks_per_machine} a machine; student {run.student}, {cfg.mixed_precision.precision}\n"
         f"a step: {run.global_batch_size} sequences of {run.model.seq_length} tokens, "
         f"{run.num_microbatches} micro-batch{'' if run.num_microbatches == 1 else 'es'} "
-        f"of {cfg.train.micro_batch_size} a rank"
+        f"of {cfg.train.micro_batch_size} per rank"
     )
 
 
@@ -95,7 +95,7 @@ def _work(estimate: Estimate) -> str:
         "recompute": flops.recompute,
         "attention": flops.attention,
     }
-    return f"GFLOP a token: {flops.total / 1e9:,.3g} = " + " + ".join(f"{n} {v / 1e9:,.3g}" for n, v in parts.items())
+    return f"GFLOP per token: {flops.total / 1e9:,.3g} = " + " + ".join(f"{n} {v / 1e9:,.3g}" for n, v in parts.items())
 
 
 def _unit(largest: float) -> tuple[str, Callable[[float], str]]:

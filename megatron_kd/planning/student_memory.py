@@ -8,7 +8,7 @@ from megatron_kd.placement.parameters import shard_parameters
 from megatron_kd.placement.workload import Workload
 from megatron_kd.planning.activations import layer_kept, norm_kept, student_work
 
-_BATCH = 28  # bytes a token: tokens, labels and positions as int64, a float32 mask
+_BATCH = 28  # bytes per token: tokens, labels and positions as int64, a float32 mask
 
 
 def trained_parameters(run: Workload, stage: int) -> int:
@@ -34,9 +34,9 @@ def gradient_itemsize(run: Workload) -> int:
 
 
 def update_bytes(run: Workload, parameters: int) -> int:
-    """What an update needs for a moment: gradients in float32 where the buffer is not, and temporaries.
+    """Temporary memory of an update: float32 copies of gradients in lower precision, and the optimizer's own.
 
-    On GPUs, torch's multi-tensor Adam makes the square roots of all second moments at once; on CPUs it is fused.
+    On GPUs, torch's multi-tensor Adam computes the square roots of all second moments at once; on CPUs it is fused.
     """
     mine = _updated_here(run, parameters)
     as_float32 = 0 if gradient_itemsize(run) == 4 else 4 * mine
@@ -44,7 +44,7 @@ def update_bytes(run: Workload, parameters: int) -> int:
 
 
 def embedding_gradient(run: Workload, stage: int) -> int:
-    """What the backward of the embedding makes, at the very end: its gradient, in the weights' precision."""
+    """Bytes of the embedding's gradient, in the weights' precision; its backward is the last of a micro-batch."""
     if stage:
         return 0
     model, work = run.model, student_work(run)
@@ -94,7 +94,7 @@ def kept_in_flight(run: Workload, stage: int, *, with_teacher: bool) -> Kept:
 
 
 def block_kept(run: Workload) -> tuple[int, int]:
-    """What the layers of a chunk keep, and what recomputing adds to that at its peak."""
+    """Bytes that the layers of a chunk save for backward, and the peak that recomputation adds."""
     model, work = run.model, student_work(run)
     layers, each = model.num_layers // (run.student.pp * run.chunks), layer_kept(model, work)
     if model.recompute_granularity != "full":

@@ -28,7 +28,7 @@ class TeacherMemory:
 
     @property
     def working(self) -> int:
-        """What a forward of the body holds for a moment."""
+        """Temporary memory of a forward of the body."""
         if self.body_stage is None:
             return 0
         run, grid, work = self.scenario.run, self.scenario.grid, self.scenario.teacher_work

@@ -1,8 +1,8 @@
 """Liveness of the ranks and what each is doing, without the process groups, which may hang.
 
 A thread of every rank writes a heartbeat to the run's key-value store twice per second: a count, and the step and phase
-that the rank is in. A rank that was killed or stopped has no heartbeat. When ranks wait for it in vain, they name it
-and write the stacks of all their threads to files.
+that the rank is in. A rank that was killed or stopped has no heartbeat. When ranks time out waiting for it, they name
+it and write the stacks of all their threads to files.
 """
 
 from __future__ import annotations

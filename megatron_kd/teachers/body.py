@@ -22,7 +22,7 @@ from megatron_kd.teachers.handover import Produced
 
 
 class Inputs(NamedTuple):
-    """What a forward of the teacher reads, [B, S] each."""
+    """Inputs of a teacher forward, [B, S] each."""
 
     tokens: Tensor
     position_ids: Tensor
@@ -89,7 +89,7 @@ class TeacherBody:
 
     @contextmanager
     def _collected(self) -> Iterator[Produced]:
-        """What the wanted layers put out in the block."""
+        """Collect the outputs of the wanted layers within the block."""
         produced: Produced = {name: [] for name in self._layers}
         hooks = [layer.register_forward_hook(partial(_keep, produced[name])) for name, layer in self._layers.items()]
         try:
@@ -110,5 +110,5 @@ def _forward_step(packed: bool, inputs: Iterator[Inputs], model: DistillableGPTM
 
 
 def _nothing(output: Tensor) -> tuple[Tensor, Tensor, None]:
-    """What the schedule takes for a loss: total, number of tokens, report."""
+    """A dummy loss for the schedule: total, number of tokens, report."""
     return output, torch.zeros((), dtype=torch.int, device=output.device), None

@@ -104,7 +104,7 @@ def _placed(
     head = _empty_head(model, derived, layout) if layout.is_last_stage else None
     mine = body_model if not shared or is_first_of_machine(layout.world) else None
     _fill(cfg, model, derived, layout, mine, head, stages=grid.pp)
-    dist.barrier(layout.world.group)  # nobody reads shared memory before it is filled
+    dist.barrier(layout.world.group)  # no rank reads shared memory before it is filled
     body = None
     with raised_together():
         if body_model is not None and strategy.in_host_memory and must_stream(layout.device):

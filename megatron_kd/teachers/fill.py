@@ -20,7 +20,7 @@ Write = Callable[[list[ShardedTensor]], None]  # gives shards their values; ever
 
 
 def writer(cfg: ConfigContainer, provider: GPTModelProvider, vocab_size: int) -> Write:
-    """What a teacher's weights are: a checkpoint's, a Hugging Face folder's, or random ones.
+    """The source of a teacher's weights: a checkpoint, a Hugging Face folder, or random initialization.
 
     `vocab_size` counts its token ids. Every rank must call this: a checkpoint is verified here, once.
     """

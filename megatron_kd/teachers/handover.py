@@ -1,6 +1,6 @@
 """Hidden states from the peers that ran the teacher to the peers whose losses read them.
 
-One message a pair of peers and round. S sequence, B micro-batch, G teacher hidden.
+One message per pair of peers and round. S sequence, B micro-batch, G teacher hidden.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from megatron_kd.teachers.transfers import Exchange, Piece
 from megatron_kd.teachers.transport import Transport
 
-# What a teacher's forwards put out, by layer: one [S, B, G] a forward.
+# Outputs of a teacher's forwards, by layer: one [S, B, G] per forward.
 Produced = dict[str, list[Tensor]]
 
 _Parts = list[tuple[Piece, Tensor]]
@@ -42,7 +42,7 @@ class Handover:
         """Exchange one round's hidden states; every peer must call this.
 
         Args:
-            produced: what the teacher's forwards put out on this peer; emptied on the way, to make room.
+            produced: outputs of the teacher's forwards on this peer; cleared during the exchange to free memory.
 
         Returns:
             For each of this peer's micro-batches, what its losses read: [S, B, G] by layer.

@@ -10,7 +10,7 @@ from megatron_kd.teachers.protocol import Targets
 
 
 class WithTargets(Protocol):
-    """What is put down: a micro-batch's targets, and whatever else its losses need."""
+    """The value in flight: a micro-batch's targets, and whatever else its losses need."""
 
     @property
     def targets(self) -> Targets: ...

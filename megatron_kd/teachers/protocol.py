@@ -18,7 +18,7 @@ from megatron_kd.models.micro_batch import MicroBatch
 
 @dataclass(frozen=True, eq=False)  # tensors have no single truth value
 class Targets:
-    """What a teacher says of one micro-batch.
+    """A teacher's outputs for one micro-batch.
 
     Distributions over the vocabulary, from a teacher that gives no hidden states, would be one more field.
 
@@ -49,10 +49,10 @@ class Teacher(Protocol):
         """The targets of a step's or an evaluation's micro-batches; called on every rank, before their forwards."""
 
     def module(self, chunk: int) -> nn.Module | None:
-        """What a chunk of the student is paired with; None for a chunk that no loss reads from."""
+        """The teacher module paired with a chunk of the student; None for a chunk that no loss reads from."""
 
     def name_in_module(self, layer: str) -> str | None:
-        """What `module` calls a layer of the whole teacher; None if it is on another pipeline stage."""
+        """The name within `module` of a layer of the whole teacher; None if it is on another pipeline stage."""
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """The teacher's weights that this rank holds."""

@@ -29,13 +29,13 @@ def is_first_of_machine(world: Axis) -> bool:
 
 
 def shared_tensors(like: list[Tensor], run_dir: Path, world: Axis) -> list[Tensor]:
-    """Room for tensors of the shapes and dtypes of `like`, the same memory on every rank of `world` on a machine.
+    """Allocate tensors of the shapes and dtypes of `like` in memory that the ranks of `world` on a machine share.
 
-    It lies in /dev/shm if there is room for it, else in a file in `run_dir`, from where the system pages it in.
-    Each of them must call this, with tensors of the same shapes.
+    The memory is in /dev/shm if it has room, otherwise in a file in `run_dir` that the system pages in.
+    Every rank of `world` must call this, with tensors of the same shapes.
 
     Raises:
-        InputError: neither place has the room.
+        InputError: neither has enough room.
     """
     offsets, total = _offsets(like)
     owner = _first_of_machine(world)

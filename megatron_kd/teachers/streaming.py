@@ -26,11 +26,11 @@ def must_stream(device: torch.device) -> bool:
 
 
 def stream_layers(model: DistillableGPTModel, device: torch.device) -> LayerStream:
-    """Make a frozen body in host memory compute on `device`, where its inputs may lie; its outputs will.
+    """Make a frozen body in host memory compute on `device`. Its inputs may be there; its outputs will be.
 
     Args:
         model: without a head.
-        device: on the CPU, layers are copied all the same, which is of use to tests only.
+        device: on the CPU, layers are copied too, which is useful only for tests.
 
     Raises:
         InputError: the system does not let that much memory be locked.
@@ -92,11 +92,11 @@ class LayerStream:
         return hook
 
     def _copy(self, index: int) -> None:
-        """Begin to copy a layer to the place that the layer before the present one had."""
+        """Start copying a layer into the staging buffer that the layer before the current one used."""
         if self._stream is None:
             self._copied[index] = _copy_into(self.staging[self._place], self._layers[index])
         else:
-            # What has been launched so far includes the last use of that place.
+            # The kernels launched so far include the last use of that buffer.
             self._stream.wait_stream(torch.cuda.current_stream(self._stream.device))
             with torch.cuda.stream(self._stream):
                 self._copied[index] = _copy_into(self.staging[self._place], self._layers[index])
@@ -134,9 +134,9 @@ def _to_host(module: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) 
 
 
 def _pin(tensors: list[nn.Parameter]) -> None:
-    """Lock the host memory of `tensors`, so that the device can read it while the host goes on.
+    """Lock the host memory of `tensors`, so that the device can read it asynchronously.
 
-    Of shared memory each process registers its own view, and the pages are locked once.
+    Each process registers its own view of shared memory; the pages are locked once.
 
     Raises:
         InputError: the system does not allow it.

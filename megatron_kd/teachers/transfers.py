@@ -34,7 +34,7 @@ class Span:
 
 @dataclass(frozen=True)
 class StudentRank:
-    """What a rank of the student needs to be known by: its data-parallel rank, pipeline stage and shard."""
+    """The coordinates of a student rank: its data-parallel rank, pipeline stage and shard."""
 
     rank: int
     replica: int
@@ -46,8 +46,8 @@ class StudentRank:
 class Piece:
     """A block of one layer's hidden states on its way from a teacher rank to a student rank.
 
-    `source` cuts it out of what forward `forward` of the teacher put out on the source rank, [S, B, G] there;
-    `target` is its place in the student's micro-batch `micro_batch` on the target rank.
+    `source` slices it from the output of the teacher's forward `forward` on the source rank, [S, B, G] there;
+    `target` is its position in the student's micro-batch `micro_batch` on the target rank.
     """
 
     layer: str
@@ -107,7 +107,7 @@ class Exchange:
         return -(-len(self.share(replica)) // self.teacher_micro_batch_size)
 
     def pieces(self, source: int, target: StudentRank) -> Iterator[Piece]:
-        """What rank `source` sends to `target`, in the order in which both sides know it."""
+        """The pieces that rank `source` sends to `target`, in an order that both sides derive."""
         place = self.grid.coordinate(source)
         if place is None:
             return

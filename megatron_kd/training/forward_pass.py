@@ -124,7 +124,7 @@ def means_of(sums: dict[str, float]) -> tuple[dict[str, float], int]:
 
 
 def _feeds(run: ForwardRun, micro_batches: list[MicroBatch]) -> list[Iterator[tuple[MicroBatch, Targets]]]:
-    """For each chunk of the student: the batch's micro-batches, each with what the teacher says of it."""
+    """For each chunk of the student: the batch's micro-batches, each with the teacher's targets."""
     if run.teacher is None:
         targets = [Targets(micro_batch.sample_ids) for micro_batch in micro_batches]
     else:
@@ -134,7 +134,7 @@ def _feeds(run: ForwardRun, micro_batches: list[MicroBatch]) -> list[Iterator[tu
 
 
 def _taken(items: deque[tuple[MicroBatch, Targets]]) -> Iterator[tuple[MicroBatch, Targets]]:
-    while items:  # targets that have been read are let go of: those of a whole batch take much memory
+    while items:  # free targets once they are read: those of a whole batch take much memory
         yield items.popleft()
 
 

@@ -31,7 +31,7 @@ def wrap_for_training(
 ) -> list[DistributedDataParallel]:
     """Wrap this rank's chunks of the student, in their precision, in data parallelism.
 
-    A teacher must be hidden from it. `doing` is told when a step comes to reducing its gradients.
+    A teacher must be hidden from it. `doing` is updated when a step starts to reduce its gradients.
     """
 
     def reduce_gradients(*args: Any, **kwargs: Any) -> None:

@@ -16,7 +16,7 @@ from megatron_kd.training.run_state import Run
 
 @dataclass(frozen=True)
 class Resumption:
-    """Where a run continues from, None for its start, and what is to be told about it."""
+    """The checkpoint that a run continues from, None for a fresh start, and notes to report."""
 
     checkpoint: Path | None
     notes: tuple[str, ...] = ()
@@ -25,13 +25,13 @@ class Resumption:
 def resume(run: Run) -> Resumption:
     """Continue from the checkpoint that `checkpoint.resume` names. Every rank must call this.
 
-    Rank 0 looks what there is. All ranks verify the same checkpoint together, before anything of the run is changed.
-    With `auto`, one that is not as it was written is set aside, and the one before it is taken. A run that saves then
-    drops checkpoints beyond `checkpoint.most_recent_k`.
+    Rank 0 lists the checkpoints. All ranks verify the same checkpoint together before they change any state of the
+    run. With `auto`, a corrupt checkpoint is set aside and the previous one is used. A run that saves then deletes
+    checkpoints beyond `checkpoint.most_recent_k`.
 
     Raises:
-        InputError: `checkpoint.resume` is a step that was never saved, or the checkpoint is of another model.
-        CheckpointCorrupt: the step that was asked for cannot be read, or none of those that are there.
+        InputError: `checkpoint.resume` is a step that was never saved, or the checkpoint belongs to another model.
+        CheckpointCorrupt: the requested step cannot be read, or no step can.
     """
     wanted = run.cfg.checkpoint.resume
     folder = run.derived.checkpoints_dir

@@ -55,19 +55,19 @@ def draft_checkpoint(run: Run) -> Draft | None:
 
 
 def finish_checkpoint(run: Run, saved: Path) -> None:
-    """What follows when `saved` is complete: old ones are deleted."""
+    """Delete old checkpoints once `saved` is complete."""
     on_rank_0(lambda: delete_old(saved.parent, run.cfg.checkpoint.most_recent_k))
 
 
 def load_checkpoint(run: Run, checkpoint: Verified) -> None:
-    """Put the run back to where it was when `checkpoint` was saved. Every rank must call this.
+    """Restore the run to the state saved in `checkpoint`. Every rank must call this.
 
-    The parallel layout may differ. Random numbers then go on from the seed, the step and the place of the rank in the
-    new layout, since the old ranks' generators have no heirs.
+    The parallel layout may differ. Random number generators are then seeded from the seed, the step and the rank's
+    coordinates in the new layout, since the states of the old ranks do not map to the new ones.
 
     Raises:
-        InputError: it is of another model.
-        CheckpointCorrupt: it does not hold what it says.
+        InputError: it belongs to another model.
+        CheckpointCorrupt: its contents do not match its description.
     """
     common = checkpoint.state
     with raised_together():
@@ -126,7 +126,7 @@ def _refuse_other_quantization(run: Run, path: Path, saved: str | None) -> None:
     """A run's quantisation is part of what it continues; another one starts from the weights instead."""
     if saved != run.cfg.model.quantization:
         raise InputError(
-            f"checkpoint.resume: {path} is of a run with model.quantization={saved or 'null'}, this one has "
+            f"checkpoint.resume: {path} comes from a run with model.quantization={saved or 'null'}, this one has "
             f"{run.cfg.model.quantization or 'null'}; set it back, or name {path} in checkpoint.pretrained_checkpoint "
             "and choose another logger.run_dir"
         )

@@ -85,5 +85,5 @@ def test_a_pair_across_stages_is_refused_for_a_colocated_teacher(tmp_path: Path)
     pair = ["decoder.layers.0.mlp", "decoder.layers.3.mlp"]
     cfg = tiny_config(tmp_path, pp=2, kd={"intermediate_layer_pairs": [pair]})
     cfg.model.teacher_device_strategy = "colocated"
-    with pytest.raises(RankFailed, match=r"lie on different pipeline stages.*or set model\.teacher_device_strategy="):
+    with pytest.raises(RankFailed, match=r"are on different pipeline stages.*or set model\.teacher_device_strategy="):
         run_ranks(2, train_and_read, cfg)
