@@ -34,8 +34,8 @@ def run_ranks(
     """Run `fn(*args, **kwargs)` on `world_size` ranks over gloo, and return the results by rank.
 
     `fn` must be a module-level function; arguments and results must pickle. `torch.distributed` is
-    initialised before `fn` is called and destroyed after it. Once a rank has failed, the others have `last_words`
-    seconds to end too, and are killed then.
+    initialised before `fn` is called and destroyed after it. After a rank has failed, the others have `last_words`
+    seconds to end too, and are then killed.
 
     Raises:
         RankFailed: with the traceback of every rank that raised, or the exit code of one that died.

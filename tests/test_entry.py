@@ -1,4 +1,4 @@
-"""What a recipe script ends with: exit codes, and who says what is wrong."""
+"""Exit codes of recipe scripts, and the ranks that report the error."""
 
 from __future__ import annotations
 

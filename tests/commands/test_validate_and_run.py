@@ -189,7 +189,7 @@ CASES = {f"{kind}: {name}": case for kind, cases in TABLES.items() for name, cas
 
 RUN_DIRS = {name: f"runs/{number}" for number, name in enumerate(CASES)}
 
-# What the functions that read the data cannot know: that it is asked for in another way, too, or is conversations.
+# The functions that read the data cannot know that it has two origins, or that it is conversations.
 READ_REGARDLESS = {"blend: two origins", "blend: conversations as text"}
 REFUSED_DATA = [
     name

@@ -34,7 +34,7 @@ def plain(**edits: Any) -> ConfigContainer:
 
 
 def lines_of(config: ConfigContainer, world_size: int | None = None, tokenizer_ids: int | None = None) -> list[str]:
-    """The problems of a configuration as users read them, but for the origins of its values."""
+    """The problems of a configuration as users read them, without the origins of its values."""
     return [str(problem) for problem in problems(config, world_size, tokenizer_ids)]
 
 

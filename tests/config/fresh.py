@@ -16,7 +16,7 @@ _TOP = Path(__file__).resolve().parents[2]
 
 
 def errors_of(commands: Sequence[Sequence[str]], world_size: int | None = None) -> list[list[str]]:
-    """What is said of each command line, over a distillation without problems."""
+    """The errors of each command line, applied to a distillation without problems."""
     done = subprocess.run(
         [sys.executable, "-m", "tests.config.fresh", str(world_size or "")],
         env={name: value for name, value in os.environ.items() if name != "WORLD_SIZE"},

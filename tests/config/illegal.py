@@ -204,7 +204,7 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
 ]  # fmt: skip
 
 
-# Ranges, written down here by hand: what no field may be, what it may still be, and what is said.
+# Ranges, written by hand: a value outside, a value just inside, and the message.
 POSITIVE = (0, 1, "must be greater than 0")
 NOT_NEGATIVE = (-1, 0, "must be 0 or greater")
 FRACTION = (1.0, 0, "must be at least 0 and less than 1")

@@ -52,7 +52,7 @@ def layouts(draw: Random) -> list[Mismatch]:
 
 
 def pairs(draw: Random) -> list[Mismatch]:
-    """Pairs of layers, one of which is not there, or is no hidden state, or is elsewhere."""
+    """Pairs of layers, one of which does not exist, does not output a hidden state, or is on another stage."""
     student, teacher = NORM.format(draw.randrange(4, 99)), NORM.format(draw.randrange(8, 99))
     here, there = NORM.format(draw.randrange(4)), NORM.format(draw.randrange(8))
     first, last = NORM.format(draw.randrange(2)), NORM.format(draw.randrange(4, 8))
@@ -121,7 +121,7 @@ def checkpoints(draw: Random, folder: Path) -> list[Mismatch]:
 
 
 def saved_model(folder: Path, edits: Mapping[str, Any]) -> Path:
-    """A run folder whose checkpoint says what its model is; its tensors are not looked at before that."""
+    """A run folder whose checkpoint describes its model; the description is checked before any tensor is read."""
     checkpoint = folder / "checkpoints/iter_0000007"
     checkpoint.mkdir(parents=True)
     (checkpoint / "metadata.json").write_text("{}")

@@ -1,4 +1,4 @@
-"""Slips of the finger in the names of fields, and whether what is said of them helps."""
+"""Typos in the names of fields, and whether their error messages help."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What follows from a configuration's values."""
+"""Values derived from a configuration."""
 
 from __future__ import annotations
 

@@ -25,7 +25,7 @@ EOS, SEQ = 99, 16
 
 @pytest.fixture
 def write_chat(write_tokens: WriteTokens) -> Callable[..., str]:
-    """`write_chat(name, lengths, first=0)`: conversation i is `first + i`, so many times; its second half is learnt."""
+    """`write_chat(name, lengths, first=0)`: conversation i repeats `first + i`; its second half is learnt."""
 
     def write(name: str, lengths: Sequence[int], first: int = 0) -> str:
         prefix = write_tokens(name, [[first + i] * length for i, length in enumerate(lengths)])

@@ -19,7 +19,7 @@ from tests.data.chats import MARKED, PLAIN, chat, chats, write_chats
 
 
 def expected(tokenizer: HuggingFaceTokenizer, messages: list[dict[str, str]]) -> tuple[list[int], list[bool]]:
-    """What both templates write, put together here piece by piece."""
+    """The output of both templates, assembled piece by piece."""
     ids: list[int] = []
     mask: list[bool] = []
     for message in messages:

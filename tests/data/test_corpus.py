@@ -1,4 +1,4 @@
-"""The demo corpus: same sources, same files; held-out documents are whole and apart; half a corpus is made anew."""
+"""The demo corpus: same sources, same files; held-out documents are whole and apart; half a corpus is made again."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""An index is checked whole: each field that is wrong is told, and a whole one passes."""
+"""All of an index is checked: each wrong field is reported, and an intact index passes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A run that was killed goes on with what it has, and ends in the files of an unbroken one."""
+"""A killed run resumes from its partial output, and ends with the files of an uninterrupted one."""
 
 from __future__ import annotations
 
@@ -140,7 +140,7 @@ def test_anything_else_starts_anew(
         monkeypatch.setattr(HuggingFaceTokenizer, "fingerprint", "another")
     elif change == "format":
         monkeypatch.setattr("megatron_kd.data.preprocessing.partial_output._FORMAT", 0)
-    else:  # the journal tells of more than there is
+    else:  # the journal lists more than there is
         _partial(small.parent / "out", ".bin").write_bytes(b"")
     assert not _resumes(small, tokenizer, **options)
     preprocess([small], small.parent / "whole", tokenizer, workers=1, **options)  # type: ignore[arg-type]

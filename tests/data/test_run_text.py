@@ -1,4 +1,4 @@
-"""A text file as a run's data: made once, made anew when it must be, and never half made."""
+"""A text file as a run's data: tokenised once, again when necessary, and never by half."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def read(prefix: str, tokenizer: HuggingFaceTokenizer) -> list[str]:
 
 
 def files(prefix: str) -> dict[str, tuple[bytes, int]]:
-    """What is in the files, and when they were made."""
+    """The contents of the files, and their inodes."""
     paths = [Path(f"{prefix}{ending}") for ending in (".bin", ".idx")]
     return {path.name: (path.read_bytes(), path.stat().st_ino) for path in paths}
 

@@ -1,4 +1,4 @@
-"""What was written is what is read: sizes, content, and the file that says so."""
+"""A sidecar is read as it was written: sizes, content, and the file that records them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a distillation model is made of: a student that learns, a teacher that nothing touches."""
+"""The parts of a distillation model: a student that learns, a teacher that stays unchanged."""
 
 from __future__ import annotations
 

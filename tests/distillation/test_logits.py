@@ -1,4 +1,4 @@
-"""What the logit losses of a step allocate: no logits in the fused form, and a buffer of the head's gradient."""
+"""Allocations of a step's logit losses: no logits in the fused form, and a buffer of the head's gradient."""
 
 from __future__ import annotations
 

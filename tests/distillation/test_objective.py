@@ -22,7 +22,7 @@ def one_step(cfg: ConfigContainer, *, masked: int = 0) -> dict[str, Any]:
     """On a rank: forward and backward of the first global batch; losses and gradients, and what made them.
 
     Args:
-        masked: the first so many tokens of each sequence do not count.
+        masked: number of leading tokens of each sequence that do not count.
     """
     from megatron_kd.config.derived import derived
     from megatron_kd.data.tokens.tokenizer import load_tokenizer
@@ -97,7 +97,7 @@ def formulas(
     """Means of the losses in float64 from hidden states and heads, and the gradient of the student's head.
 
     The divergence is over the ids that both models have, the LM loss over all of the student's. With `topk` the
-    divergence is that of the teacher's likeliest tokens and of one bucket with the others.
+    divergence is over the teacher's top-k tokens and one bucket with the others.
     """
     shared = min(student_ids, teacher_ids)
     mask = step["mask"].double().T
@@ -287,7 +287,7 @@ def modelopts_own_step(cfg: ConfigContainer, masked: int) -> dict[str, Any]:
 @pytest.mark.parametrize("tp", [1, 2])
 def test_a_step_under_modelopts_balancer_is_modelopts_own(tp: int, skip_lm_loss: bool, tmp_path: Path) -> None:
     kd = {"loss_balancer": "modelopt", "skip_lm_loss": skip_lm_loss, "kd_loss_scale": 0.6, "logit_kl_temperature": 2.0}
-    # Without padding and of one width: ModelOpt counts padded slots in, and draws its projection anew.
+    # No padding and equal widths: ModelOpt counts padded slots, and initialises its projection separately.
     sizes = {"hidden_size": 32, "vocab_size": 256}
     cfg = tiny_config(tmp_path, kd=kd, tp=tp, teacher=sizes, student={"vocab_size": 256})
     cfg.tokenizer.vocab_size = 256

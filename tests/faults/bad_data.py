@@ -1,4 +1,4 @@
-"""What can be wrong with data: text that is not what it should be, and tokenised files that are damaged."""
+"""Faults of data: malformed text, and damaged tokenised files."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def folder(path: Path, draw: random.Random) -> None:
 
 
 def pipe(path: Path, draw: random.Random) -> None:
-    """Put a pipe in its place, which nobody writes to."""
+    """Put a pipe in its place, which has no writer."""
     path.unlink()
     os.mkfifo(path)
 
@@ -155,7 +155,7 @@ def cut(path: Path, draw: random.Random) -> None:
 
 
 def longer(path: Path, draw: random.Random) -> None:
-    """Let it go on."""
+    """Append random bytes to it."""
     with path.open("ab") as file:
         file.write(draw.randbytes(draw.randrange(1, 99)))
 

@@ -22,7 +22,7 @@ _ARCHIVE = 1 << 30  # bytes that an archive of 1 MB comes to
 
 @dataclass(frozen=True)
 class Places:
-    """What carriers are made of, and where.
+    """The files that carriers are made from, and their places.
 
     Attributes:
         checkpoint: a copy of a whole one.

@@ -1,4 +1,4 @@
-"""What can happen to the files of a checkpoint: by a bad disk, a broken copy, or somebody's intent."""
+"""Damage to the files of a checkpoint: by a bad disk, a failed copy, or an attacker."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def remove(path: Path, draw: random.Random) -> None:
 
 
 def append(path: Path, draw: random.Random) -> None:
-    """Let a file go on where it ended."""
+    """Append random bytes to a file."""
     with path.open("ab") as file:
         file.write(draw.randbytes(draw.randrange(1, 99)))
 
@@ -110,7 +110,7 @@ def hostile_tensor(folder: Path, mark: Path) -> str:
 
 
 def elsewhere(folder: Path, mark: Path) -> str:
-    """`.metadata` whose tensors lie in files out of the folder."""
+    """`.metadata` whose tensors are in files outside the folder."""
     metadata = pickle.loads((folder / ".metadata").read_bytes())
     for index, info in list(metadata.storage_data.items()):
         metadata.storage_data[index] = type(info)("../" + info.relative_path, info.offset, info.length)

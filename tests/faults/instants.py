@@ -28,7 +28,7 @@ from tests.faults.writes import Operation, operations
 from tests.hooks import On
 
 Kind = Literal["operation", "phase", "call", "time"]
-Do = Callable[[str], None]  # what is done at an instant, which is told where that is
+Do = Callable[[str], None]  # called at an instant, with its location
 
 KINDS: tuple[Kind, ...] = ("operation", "phase", "call", "time")
 _PACKAGE = os.path.dirname(megatron_kd.__file__)
@@ -45,7 +45,7 @@ class Instant:
         part: only operations on paths, and calls of functions, whose names have it in them count.
         phase: only entries into this phase count, where it is given.
         step: only what is entered in this step counts; -1 for any.
-        torn: an operation is half done then; not for a process that goes on.
+        torn: the operation is left half done; not for a process that continues.
     """
 
     kind: Kind

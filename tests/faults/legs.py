@@ -30,12 +30,12 @@ class Fault:
 
 @dataclass(frozen=True)
 class Leg:
-    """What is known of one.
+    """The outcome of one leg.
 
     Attributes:
         hits: where its faults hit.
-        step: the one it went on from; -1 where it did not come to that.
-        notes: what it told about checkpoints that it refused.
+        step: the one it resumed from; -1 if it did not get that far.
+        notes: its messages about refused checkpoints.
     """
 
     hits: tuple[str, ...]
@@ -102,7 +102,7 @@ def last_leg(cfg: ConfigContainer, folder: Path, world_size: int = 2) -> Leg:
 
 
 class _NotesResume(Hook):
-    """Writes down where the run goes on from."""
+    """Writes down the step that the run resumes from."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder

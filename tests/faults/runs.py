@@ -34,11 +34,11 @@ class Kill:
 
 @dataclass
 class Resumed:
-    """What a run reports that went on after another.
+    """The report of a run that resumed another.
 
     Attributes:
-        step: the one it went on from.
-        notes: what it told about checkpoints that it refused.
+        step: the one it resumed from.
+        notes: its messages about refused checkpoints.
         records: of its metrics.jsonl.
     """
 

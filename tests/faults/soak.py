@@ -40,7 +40,7 @@ def soaked_leg(cfg: ConfigContainer, soaked: Soaked, folder: Path) -> int:
 
 
 def holds() -> dict[str, int]:
-    """What this process holds: descriptors, threads, files it maps from /dev/shm, and KiB of memory of its own."""
+    """The resources of this process: descriptors, threads, mapped files of /dev/shm, and KiB of private memory."""
     status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines() if ":" in line)
     return {
         "descriptors": len(os.listdir("/proc/self/fd")),

@@ -56,7 +56,7 @@ def test_the_others_name_it_within_the_timeout(layout: str, number: signal.Signa
 
 
 def waits_for_ever(cfg: ConfigContainer, folder: Path) -> None:
-    """On a rank: run `cfg`; rank 1's main thread hangs in step 2, as in a kernel; its other threads go on."""
+    """On a rank: run `cfg`; rank 1's main thread hangs in step 2, as in a kernel; its other threads continue."""
     from megatron_kd import main
 
     def hang() -> None:

@@ -33,7 +33,7 @@ def llama(run_dir: Path, **options: Any) -> ConfigContainer:
 def test_flops_are_two_a_weight_forward_and_six_with_the_backward(tmp_path: Path) -> None:
     flops = flops_per_token(workload_of(llama(tmp_path), 2))
     table = 128256 * 8192  # one of the teacher's two is looked up, not multiplied with
-    assert flops.teacher == pytest.approx(2 * (llama31_70b_parameters() - table), rel=1e-4)  # norms are no matrices
+    assert flops.teacher == pytest.approx(2 * (llama31_70b_parameters() - table), rel=1e-4)  # norms are not matmuls
     assert flops.student == pytest.approx(6 * (8_030_261_248 - 128256 * 4096), rel=1e-4)
     assert flops.recompute == 0
     assert flops.attention == 2 * 4096 * (80 * 8192 + 3 * 32 * 4096)

@@ -1,4 +1,4 @@
-"""One run folder, started through torchrun again and again: a start ends by a fault, and the next goes on from it."""
+"""One run folder, started repeatedly through torchrun: a fault ends each start, and the next one resumes from it."""
 
 from __future__ import annotations
 

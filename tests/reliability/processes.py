@@ -20,7 +20,7 @@ _COPIED = ("megatron_kd", "tests", "recipes", "conf", "launch", "tools")
 
 
 class BadMutant(Exception):
-    """A mutant that is none: its text is not found once, or its file is no longer Python."""
+    """An invalid mutant: its text does not occur exactly once, or its file is no longer Python."""
 
 
 def row_outcome(row: Row, seed: int, draws: int | None = None, *, through_torchrun: bool = True) -> Outcome:

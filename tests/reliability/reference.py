@@ -1,4 +1,4 @@
-"""The run that meets no fault, made once a row, and what must be the same in those that did."""
+"""The reference run without faults, made once per row, and the comparison of faulty runs with it."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ RUN: dict[str, Any] = {
 
 
 def exact(run_dir: Path) -> list[list[Any]]:
-    """What a run has logged, each float to its last bit, as JSON knows it."""
+    """The logged records of a run in JSON types, each float exact to the last bit."""
     return [[_hex(record.get(name)) for name in _NAMES] for record in read_metrics(run_dir)]
 
 
 def made_once(draw: Draw, name: str, make: Callable[[Path], Any]) -> tuple[Path, Any]:
-    """What `make(folder)` returned, in JSON's types, and the folder, `draw.shared / name`: made by the first draw."""
+    """The folder `draw.shared / name`, and the result of `make(folder)` in JSON types. The first draw makes both."""
     folder, answer = draw.shared / name, draw.shared / f"{name}.json"
     if not answer.exists():
         shutil.rmtree(folder, ignore_errors=True)

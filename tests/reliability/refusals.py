@@ -16,7 +16,7 @@ def refused(folder: Path, words: Sequence[str]) -> list[str]:
     Checked: code 2 in the run's folder, one telling for both ranks, no traceback, and no torch in either rank.
 
     Returns:
-        The errors that were told.
+        The reported errors.
     """
     folder.mkdir(parents=True)
     run_dir = folder / "run"

@@ -1,4 +1,4 @@
-"""What a row of the scorecard is: a fault with a promise, drawn many times."""
+"""A row of the scorecard: a fault and the guarantee under it, drawn many times."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class Draw:
         number: counted from 0.
         random: gives the same numbers for the same seed, row and draw.
         folder: an empty one, of this draw alone.
-        shared: a folder of all draws of the row, for what is made once, such as the run that meets no fault.
+        shared: a folder of all draws of the row, for what is made once, such as the run without faults.
     """
 
     number: int
@@ -37,7 +37,7 @@ class Mutant:
         path: of the file, from the top folder.
         old: what is replaced; occurs once in the file.
         new: what it is replaced by.
-        told: what the failure says then, a regular expression: without it, a change that breaks all would count.
+        told: a regular expression that the failure must match; without it, a change that breaks everything would count.
     """
 
     breaks: str
@@ -48,7 +48,7 @@ class Mutant:
 
 
 def count(facts: Sequence[Facts]) -> str:
-    """The result of a row of which nothing is to be said but that each draw held."""
+    """The result of a row that only reports how many draws held."""
     return f"{len(facts)} of {len(facts)}"
 
 
@@ -62,7 +62,7 @@ class Row:
         draw: does one on ranks forked from a server, or in this process; raises AssertionError where the promise fails.
         draws: how many of those make a row; the number of a draw may choose the case.
         torchrun: makes at least 5 draws through torchrun in one call, as a user would start them.
-        result: what is said of the facts of all draws; raises AssertionError where too few faults have hit.
+        result: summarises the facts of all draws; raises AssertionError if too few faults hit.
         mutants: each turns a draw red; tried on the draws of `mutant_draws`, the first 5 where that is empty.
         alone: nothing else may run beside it, since it measures times.
     """

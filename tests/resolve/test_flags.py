@@ -1,4 +1,4 @@
-"""The flags of a recipe's command line: what each sets, how it may be written, and what is said about mistakes."""
+"""The flags of a recipe's command line: what each sets, how it may be written, and the messages about mistakes."""
 
 from __future__ import annotations
 

@@ -61,7 +61,7 @@ def state(layer: str, sequence: int) -> Tensor:
 
 
 def produced(of: Exchange, rank: int) -> dict[str, list[Tensor]]:
-    """What the teacher's forwards put out on a peer, [S, B, G] each."""
+    """The outputs of the teacher's forwards on a peer, [S, B, G] each."""
     place = of.grid.coordinate(rank)
     if place is None:
         return {}
@@ -75,7 +75,7 @@ def produced(of: Exchange, rank: int) -> dict[str, list[Tensor]]:
 
 
 def expected(of: Exchange, rank: int) -> Received:
-    """What a peer's losses read."""
+    """The hidden states that a peer's losses read."""
     student = next((student for student in of.students if student.rank == rank), None)
     if student is None:
         return [{}, {}]

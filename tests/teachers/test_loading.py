@@ -1,4 +1,4 @@
-"""What a rank holds while its teacher is loaded, by the bytes of live tensors."""
+"""Memory of a rank while its teacher is loaded, in bytes of live tensors."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a teacher outside the student's pipeline makes possible: chunks, pairs of distant layers, other precisions."""
+"""Features that need a teacher outside the student's pipeline: chunks, distant layer pairs, other precisions."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_every_form_of_the_losses(kd: dict[str, Any], sequence_parallel: bool, t
 
 
 def test_modelopts_balancer_reads_from_a_distant_teacher(tmp_path: Path) -> None:
-    """Its ratios are of a micro-batch on a rank, so only the same split can be compared."""
+    """Its ratios cover a micro-batch on a rank, so only runs with the same split are comparable."""
     kd = {"loss_balancer": "modelopt", "skip_lm_loss": False}
     plain = run_ranks(2, train_and_read, tiny_config(tmp_path / "plain", tp=2, micro_batch_size=4, kd=kd))[0]
     student = {"tp": 2, "micro_batch_size": 4}

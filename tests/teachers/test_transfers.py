@@ -41,7 +41,7 @@ def exchange(
 
 
 def everything(e: Exchange) -> dict[tuple[int, str, int, int], torch.Tensor]:
-    """What each teacher rank holds after its forwards: the number of each (sequence, position)."""
+    """The contents of each teacher rank after its forwards: the number of each (sequence, position)."""
     held = {}
     numbers = torch.arange(SEQ).view(-1, 1) + 100 * torch.arange(e.num_sequences + e.teacher_micro_batch_size)
     for replica, stage, shard in itertools.product(range(e.grid.dp), range(e.grid.pp), range(e.grid.tp)):

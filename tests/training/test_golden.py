@@ -26,7 +26,7 @@ def test_the_golden_run_is_what_it_was() -> None:
 
 
 def test_what_is_kept_is_one_run() -> None:
-    """Those of all kinds of processor agree but for rounding, and the run has learnt something."""
+    """The losses of all kinds of CPU agree up to rounding, and the run has learnt something."""
     runs = kept()
     assert len({key.partition(", ")[2] for key in runs}) == len(runs) > 1
     first = next(iter(runs.values()))

@@ -77,7 +77,7 @@ CASES: dict[str, list[tuple[Signals, int]]] = {
     "DP2": [
         # Further signals, while it saves, change nothing.
         ([(3, FORWARD, 1, INT), (3, SAVING, 1, USR1), (3, SAVING, 0, TERM), (3, SAVING, 1, TERM)], 3),
-        ([(3, "optimizer step", 0, TERM)], 4),  # too late to be told in step 3; step 4 then owes an evaluation
+        ([(3, "optimizer step", 0, TERM)], 4),  # too late for step 3; step 4 then owes an evaluation
         ([(2, EVALUATION, 1, USR1)], 2),  # in the evaluation, which is left
         ([(ITERS, FORWARD, 0, TERM)], ITERS),  # all that is left is the last evaluation
     ],

@@ -105,7 +105,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["run.lock"]
 
 
-# What of a run is saved, and why the rest need not be: a field that is in neither has to be decided on.
+# The saved fields of a run, and why the others need not be saved; each new field must be added to either.
 IN_A_CHECKPOINT = {
     "Run": {"students", "optimizer", "scheduler", "step", "best", "objective"},
     "Balancer": {"previous"},
@@ -116,7 +116,7 @@ NOT_IN_A_CHECKPOINT = {
         "cfg": "given",
         "derived": "from cfg",
         "layout": "from cfg and the ranks",
-        "chunks": "wrappers of the students; their gradients are taken anew each step",
+        "chunks": "wrappers of the students; their gradients are computed again each step",
         "teacher": "frozen; read from where it came",
         "placement": "from cfg and the ranks",
         "doing": "what is being done",

@@ -70,7 +70,7 @@ def test_overlapped_gathering_saves_the_weights_of_this_step(tmp_path: Path) -> 
 
 @pytest.fixture(scope="module")
 def unbroken(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
-    """The records of a run of one rank that nobody stopped."""
+    """The records of an uninterrupted run of one rank."""
     return run_ranks(1, train_and_read, tiny_config(tmp_path_factory.mktemp("unbroken"), iters=6, **SAVED))[0]
 
 

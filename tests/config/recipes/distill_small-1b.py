@@ -1,4 +1,4 @@
-"""A small distillation on made-up data, for the tests: its name has a dash, as recipes' names do."""
+"""A small distillation on mock data, for the tests. Its name has a dash, as names of recipes do."""
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider

@@ -22,7 +22,7 @@ from tests.tiny import tiny_config
 
 Damage = Callable[[Path, random.Random], Any]
 LAST = "checkpoints/iter_0000006"
-WITH_RANKS = 5  # every so many draws has ranks resume
+WITH_RANKS = 5  # in one of this many draws, ranks resume
 SAME_IN_ALL = ("metadata.json", "run_config.yaml", "common.pt")  # one step's is as good as another's
 
 
@@ -129,7 +129,7 @@ def _resumed(run_dir: Path, whole: Path, name: str, damage: Damage, random: rand
     assert ranks[0][0] == ranks[1][0], "the ranks have other verdicts"
     for told, resumed in ranks:
         assert str(run_dir / LAST) in told
-        assert resumed.step == 4, f"went on from {resumed.step}"
+        assert resumed.step == 4, f"resumed from {resumed.step}"
         assert len(resumed.notes) == 1 and told in resumed.notes[0], "did not say what was refused"
     same_as(whole, run_dir, 6)
 
@@ -166,7 +166,7 @@ def damaged_through_torchrun(draw: Draw) -> list[Facts]:
 
 def _all_refused(facts: Sequence[Facts]) -> str:
     refused, resumed = (sum(fact[name] for fact in facts) for name in ("refused", "resumed"))
-    return f"{refused:,} of {refused:,} refused by the file's name; {resumed} runs went on from the one before, bitwise"
+    return f"{refused:,} of {refused:,} refused by the file's name; {resumed} runs resumed from the one before, bitwise"
 
 
 ROWS = (
@@ -174,7 +174,7 @@ ROWS = (
         name="flipped bit in each file",
         procedure="One random bit of each file of a checkpoint is flipped, one file after the other. It is refused, "
         "with the file named. In some draws two ranks then start: where that step was asked for, that is an error "
-        "before any weight changes; with resume=auto the run says so and goes on from the checkpoint before, bitwise.",
+        "before any weight changes; with resume=auto the run reports it and resumes from the one before, bitwise.",
         draw=flipped_bits,
         draws=20,
         torchrun=flipped_through_torchrun,
@@ -188,7 +188,7 @@ ROWS = (
                 told="was not refused",
             ),
             Mutant(
-                "a manifest does not vouch for itself",
+                "a manifest does not verify itself",
                 "megatron_kd/checkpoints/manifest.py",
                 "    if not intact:\n",
                 "    if intact is None:\n",
@@ -230,7 +230,7 @@ ROWS = (
                 told="link: was not refused",
             ),
             Mutant(
-                "a refused checkpoint is not told of",
+                "a refused checkpoint is not reported",
                 "megatron_kd/training/resume.py",
                 '        notes.append(f"warning: the checkpoint of step {step} was refused: {why}{kept}")\n',
                 "        notes.append(kept)\n",

@@ -21,7 +21,7 @@ from tests.config.wrong_types import WRONG_TYPES
 from tests.reliability.refusals import refused
 from tests.reliability.row import Draw, Facts, Mutant, Row
 
-SLIPS, TYPO_DRAWS = 3, 10  # of each key; over which the keys are dealt out
+SLIPS, TYPO_DRAWS = 3, 10  # per key; draws over which the keys are distributed
 ILLEGAL_DRAWS = 8
 
 
@@ -68,7 +68,7 @@ def typos_through_torchrun(draw: Draw) -> list[Facts]:
         for index, (_, wrong) in enumerate(drawn[1::2]):
             words += as_file(draw.folder / f"{number}_{index}.yaml", {wrong: 1})
         lines = refused(folder, words)
-        assert len(lines) == len(drawn), f"{len(lines)} errors were told of {len(drawn)}: {lines}"
+        assert len(lines) == len(drawn), f"{len(lines)} errors were reported of {len(drawn)}: {lines}"
         in_order = [*drawn[1::2], *drawn[::2]]  # files first
         right = sum(suggests(line, wrong, key) for line, (key, wrong) in zip(lines, in_order, strict=True))
         facts.append({"refused": len(lines), "right": right, "other": other})
@@ -83,7 +83,7 @@ def _suggestions(facts: Sequence[Facts]) -> str:
 
 @dataclass(frozen=True)
 class Illegal:
-    """What cannot be, and what its error must say.
+    """An illegal setting, and the words that its error must contain.
 
     Attributes:
         edits: values by dotted names.
@@ -145,7 +145,7 @@ def illegal(draw: Draw) -> Facts:
 
 
 def together(draw: Draw) -> list[Illegal]:
-    """A dozen illegal values of different fields, which do not keep each other from being told."""
+    """A dozen illegal values of different fields, none of which hides the error of another."""
     wrong = {name: case for case in of_wrong_types() for name in case.edits if name != "logger.run_dir"}
     chosen = draw.random.sample(sorted(wrong), 4)
     outside = {name: case for case in out_of_range() for name in case.edits if name not in chosen}
@@ -154,7 +154,7 @@ def together(draw: Draw) -> list[Illegal]:
 
 
 def told_at_once(cases: Sequence[Illegal], lines: Sequence[str]) -> None:
-    """Check that lines tell of each."""
+    """Check that the lines report each."""
     silent = [case.edits for case in cases if not any(all(word in line for word in case.words) for line in lines)]
     assert not silent, f"not told at once with the others: {silent}"
 
@@ -171,7 +171,7 @@ def illegal_through_torchrun(draw: Draw) -> list[Facts]:
 
 def _illegal(facts: Sequence[Facts]) -> str:
     values, at_once = (sum(fact[name] for fact in facts) for name in ("values", "together"))
-    return f"{values} of {values} refused twice, before torch was imported; {at_once} told in {len(facts)} dozens"
+    return f"{values} of {values} refused twice, before torch was imported; {at_once} reported in {len(facts)} dozens"
 
 
 def _defaults() -> ConfigContainer:
@@ -197,7 +197,7 @@ ROWS = (
                 told="was not refused",
             ),
             Mutant(
-                "where a key was written is not looked at",
+                "the place where a key was written is ignored",
                 "megatron_kd/config/schema.py",
                 "    if slip := difflib.get_close_matches(name, map(dotted, schema.leaves), n=1, cutoff=0.9):\n"
                 "        return slip[0]\n",
@@ -212,7 +212,7 @@ ROWS = (
         name="illegal values",
         procedure="Each number outside its range, values of wrong types, and values that contradict others are given "
         "as overrides and in a YAML file: one error names field, value and cure, before torch is imported. A dozen at "
-        "once are all told at once.",
+        "once are all reported at once.",
         draw=illegal,
         draws=ILLEGAL_DRAWS,
         torchrun=illegal_through_torchrun,
@@ -226,7 +226,7 @@ ROWS = (
                 told="errors instead of 1 tell of",
             ),
             Mutant(
-                "of several errors the first kind alone is told",
+                "of several errors only the first kind is reported",
                 "megatron_kd/resolve/configuration.py",
                 "[*self.problems, *located]",
                 "self.problems or located",

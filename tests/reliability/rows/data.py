@@ -146,7 +146,7 @@ def _file_refused(prefix: Path, file: Path, whole: Path, what: str, *, harmless:
 
 
 def samples(prefix: Path) -> list[list[list[float]]]:
-    """What a run reads of the tokenised files at a prefix, after the checks of its start."""
+    """The samples that a run reads from the tokenised files at a prefix, after its startup checks."""
     cfg = DatasetConfig(
         data_path=[str(prefix)], split="1,0,0", chat=Path(prefix).name == "chats", path_to_cache=f"{prefix}.cache"
     )
@@ -229,7 +229,7 @@ ROWS = (
         result=_told,
         mutants=(
             Mutant(
-                "where sequences begin in a .bin is not looked at",
+                "the offsets of sequences in a .bin are not checked",
                 "megatron_kd/data/tokens/index_file.py",
                 "        if len(wrong):\n",
                 "        if len(wrong) > len(index.lengths):\n",

@@ -51,7 +51,7 @@ def run_on_a_full_disk(cfg: ConfigContainer, disk: Path, left: int, checked: boo
 
 
 def full_disk(draw: Draw) -> Facts:
-    """Fill a real disk but for a number of bytes when a run saves, and go on once there is room."""
+    """Fill a real disk, except for a number of bytes, when a run saves; resume once there is room."""
     whole, _ = unbroken(draw)
     needed = sum(path.stat().st_size for path in (whole / "checkpoints/iter_0000006").iterdir())
     # The first finds the disk full before the run has its folder, the second and third before they write.
@@ -149,7 +149,7 @@ def fail_some(cfg: ConfigContainer, plans: list[tuple[int, str, int, int]]) -> l
         for rank, name, percent, code in plans:
             mine = [op.number for op in seen if op.name == name]
             if name == "sync":
-                mine = mine[:-1] or mine  # the last one is of a checkpoint that has its name
+                mine = mine[:-1] or mine  # the last one comes after the checkpoint has its final name
             here = rank == dist.get_rank()
             number = mine[percent * len(mine) // 100] if here else -1
             with operations(folder, at(number, fail(code))):
@@ -211,10 +211,10 @@ def write_errors_through_torchrun(draw: Draw) -> list[Facts]:
 
 def _failed(facts: Sequence[Facts]) -> str:
     failed = sum(fact["failed"] for fact in facts)
-    return f"{failed} of {failed} failed saves told by all ranks, and harmed nothing"
+    return f"{failed} of {failed} failed saves reported by all ranks; no file was damaged"
 
 
-# The next save is later than a failure must be told.
+# A failure must be reported before the next save.
 BACKGROUND: dict[str, Any] = {**RUN, "iters": 12, "save_interval": 4, "async_save": True}
 _SLOW_S = 0.3
 
@@ -250,7 +250,7 @@ def fail_in_the_background(cfg: ConfigContainer, rank: int, name: str, step: int
 
 
 def told_by(cfg: ConfigContainer, *hooks: Hook) -> str:
-    """What training raised, where that is an error of a save."""
+    """The message that training raised, if that was an error of a save."""
     from megatron_kd.training.train import train
 
     try:
@@ -261,7 +261,7 @@ def told_by(cfg: ConfigContainer, *hooks: Hook) -> str:
 
 
 def async_failure(draw: Draw) -> Facts:
-    """A save in the background fails on a rank; the run ends soon, and goes on from the checkpoint before."""
+    """A background save fails on a rank; the run ends soon, and resumes from the checkpoint before."""
     whole, _ = unbroken(draw, **BACKGROUND)
     cfg = tiny_config(draw.folder, **BACKGROUND)
     rank, step = draw.number % 2, 8
@@ -309,7 +309,7 @@ ROWS = (
         procedure="A real disk has no byte left while a step is logged, and a chosen number of bytes when step 4 is "
         "saved: before the run looks for room, or right after it has found it. All ranks name the path and the bytes "
         "needed and free, nothing half is left, the checkpoint before is whole, no line is lost, and once there is "
-        "room the same command goes on. In one draw it is full from the start.",
+        "room the same command resumes. In one draw it is full from the start.",
         draw=full_disk,
         draws=SIZES,
         torchrun=full_disk_through_torchrun,
@@ -363,8 +363,8 @@ ROWS = (
     ),
     Row(
         name="async-save failure",
-        procedure="A save in the background fails on one of two ranks while training goes on. All ranks raise it at "
-        "the next step, no earlier checkpoint is harmed, and the same command goes on from the one before, bitwise.",
+        procedure="A background save fails on one of two ranks while training continues. All ranks raise it at "
+        "the next step, no earlier checkpoint is damaged, and the same command resumes from the one before, bitwise.",
         draw=async_failure,
         draws=8,
         torchrun=async_through_torchrun,
@@ -378,7 +378,7 @@ ROWS = (
                 told="as if it had saved",
             ),
             Mutant(
-                "nobody looks until the next save",
+                "the background save is not polled until the next save",
                 "megatron_kd/training/hooks/saving.py",
                 "                self._background.poll()\n",
                 "                pass\n",

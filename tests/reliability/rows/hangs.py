@@ -49,7 +49,7 @@ def asked_to_stop(draw: Draw, step: int, phase: str) -> list[Fault]:
 
 
 def preempted(draw: Draw) -> Facts:
-    """Ask a rank to stop; all do, after one step, and save; go on."""
+    """Ask a rank to stop: all ranks save and stop after one step. Then resume."""
     whole, _ = made_once(draw, "whole", lambda folder: len(run_ranks(2, train_and_read, evaluated(folder))))
     phase, step = PHASES[draw.number % 6], draw.random.randrange(1, 7)
     step += phase == EVALUATION and step % 2
@@ -62,7 +62,7 @@ def preempted(draw: Draw) -> Facts:
     assert len(hits) == len(faults), f"not every signal was sent: {hits}"
     saved = saved_step(draw.folder / "run", step)
     went_on = last_leg(cfg, draw.folder / "resumed").step
-    assert went_on == saved, f"it went on from {went_on}"
+    assert went_on == saved, f"it resumed from {went_on}"
     same_as(whole, draw.folder / "run", 8)
     return {"where": phase, "second": len(faults) > 1}
 
@@ -76,7 +76,7 @@ def saved_step(run_dir: Path, step: int) -> int:
 
 
 def preemptions_through_torchrun(draw: Draw) -> list[Facts]:
-    """Ask a run to stop in its second step, go on, ask it again two steps later, and so on."""
+    """Ask a run to stop in its second step, resume it, ask it again two steps later, and so on."""
     legs, phases = [], [draw.random.choice(PHASES[:5]) for _ in range(5)]
     for number, phase in enumerate(phases):
         at = Instant("phase", phase=phase, step=2 + 2 * number)
@@ -84,7 +84,7 @@ def preemptions_through_torchrun(draw: Draw) -> list[Facts]:
     found = chain(draw, evaluated(draw.folder / "run", iters=12), legs)
     steps = [leg.step for leg in found[1:]]
     for number, step in enumerate(steps):
-        assert step in (2 + 2 * number, 3 + 2 * number), f"went on from {steps}"
+        assert step in (2 + 2 * number, 3 + 2 * number), f"resumed from {steps}"
     return [{"where": phase, "second": False} for phase in phases]
 
 
@@ -117,7 +117,7 @@ def stopped(draw: Draw) -> Facts:
 
 
 def check_stopped(run_dir: Path, notes: Path, fault: Fault) -> Facts:
-    """What the other rank of two said of one that was stopped, and when."""
+    """Check the other rank's report about the stopped one, and how soon it came."""
     other = 1 - fault.rank
     check_told(notes, other, fault)
     check_stacks(run_dir, other)
@@ -127,7 +127,7 @@ def check_stopped(run_dir: Path, notes: Path, fault: Fault) -> Facts:
 
 
 def stopped_through_torchrun(draw: Draw) -> list[Facts]:
-    """Stop a rank in its second step, go on, stop one two steps later, and so on."""
+    """Stop a rank in its second step, resume the run, stop a rank two steps later, and so on."""
     legs = []
     for number in range(5):
         at = Instant("phase", phase=STOPPED_IN[number % 3], step=2 + 2 * number)
@@ -266,8 +266,8 @@ ROWS = (
     Row(
         name="preemption",
         procedure="One of two ranks gets SIGTERM or SIGUSR1 in a phase of a step, in every fourth draw again while it "
-        "saves. All ranks stop after the same step, save and end with 75; the same command goes on, with the losses "
-        "and weights of the unbroken run.",
+        "saves. All ranks stop after the same step, save and end with 75; the same command resumes, with the losses "
+        "and weights of the uninterrupted run.",
         draw=preempted,
         draws=20,
         torchrun=preemptions_through_torchrun,

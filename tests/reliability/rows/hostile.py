@@ -63,7 +63,7 @@ def places(draw: Draw, folder: Path) -> Places:
 
 
 def readers(at: Places) -> dict[str, Callable[[], object]]:
-    """What the project does with the files of each kind."""
+    """The project's readers of each kind of file."""
 
     def chats() -> None:
         code, told = preprocessed(at.data.parent / "chats.jsonl", at.mark.parent / "out", at.model)
@@ -88,11 +88,11 @@ def readers(at: Places) -> dict[str, Callable[[], object]]:
 
 
 class Refused(MegatronKDError):
-    """What a command told when it ended with another exit code than 0."""
+    """The output of a command that ended with a nonzero exit code."""
 
 
 def hostile(draw: Draw) -> Facts:
-    """Put one carrier in its place, read it as the project does, and then as nobody should."""
+    """Put one carrier in place, read it as the project does, and then with an unsafe reader."""
     name = NAMES[draw.number % len(NAMES)]
     at = places(draw, draw.folder)
     carrier = CARRIERS[name](at)
@@ -100,7 +100,7 @@ def hostile(draw: Draw) -> Facts:
         refused = _refused(name, carrier, readers(at)[carrier.reader], at.mark)
     assert not at.mark.exists(), f"{name}: the payload ran"
     assert not opened, f"{name}: opened {opened}"
-    with contextlib.suppress(Exception):  # a payload is no value, which some readers then trip over
+    with contextlib.suppress(Exception):  # some readers fail on a payload, as it is not a value
         carrier.trusting()
     assert at.mark.exists(), f"{name}: the carrier is dead, and proves nothing"
     return {"refused": int(refused), "live": 1}
@@ -145,7 +145,7 @@ def through_torchrun(draw: Draw) -> list[Facts]:
 
 
 def _run_that_reads(name: str, draw: Draw, at: Places, folder: Path) -> tuple[ConfigContainer, int]:
-    """A run whose start meets a carrier, and its exit code."""
+    """A run that reads a carrier at startup, and its exit code."""
     if name in ("metadata", "shard"):
         return tiny_config(folder / "run", **{**RUN, "resume": 6}), 18
     if name == "pickled_weights":

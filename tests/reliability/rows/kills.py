@@ -1,4 +1,4 @@
-"""Runs that are killed, and go on."""
+"""Runs that are killed and resumed."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def spread(draw: Draw, draws: int, count: int, ranks: int = 2) -> tuple[int, int
 
 
 def killed_in_a_save(draw: Draw) -> Facts:
-    """Kill a rank before an operation on files of a random save, and go on."""
+    """Kill a rank before a file operation of a random save, and resume."""
     whole, operations = unbroken(draw)
     step = draw.random.choice((4, 6))
     part = f"iter_{step:07d}"
@@ -53,7 +53,7 @@ def killed_in_a_save(draw: Draw) -> Facts:
 
 
 def saves_through_torchrun(draw: Draw) -> list[Facts]:
-    """Kill a run in its second save, go on, kill it in the next, and so on."""
+    """Kill a run in its second save, resume it, kill it in the next, and so on."""
     _, operations = unbroken(draw)
     in_save = [sum("iter_0000004" in path for _, path in of_rank) for of_rank in operations]
     faults = []
@@ -74,11 +74,11 @@ def leftovers(run_dir: Path) -> list[Path]:
 def _partial_folders(facts: Sequence[Facts]) -> str:
     left = sum(fact["partial"] for fact in facts)
     assert left >= 0.6 * len(facts), f"only {left} of {len(facts)} kills left a partial folder"
-    return f"bitwise in all; {left} left a partial folder; went on from step {min(f['step'] for f in facts)} or later"
+    return f"bitwise in all; {left} left a partial folder; resumed from step {min(f['step'] for f in facts)} or later"
 
 
 def killed_anywhere(draw: Draw) -> Facts:
-    """Kill a rank at an instant of the whole run, and go on, or begin again where nothing was saved."""
+    """Kill a rank at any instant of a run, and resume, or begin again if nothing was saved."""
     whole, counts = made_once(draw, "counted", lambda folder: run_ranks(2, counted, tiny_config(folder, **RUN)))
     kind = KINDS[draw.number % 4]
     rank = draw.random.randrange(2)
@@ -95,12 +95,12 @@ def killed_anywhere(draw: Draw) -> Facts:
 
 
 def anywhere_through_torchrun(draw: Draw) -> list[Facts]:
-    """Kill a run on its way to its next save but one, go on, and so on."""
+    """Kill a run before its next save but one, resume it, and so on."""
     counts = run_ranks(2, counted, tiny_config(draw.folder / "counted", **CHAIN))
     faults = []
     for number in range(5):
         rank, kind = draw.random.randrange(2), ("operation", "phase", "call")[number % 3]
-        # A part of the run that is left, after what it has done when it goes on.
+        # A part of the rest of the run, counted from the end of the resume.
         most = counts[rank][kind] - (counts[rank]["resume"] if kind == "call" else 0)
         extra = counts[rank]["resume"] if kind == "call" else 0
         faults.append([Fault(rank, Instant(kind, extra + int(most * draw.random.uniform(0.1, 0.18))))])  # type: ignore[arg-type]
@@ -114,11 +114,11 @@ def anywhere_through_torchrun(draw: Draw) -> list[Facts]:
 def _places(facts: Sequence[Facts]) -> str:
     later, places = sum(fact["step"] > 0 for fact in facts), len({fact["where"] for fact in facts})
     assert places >= 0.6 * len(facts), f"only {places} places in {len(facts)} draws"
-    return f"bitwise in all; {places} places; {later} went on from a checkpoint, {len(facts) - later} had none yet"
+    return f"bitwise in all; {places} places; {later} resumed from a checkpoint, {len(facts) - later} had none yet"
 
 
 def broken_run(draw: Draw) -> tuple[Path, list[dict[str, int]]]:
-    """A run that was killed in its second save, made once; and how many instants the run has that goes on from it."""
+    """A run killed in its second save, made once, and the number of instants in the run that resumes from it."""
 
     def make(folder: Path) -> list[dict[str, int]]:
         cfg = tiny_config(folder / "run", **RUN)
@@ -132,7 +132,7 @@ def broken_run(draw: Draw) -> tuple[Path, list[dict[str, int]]]:
 
 
 def killed_in_resume(draw: Draw) -> Facts:
-    """Kill a rank of a run that goes on before its first step; go on then."""
+    """Kill a rank of a resuming run before its first step; then resume again."""
     whole, _ = unbroken(draw)
     broken, counts = broken_run(draw)
     shutil.copytree(broken, draw.folder / "run")
@@ -146,7 +146,7 @@ def killed_in_resume(draw: Draw) -> Facts:
 
 
 def resumes_through_torchrun(draw: Draw) -> list[Facts]:
-    """Kill a run in a save, kill what goes on from it before its first step four times more, and let it go on."""
+    """Kill a run in a save, kill the resuming run before its first step four more times, then let it finish."""
     _, counts = broken_run(draw)
     faults = [[Fault(0, Instant("operation", 9, "iter_0000004"))]]
     for number in range(5):
@@ -194,7 +194,7 @@ def _before_renaming(draw: Draw, old: int) -> int:
 
 
 def check_complete(run_dir: Path, at_least: int) -> None:
-    """What has the name of a checkpoint is one, and enough of them are there."""
+    """Check that each folder named as a checkpoint is complete, and that there are enough of them."""
     found = complete_checkpoints(run_dir / "checkpoints")
     assert len(found) >= at_least, f"{len(found)} checkpoints are left"
     for path in found.values():
@@ -205,7 +205,7 @@ def check_complete(run_dir: Path, at_least: int) -> None:
 
 
 def deletions_through_torchrun(draw: Draw) -> list[Facts]:
-    """Kill a run while it deletes its first checkpoint, go on, kill it while it deletes a later one, and so on."""
+    """Kill a run while it deletes its first checkpoint, resume it, kill it in a later deletion, and so on."""
     faults = [[Fault(0, Instant("operation", 0, f".iter_{old:07d}.deleted"))] for old in (1, 3, 5, 7, 9)]
     run_dir = draw.folder / "run"
     legs = chain(draw, tiny_config(run_dir, **{**DELETING, "iters": 12}), faults)
@@ -224,7 +224,7 @@ ROWS = (
     Row(
         name="kill -9 inside a save",
         procedure="One of two ranks is killed before one of the operations on the files of a save, spread over all of "
-        "them. The same command goes on from a complete checkpoint, with the losses and weights of the unbroken run.",
+        "them. The same command resumes from a complete checkpoint, with the uninterrupted run's losses and weights.",
         draw=killed_in_a_save,
         draws=50,
         torchrun=saves_through_torchrun,
@@ -252,8 +252,8 @@ ROWS = (
     Row(
         name="kill -9 anywhere",
         procedure="One of two ranks is killed at an instant of the whole run, startup included: before an operation on "
-        "files, in a phase of a step, before a call of a function, or after a time. The same command goes on from the "
-        "newest checkpoint, or begins again where there is none, and has the losses and weights of the unbroken run.",
+        "files, in a phase of a step, before a call of a function, or after a time. The same command resumes from the "
+        "newest checkpoint, or begins again if there is none, with the uninterrupted run's losses and weights.",
         draw=killed_anywhere,
         draws=50,
         torchrun=anywhere_through_torchrun,
@@ -285,8 +285,8 @@ ROWS = (
     ),
     Row(
         name="kill -9 during resume",
-        procedure="A run that goes on after a kill inside a save is killed again before its first step, before a call "
-        "of one of its functions, spread over all of them. The same command goes on from the same checkpoint.",
+        procedure="A run that resumes after a kill inside a save is killed again before its first step, before a call "
+        "of one of its functions, spread over all of them. The same command resumes from the same checkpoint.",
         draw=killed_in_resume,
         draws=20,
         torchrun=resumes_through_torchrun,
@@ -306,7 +306,7 @@ ROWS = (
         name="kill -9 during deletion",
         procedure="A run that keeps one or two checkpoints is killed before it renames an old one, in the middle of "
         "deleting it, and in every fourth draw again while it deletes what that left. What has a checkpoint's name is "
-        "complete, the same command goes on from the newest, and nothing else is left.",
+        "complete, the same command resumes from the newest, and nothing else is left.",
         draw=killed_in_a_deletion,
         draws=20,
         torchrun=deletions_through_torchrun,

@@ -1,4 +1,4 @@
-"""Runs that go on at another number of ranks, and in another layout of them."""
+"""Runs that resume with another number of ranks or in another layout."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ def _made(folder: Path) -> list[list[int]]:
 
 
 def _same(draw: Draw, run_dir: Path) -> float:
-    """The largest relative difference of a loss; losses and samples must be those of the unbroken run."""
+    """The largest relative difference of a loss; losses and samples must be those of the uninterrupted run."""
     whole, expected = made_once(draw, "whole", _made)
     assert samples(run_dir) == expected, f"other samples: {samples(run_dir)} instead of {expected}"
     pairs = list(zip(read_metrics(run_dir), read_metrics(whole), strict=True))
@@ -109,15 +109,16 @@ def _apart(facts: Sequence[Facts]) -> str:
     changes = sum(fact["changes"] for fact in facts)
     apart = max(fact["apart"] for fact in facts)
     return (
-        f"{changes} changes of layout: the same samples in each step, losses within {apart:.0e} of the unbroken run's"
+        f"{changes} changes of layout: the same samples in each step, "
+        f"losses within {apart:.0e} of the uninterrupted run's"
     )
 
 
 ROWS = (
     Row(
         name="elastic grid",
-        procedure="A run is asked to stop at a random step, goes on at another layout, is stopped again and goes on "
-        "at a third: DP1, DP2, DP4, TP2 and PP2. Each step reads the samples of the unbroken run at one rank, and "
+        procedure="A run is asked to stop at a random step, resumes in another layout, is stopped again and resumes "
+        "in a third: DP1, DP2, DP4, TP2 and PP2. Each step reads the samples of the uninterrupted one-rank run, and "
         "all losses are within 1e-5 of its.",
         draw=elastic,
         draws=10,

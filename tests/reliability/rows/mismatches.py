@@ -93,7 +93,7 @@ ROWS = (
         name="teacher and student that do not match",
         procedure="Layouts, layer pairs, architectures to copy, vocabularies and checkpoints of other sizes, with "
         "random numbers: one error names both sides and a cure, before torch is imported. Tokenizers in which two "
-        "tokens are exchanged are told before ranks meet, with no byte of a tensor allocated.",
+        "tokens are exchanged are reported before ranks connect, with no byte of a tensor allocated.",
         draw=unfit,
         draws=8,
         torchrun=unfit_through_torchrun,
@@ -107,7 +107,7 @@ ROWS = (
                 told="errors instead of 1 name both sides",
             ),
             Mutant(
-                "a checkpoint's sizes are not looked at before it is read",
+                "a checkpoint's sizes are not checked before it is read",
                 "megatron_kd/checks/weight_origins.py",
                 "        if getattr(wanted, name) != size:\n",
                 "        if size is None:\n",

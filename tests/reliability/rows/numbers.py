@@ -1,4 +1,4 @@
-"""Steps whose numbers are none, or that count nothing."""
+"""Steps with non-finite values, and steps in which no token counts."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def reported(run_dir: Path, poisons: Sequence[Poison]) -> None:
 
 
 def met_and_refused(draw: Draw, poisons: Sequence[Poison]) -> int:
-    """Run with faults of which the last one lasts, and go on without."""
+    """Run with faults, the last of them persistent, and resume without faults."""
     whole, _ = unbroken(draw)
     cfg = tiny_config(draw.folder, **RUN)
     ranks, last = run_ranks(2, poisoned_run, cfg, poisons), poisons[-1]
@@ -60,7 +60,7 @@ def met_and_refused(draw: Draw, poisons: Sequence[Poison]) -> int:
 
 
 def nan_student(draw: Draw) -> Facts:
-    """A rank's student puts out NaN twice, or gradients that are."""
+    """A rank's student outputs NaN twice, or has NaN gradients twice."""
     poison = Poison(
         draw.random.randint(1, STEPS), ("student", "gradient")[draw.number % 2], draw.random.randrange(2), 2
     )
@@ -68,14 +68,14 @@ def nan_student(draw: Draw) -> Facts:
 
 
 def nan_teacher(draw: Draw) -> Facts:
-    """A rank's teacher puts out NaN twice."""
+    """A rank's teacher outputs NaN twice."""
     return {
         "hits": met_and_refused(draw, [Poison(draw.random.randint(1, STEPS), "teacher", draw.random.randrange(2), 2)])
     }
 
 
 def transient_and_persistent(draw: Draw) -> Facts:
-    """Two faults that pass at the second attempt, and one that lasts."""
+    """Two transient faults, gone on the second attempt, and a persistent one."""
     steps = sorted(draw.random.sample(range(1, STEPS + 1), 3))
     wheres = draw.random.choices(("student", "teacher", "gradient"), k=3)
     ranks = draw.random.choices((0, 1), k=3)
@@ -151,7 +151,7 @@ def all_masked(draw: Draw) -> Facts:
 
 def _counted_nothing(run_dir: Path, steps: Sequence[int], last: int) -> Facts:
     lines = [record for record in read_metrics(run_dir) if record["split"] == "train"]
-    assert [record["step"] for record in lines] == list(range(1, last + 1)), "the run did not go on"
+    assert [record["step"] for record in lines] == list(range(1, last + 1)), "the run did not continue"
     for record in lines:
         nothing = record["step"] in steps
         assert all(value == value and abs(value) < 1e9 for value in record.values() if isinstance(value, float)), record
@@ -178,11 +178,11 @@ def masked_through_torchrun(draw: Draw) -> list[Facts]:
 
 def _hits(facts: Sequence[Facts]) -> str:
     hits = sum(fact["hits"] for fact in facts)
-    return f"{hits} of {hits} faults found, with their samples; no weight changed, and all went on bitwise"
+    return f"{hits} of {hits} faults found, with their samples; no weight changed, and all resumed bitwise"
 
 
 def _masked_steps(facts: Sequence[Facts]) -> str:
-    return f"{sum(fact['masked'] for fact in facts)} steps with loss 0 and gradient 0; all runs went on"
+    return f"{sum(fact['masked'] for fact in facts)} steps with loss 0 and gradient 0; all runs continued"
 
 
 ROWS = (
@@ -190,14 +190,14 @@ ROWS = (
         name="NaN student",
         procedure="In a random step a random rank's student, or a gradient of it, is NaN, twice. All ranks end with "
         "17 at that step, name the samples, and have the weights before it to the last bit; the same command then "
-        "goes on.",
+        "resumes.",
         draw=nan_student,
         draws=10,
         torchrun=student_through_torchrun,
         result=_hits,
         mutants=(
             Mutant(
-                "a gradient norm that is none is applied",
+                "a non-finite gradient norm is applied",
                 "megatron_kd/training/update.py",
                 "    if not math.isfinite(norm):\n",
                 "    if norm is None:\n",
@@ -221,7 +221,7 @@ ROWS = (
         result=_hits,
         mutants=(
             Mutant(
-                "what the losses found is not looked at",
+                "the faults that the losses found are ignored",
                 "megatron_kd/training/forward_pass.py",
                 "    met = [fault for fault in FAULTS if values.pop(fault)]\n",
                 "    met = [fault for fault in FAULTS if values.pop(fault) < 0]\n",
@@ -233,7 +233,7 @@ ROWS = (
         name="all-masked batch",
         procedure="No token of a random step counts, at two data-parallel, tensor-parallel or pipeline ranks. Loss "
         "and gradient are 0, the weights those after a step whose gradients were set to 0, to the last bit, and the "
-        "run goes on with finite losses.",
+        "run continues with finite losses.",
         draw=all_masked,
         draws=9,
         torchrun=masked_through_torchrun,
@@ -250,9 +250,9 @@ ROWS = (
     ),
     Row(
         name="transient and persistent faults",
-        procedure="Two random steps meet a NaN in student, teacher or gradient that is gone at the second attempt, a "
-        "third one that stays. The first two leave a record and nothing else: losses and weights are the unbroken "
-        "run's to the last bit; the third ends all ranks with 17 and its samples, and the same command goes on.",
+        procedure="Two random steps have a NaN in student, teacher or gradient that is gone on the second attempt, a "
+        "third step one that persists. The first two leave a record and nothing else: losses and weights are those of "
+        "the uninterrupted run, bitwise; the third ends all ranks with 17 and its samples; the same command resumes.",
         draw=transient_and_persistent,
         draws=10,
         torchrun=transient_through_torchrun,

@@ -1,4 +1,4 @@
-"""A second job that somebody starts in the folder of a run that is at work."""
+"""A second job that is started in the folder of a running one."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ _AT_THE_START = Instant("call")  # the ranks are up, and do not yet know that th
 
 
 def standing_leg(cfg: ConfigContainer, instant: Instant, folder: Path) -> int:
-    """On a rank: run `cfg`; rank 0 stands still at an instant, until there is a file `go_on` in the folder."""
+    """On a rank: run `cfg`; rank 0 pauses at an instant, until there is a file `go_on` in the folder."""
     from megatron_kd import main
 
     with ExitStack() as held:
@@ -49,16 +49,16 @@ def _stand_still(folder: Path, where: str) -> None:
 def _until(condition: Callable[[], bool], seconds: float) -> None:
     deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < deadline, "waited in vain"
+        assert time.monotonic() < deadline, "timed out"
         time.sleep(0.02)
 
 
 @contextmanager
 def standing_run(folder: Path, start: Callable[[], Any]) -> Iterator[tuple[int, str]]:
-    """A run that `start` runs to its end in the background, and that stands still in the block.
+    """A run that `start` runs to its end in the background, and that is paused within the block.
 
     Yields:
-        The process of its rank 0, and where it stands.
+        The process of its rank 0, and where it is paused.
     """
     with ThreadPoolExecutor(1) as pool:
         ended = pool.submit(start)
@@ -73,7 +73,7 @@ def standing_run(folder: Path, start: Callable[[], Any]) -> Iterator[tuple[int, 
 
 
 def second_job(cfg: ConfigContainer, job: Job) -> tuple[ConfigContainer, list[Fault]]:
-    """What is started, with what is done to it."""
+    """The configuration of the second job, and the faults injected into it."""
     faults = []
     if job == "illegal values":
         cfg.optimizer.lr = -1.0
@@ -87,7 +87,7 @@ def second_job(cfg: ConfigContainer, job: Job) -> tuple[ConfigContainer, list[Fa
 
 
 def started_beside(draw: Draw) -> Facts:
-    """Start a second job in the folder of a run that stands still, and let the run go on then."""
+    """Start a second job in the folder of a paused run, then let the run continue."""
     whole, operations = unbroken(draw)
     job = FORKED[draw.number % 4]
     instant = _in_a_save(draw, operations[0]) if (draw.number + draw.number // 4) % 2 == 0 else _in_a_step(draw)
@@ -104,7 +104,7 @@ def started_beside(draw: Draw) -> Facts:
 
 
 def started_through_torchrun(draw: Draw) -> list[Facts]:
-    """Start five jobs, one after the other, in the folder of a run that stands still; agents start them all."""
+    """Start five jobs, one after the other, in the folder of a paused run; agents start them all."""
     whole, operations = unbroken(draw)
     run_dir = draw.folder / "run"
     run_dir.mkdir()
@@ -137,14 +137,14 @@ def _in_a_step(draw: Draw) -> Instant:
 
 
 def _settled(run_dir: Path) -> dict[str, bytes]:
-    """The files of a run that stands still, once its other rank does too."""
+    """The files of a paused run, once its other rank waits too."""
     before = _files(run_dir)
     for _ in range(20):
         time.sleep(0.3)
         if (now := _files(run_dir)) == before:
             return now
         before = now
-    raise AssertionError("the run goes on")
+    raise AssertionError("the run continues")
 
 
 def _files(run_dir: Path) -> dict[str, bytes]:
@@ -155,7 +155,7 @@ def _check_second(job: Job, codes: list[int], told: str, pid: int) -> None:
     assert set(codes) == {CODES[job]}, f"the second job, {job}, ended with {codes}: {told[-3000:]}"
     if CODES[job] == 2:
         why = "optimizer.lr=-1.0" if job == "illegal values" else f"is in use by process {pid}"
-        assert why in told, f"it was told something else: {told[-3000:]}"
+        assert why in told, f"it was refused for another reason: {told[-3000:]}"
 
 
 def _check_unchanged(before: dict[str, bytes], run_dir: Path) -> None:
@@ -180,10 +180,10 @@ def _refusals(facts: Sequence[Facts]) -> str:
 ROWS = (
     Row(
         name="two jobs on one folder",
-        procedure="While a run stands still in a save or a step, a second job is started in its folder: the same "
+        procedure="While a run is paused in a save or a step, a second job is started in its folder: the same "
         "command, one of another layout, one with an illegal value, one that is asked to stop, or (through torchrun) "
-        "killed, before it knows. It is refused, naming the process that is at work, and leaves every file as it was, "
-        "`exit_code` included; the first run ends as if nothing had been.",
+        "killed, before it knows. It is refused, naming the process of the first run, and leaves every file as it was, "
+        "`exit_code` included; the first run ends as if nothing had happened.",
         draw=started_beside,
         draws=8,
         torchrun=started_through_torchrun,

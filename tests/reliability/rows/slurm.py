@@ -15,14 +15,14 @@ _REQUEUES = 5
 
 
 def requeued(draw: Draw) -> list[Facts]:
-    """Preempt one job five times, in each way that SLURM has, and compare it with the unbroken run."""
+    """Preempt one job five times, in each way that SLURM has, and compare it with the uninterrupted run."""
     kinds = [*KINDS, "signal", "requeue"]
     draw.random.shuffle(kinds)
     return _chain(draw.folder, kinds[:_REQUEUES])
 
 
 def requeued_once(draw: Draw) -> Facts:
-    """For mutants: the shortest chain, told by a signal."""
+    """For mutants: the shortest chain, preempted by a signal."""
     return _chain(draw.folder, ["signal"])[0]
 
 
@@ -50,7 +50,7 @@ ROWS = (
         name="SLURM requeue chain of 5",
         procedure="One job of two nodes in a real SLURM on this machine is preempted five times, by a signal, by "
         "`scontrol requeue` and by its time limit coming near. Each time it saves, goes back into the queue and "
-        "continues from that step; in the end it has the losses and weights of the unbroken run.",
+        "continues from that step; in the end it has the losses and weights of the uninterrupted run.",
         draw=requeued_once,
         draws=0,
         torchrun=requeued,

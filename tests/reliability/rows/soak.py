@@ -38,7 +38,7 @@ def soak_config(run_dir: Path, iters: int, *, in_background: bool = False) -> An
 
 
 def leg_of(draw: Draw, number: int, step: int) -> tuple[str, Soaked]:
-    """What happens in a leg that goes on from `step`: a NaN, and 25 to 60 steps later a kill or a signal."""
+    """The faults of a leg that resumes from `step`: a NaN, and 25 to 60 steps after `step` a kill or a signal."""
     end = step + draw.random.randrange(25, 60)
     nan = (step + draw.random.randrange(2, 20),)
     rank, kind = draw.random.randrange(2), ("kill", "preemption", "kill in a save")[number % 3]
@@ -122,7 +122,7 @@ def soaked_through_torchrun(draw: Draw) -> list[Facts]:
         ended = through_torchrun(2, soaked_leg, cfg, plan, folder, folder=folder)
         found = Leg.read(folder)
         assert len(found.hits) == len(plan.faults) and (ended.code == 0) == (number == 5), ended.output
-        assert found.step == step and not found.notes, f"went on from {found}, not {step}"
+        assert found.step == step and not found.notes, f"resumed from {found}, not {step}"
         step = newest(run_dir)
         counts = {"kill": 0, "preemption": 0, "kill in a save": 0, "NaN": size_of(folder / "nans")}
         counts[kind] += len(plan.faults)
@@ -148,10 +148,10 @@ def _goodput(facts: Sequence[Facts]) -> str:
 ROWS = (
     Row(
         name="soak",
-        procedure="A run of 1,000 steps on two ranks meets faults all the time: kills in steps and in saves, signals "
-        "to stop, NaNs that pass; some legs save in the background. It finishes with the losses and weights of the "
-        "unbroken run, at least 70% of the steps it computed count, and between its steps 100 and 380 a rank's process "
-        "comes to hold no more descriptors, threads, shared memory or, but for 8 MiB, memory. Through torchrun: 200 "
+        procedure="Faults are injected into a run of 1,000 steps on two ranks throughout: kills in steps and in saves, "
+        "signals to stop, transient NaNs; some legs save in the background. It finishes with the losses and weights of "
+        "the uninterrupted run, at least 70% of the steps it computed count, and between steps 100 and 380 no rank's "
+        "process gains descriptors, threads, shared memory or more than 8 MiB of memory. Through torchrun: 200 "
         "steps, five faults.",
         draw=soaked,
         draws=1,

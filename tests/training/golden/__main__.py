@@ -16,7 +16,7 @@ from tests.training.golden.run import CAPABILITIES, computed_elsewhere, losses, 
 def main() -> None:
     """The program."""
     parser = argparse.ArgumentParser(prog="python -m tests.training.golden", description=__doc__)
-    parser.add_argument("--record", action="store_true", help="write the file that the test compares with, anew")
+    parser.add_argument("--record", action="store_true", help="rewrite the file that the test compares with")
     if not parser.parse_args().record:
         with tempfile.TemporaryDirectory() as folder:
             print(json.dumps(losses(Path(folder))))

@@ -63,12 +63,12 @@ def computed_elsewhere(capability: str | None = None) -> dict[str, Any]:
 
 
 def kept() -> dict[str, dict[str, list[str]]]:
-    """What was recorded, by torch's version and capability."""
+    """The recorded losses, by torch's version and capability."""
     return json.loads(FILE.read_text())
 
 
 def compared(key: str) -> tuple[dict[str, list[str]], bool]:
-    """What a run of that key is compared with, and whether to the last bit: it was recorded there."""
+    """The losses to compare a run of that key with, and whether bitwise: if that key was recorded."""
     runs = kept()
     return runs.get(key, next(iter(runs.values()))), key in runs
 
