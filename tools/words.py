@@ -35,12 +35,9 @@ SUFFIXES = (".md", ".py", ".yaml", ".sbatch")
 
 # Still to be rewritten; delete a line once `python -m tools.words PATH` finds nothing there.
 NOT_YET = (
-    "megatron_kd/",
-    "tests/",
-    "tools/bench/",
-    "docs/architecture.md",
-    "docs/distillation.md",  # its table of flags repeats the help of the package
-    "docs/reliability.md",
+    "tests/reliability/",  # regular expressions that match messages, and a field that is called `told`
+    "tests/faults/numbers.py",  # the same
+    "docs/reliability.md",  # written by `make reliability`
 )
 # These list the phrases.
 EXEMPT = ("tools/words.py", "tests/tools/test_words.py")

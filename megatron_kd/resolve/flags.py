@@ -99,7 +99,7 @@ FLAGS = (
          _fixed(model__teacher_device_strategy="cpu")),
     Flag("--balance_teacher", None, f"`{_STRATEGY}=balanced`", "spread the teacher over all ranks",
          _fixed(model__teacher_device_strategy="balanced")),
-    Flag("--share_teacher", None, "`model.share_teacher=true`", "one copy a machine of a teacher in host memory",
+    Flag("--share_teacher", None, "`model.share_teacher=true`", "one copy per machine of a teacher in host memory",
          _fixed(model__share_teacher=True)),
     Flag("--teacher_rank", "N", "`model.teacher_rank`", "the rank that holds the teacher under gpu0",
          _field("model.teacher_rank", _number)),

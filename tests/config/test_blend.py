@@ -100,7 +100,7 @@ def test_a_split_is_read_from_its_part_of_all_data_or_from_a_list_of_its_own() -
     shared = DatasetConfig(data_path=["a"], split="9,1")
     assert split_data(shared, "train") == SplitData("train", "dataset.data_path", Blend(["a"]), (0.0, 0.9))
     assert split_data(shared, "valid") == SplitData("valid", "dataset.data_path", Blend(["a"]), (0.9, 1.0))
-    own = DatasetConfig(valid_data_path=[1, "a"], split="not looked at")
+    own = DatasetConfig(valid_data_path=[1, "a"], split="unused")
     assert split_data(own, "valid") == SplitData("valid", "dataset.valid_data_path", Blend(["a"], [1.0]), (0.0, 1.0))
     assert split_data(own, "train") is None
 

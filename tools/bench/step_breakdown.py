@@ -9,7 +9,7 @@ Runs a recipe (`--recipe`, the tiny distillation) with its overrides, random wei
 and no evaluation, and times it from outside, with a hook of the loop: by the phases that a step reports, and inside
 them by hooks on teacher and student. A part's time is its own, without the parts inside it; on CUDA the device is
 synchronised at every boundary, which costs some overlap.
-`--mid-size` makes it teacher 8 x 512, student 4 x 256, V = 32768 and 4 made-up sequences of 512 tokens a step.
+`--mid-size` makes it teacher 8 x 512, student 4 x 256, V = 32768 and 4 mock sequences of 512 tokens per step.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ def report(clock: Clock, tokens_per_second: Sequence[float], steps: int, tokens:
         f"last step {tokens_per_second[-1]:.0f}",
         f"tokens/s over {steps} steps, all included: {steps * tokens / total:.0f}",
         "",
-        "| part | ms a step | share |",
+        "| part | ms per step | share |",
         "| --- | ---: | ---: |",
     ]
     others = sorted(set(clock.seconds) - set(_MODELS), key=lambda part: -clock.seconds[part])

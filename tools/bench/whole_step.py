@@ -4,7 +4,7 @@
     python tools/bench/whole_step.py --teacher 8x512 --student 4x256 --seq 512 --batch 4 --rounds 7
 
 Prints one table. Each side is a process of its own, which builds its model and then does one step whenever it is
-told to: the sides take turns, so that a change of the machine's load hits all, and a side's peak memory is its own.
+asked: the sides take turns, so that a change of the machine's load hits all, and a side's peak memory is its own.
 A side imports what a user of it would. Ratios are medians over rounds, each of one round's own times.
 
 - distillation: this project's trainer (`build_run`, `train_step`), forward KL over the whole vocabulary. Its loss is
