@@ -15,8 +15,10 @@ from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.stages import FINAL_NORM
 from megatron_kd.models.build_gpt import DTYPES, ModelShard, build_body
 from megatron_kd.models.gpt import DistillableGPTModel
+from megatron_kd.placement.grid import Grid
 from megatron_kd.placement.strategy import Strategy
-from megatron_kd.placement.wanted import Readers, read_on, wanted_layers
+from megatron_kd.placement.wanted import Readers, WantedLayer, read_on, wanted_layers
+from megatron_kd.placement.workload import Workload
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.together import from_all, raised_together
 from megatron_kd.teachers.body import TeacherBody
@@ -53,7 +55,7 @@ def build_teacher(
     if strategy.in_student_pipeline:
         layers = {FINAL_NORM, *(teacher_layer for _, teacher_layer, *_ in model.kd_config.intermediate_layer_pairs)}
         return ColocatedTeacher(_whole(cfg, model, derived, layout), layout, layers, in_flight)
-    return _placed(cfg, model, derived, layout, strategy, in_flight)
+    return _placed(running_workload(cfg, derived, layout), derived, layout, strategy, in_flight)
 
 
 def _whole(
@@ -72,30 +74,14 @@ def _whole(
 
 
 def _placed(
-    cfg: ConfigContainer,
-    model: GPTDistillationProvider,
-    derived: Derived,
-    layout: Layout,
-    strategy: Strategy,
-    in_flight: InFlight[Any],
+    run: Workload, derived: Derived, layout: Layout, strategy: Strategy, in_flight: InFlight[Any]
 ) -> PlacedTeacher:
-    provider, run = model.teacher, running_workload(cfg, derived, layout)
+    """A teacher with a layout of its own: its body on the ranks of `strategy`, its head with the student's."""
+    cfg, model, provider = run.cfg, run.model, run.teacher
     shared = strategy.in_host_memory and model.share_teacher
-    dtype = DTYPES[derived.teacher_dtype or derived.student_dtype]
     grid = strategy.grid(run)
     wanted = wanted_layers(run.readers, provider.num_layers, grid)
-    a_round = run.micro_batches_a_round(grid)
-    exchange = Exchange(
-        grid=grid,
-        students=_students(layout),
-        layers=wanted,
-        num_microbatches=a_round,
-        micro_batch_size=run.micro_batch_size,
-        teacher_micro_batch_size=run.teacher_micro_batch_size,
-        seq_length=model.seq_length,
-        student_shards=layout.tp.size if model.sequence_parallel else 1,
-        teacher_shards=grid.tp if provider.sequence_parallel and grid.tp > 1 else 1,
-    )
+    exchange = _exchange(run, layout, grid, wanted)
     teacher_layout = create_teacher_layout(grid, layout)
     body_model = None
     if teacher_layout is not None:
@@ -118,16 +104,37 @@ def _placed(
                 micro_batch_size=exchange.teacher_micro_batch_size,
                 packed=cfg.dataset.packed_sequence,
             )
-    full, rest = divmod(derived.num_microbatches, a_round)
-    transport = GroupTransport(layout.world.group)
-    rounds = [Handover(exchange, transport, provider.hidden_size, dtype, layout.device)] * full
-    if rest:
-        rounds.append(replace(rounds[0], exchange=replace(exchange, num_microbatches=rest)))
+    dtype = DTYPES[derived.teacher_dtype or derived.student_dtype]
+    handover = Handover(exchange, GroupTransport(layout.world.group), provider.hidden_size, dtype, layout.device)
     teacher_head = None
     if head is not None:
         teacher_head = TeacherHead(head, _vocab_size(derived), layout, model.sequence_parallel)
     proxies = _proxies(run.readers, layout, teacher_head, in_flight)
-    return PlacedTeacher(strategy.name, body, proxies, rounds, layout)
+    return PlacedTeacher(strategy.name, body, proxies, _rounds(handover, derived.num_microbatches), layout)
+
+
+def _exchange(run: Workload, layout: Layout, grid: Grid, wanted: tuple[WantedLayer, ...]) -> Exchange:
+    """The hand-over of a whole round of micro-batches."""
+    return Exchange(
+        grid=grid,
+        students=_students(layout),
+        layers=wanted,
+        num_microbatches=run.micro_batches_a_round(grid),
+        micro_batch_size=run.micro_batch_size,
+        teacher_micro_batch_size=run.teacher_micro_batch_size,
+        seq_length=run.model.seq_length,
+        student_shards=layout.tp.size if run.model.sequence_parallel else 1,
+        teacher_shards=grid.tp if run.teacher.sequence_parallel and grid.tp > 1 else 1,
+    )
+
+
+def _rounds(handover: Handover, num_microbatches: int) -> list[Handover]:
+    """The hand-overs of a step: whole rounds, and one of the micro-batches that are left."""
+    full, rest = divmod(num_microbatches, handover.exchange.num_microbatches)
+    rounds = [handover] * full
+    if rest:
+        rounds.append(replace(handover, exchange=replace(handover.exchange, num_microbatches=rest)))
+    return rounds
 
 
 def _vocab_size(derived: Derived) -> int:
