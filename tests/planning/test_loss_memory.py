@@ -57,11 +57,10 @@ def fused_peak(student: int, teacher: int, precision: str) -> int:
 
 def output_layer_calls(configs: list[ConfigContainer]) -> list[int]:
     """On a rank, for each configuration: how often a training step computes the student's logits."""
-    from megatron_kd.training.attempts import train_step
-
     from megatron_kd.config.derived import derived
     from megatron_kd.runtime.start import running_ranks
     from megatron_kd.training.run_state import build_run
+    from megatron_kd.training.step import train_step
     from tools.bench.plan_accuracy import made_up
 
     found = []
