@@ -10,10 +10,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Concatenate, ParamSpec
+from typing import TYPE_CHECKING, Concatenate, ParamSpec
 
-from megatron_kd.training.resume import Resumption
-from megatron_kd.training.run_state import Run
+if TYPE_CHECKING:  # a recipe with a hook of its own imports this before the libraries are quiet
+    from megatron_kd.training.resume import Resumption
+    from megatron_kd.training.run_state import Run
 
 Arguments = ParamSpec("Arguments")
 
