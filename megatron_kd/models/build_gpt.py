@@ -43,6 +43,8 @@ _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 # Fields of megatron-core's configuration that a provider has under the same name; their values are passed unchanged.
 _NAMED_ALIKE = [name for name in (*names(Architecture), *names(Recompute)) if name in names(TransformerConfig)]
+# The same of megatron-core's model.
+_POSITIONS = ("position_embedding_type", "rotary_base", "rotary_percent", "rope_scaling", "rope_scaling_factor")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,11 +124,7 @@ def _construct(
         post_process=layout.is_last_stage and chunk == layout.chunks - 1,
         parallel_output=True,
         share_embeddings_and_output_weights=tied,
-        position_embedding_type=provider.position_embedding_type,
-        rotary_base=provider.rotary_base,
-        rotary_percent=provider.rotary_percent,
-        rope_scaling=provider.rope_scaling,
-        rope_scaling_factor=provider.rope_scaling_factor,
+        **{name: getattr(provider, name) for name in _POSITIONS},
         pg_collection=layout.groups,
         vp_stage=vp_stage,
     )

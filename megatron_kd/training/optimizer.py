@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -72,15 +73,7 @@ def build_optimizer(
 ) -> ChainedOptimizer:
     """The optimizer over the parameters of `chunks` that need a gradient."""
     settings = MegatronOptimizerConfig(
-        optimizer=cfg.optimizer.optimizer,
-        lr=cfg.optimizer.lr,
-        min_lr=cfg.optimizer.min_lr,
-        weight_decay=cfg.optimizer.weight_decay,
-        adam_beta1=cfg.optimizer.adam_beta1,
-        adam_beta2=cfg.optimizer.adam_beta2,
-        adam_eps=cfg.optimizer.adam_eps,
-        sgd_momentum=cfg.optimizer.sgd_momentum,
-        clip_grad=cfg.optimizer.clip_grad,
+        **asdict(cfg.optimizer),  # megatron-core's own names
         bf16=dtype == torch.bfloat16,
         params_dtype=dtype,
         use_distributed_optimizer=cfg.ddp.use_distributed_optimizer,
