@@ -25,7 +25,7 @@ def rooms_of_the_page() -> list[str]:
 
 
 def named_files() -> list[str]:
-    """What the page names in backticks or in its figure and can only be a path."""
+    """The paths that the page names in backticks or in its figure."""
     figure = PAGE.partition("```\n")[2].partition("```")[0]
     words = [word for word in _CODE.findall(PAGE.replace(figure, "")) if _PATH.fullmatch(word)]
     return sorted({*words, *_FIGURE.findall(figure)})
