@@ -158,7 +158,7 @@ def test_jobs(
 
 
 def last_words(done: subprocess.CompletedProcess[str], words: str, below: int) -> None:
-    """The words are there once, and at most so many lines come after them."""
+    """The words are there once, and at most `below` lines come after them."""
     assert done.stderr.count(words) == 1 and words not in done.stdout, done.stderr
     lines = done.stderr.rstrip().splitlines()
     place = next(n for n, line in enumerate(lines) if words in line)
