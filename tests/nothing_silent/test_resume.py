@@ -59,7 +59,7 @@ def _corpus(prefix: Path, seed: int) -> None:
     write_tokens(prefix, [[ids.randrange(VOCAB) for _ in range(20)] for _ in range(30)])
 
 
-# What is done to the files of a case, and the words that stand for its paths.
+# Changes of the files of a case, and the words that stand for its paths.
 
 
 def moved_data(folder: Path, run_dir: Path) -> dict[str, str]:
@@ -127,7 +127,7 @@ def _resume(folder: Path, number: int, case: dict[str, Any]) -> Ended:
     with _printed(ended), _noting(ended):
         try:
             ended.code = of_a_file.main([saved, *words])
-        except Exception:  # a bug: its case fails, and the others go on
+        except Exception:  # a bug: its case fails, and the others continue
             traceback.print_exc()
     if ended.code == 2:
         ended.output += validated if ended.validate == 2 else ""
@@ -180,7 +180,7 @@ def _noting(ended: Ended) -> Iterator[None]:
 
 @pytest.fixture(scope="module")
 def outcomes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict[str, Ended], dict[str, Ended]]]:
-    """The unbroken runs, and how each case ended."""
+    """The uninterrupted runs, and how each case ended."""
     folder = tmp_path_factory.mktemp("begun")
     (bases,) = run_ranks(1, _bases, folder)
     (ended,) = run_ranks(1, _resumed, folder, CASES, timeout=300)
