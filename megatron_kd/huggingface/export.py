@@ -28,6 +28,7 @@ from megatron_kd.checkpoints.reading import opened, verify
 from megatron_kd.checkpoints.tensor_parts import CheckpointReader
 from megatron_kd.checkpoints.weights_only import make_durable
 from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.data.tokens.save_tokenizer import save_tokenizer
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, load_huggingface
 from megatron_kd.errors import InputError
 from megatron_kd.huggingface.architecture import FAMILIES
@@ -87,9 +88,7 @@ def export_hf(
     _write_weights(reader, model, DTYPES[dtype], max_shard_size, temporary)
     _write_config(model, dtype, tokens, temporary)
     if tokens is not None:
-        # These models take no token types, and `generate(**tokenizer(text))` refuses what a model does not take.
-        tokens.hf.model_input_names = tokens.hf.init_kwargs["model_input_names"] = ["input_ids", "attention_mask"]
-        tokens.hf.save_pretrained(temporary)
+        save_tokenizer(tokens, temporary)
     (temporary / "README.md").write_text(model_card(folder, model, dtype), encoding="utf-8")
     make_durable(temporary)
     temporary.rename(output)
@@ -187,7 +186,8 @@ def _write_config(model: GPTModelProvider, dtype: str, tokens: HuggingFaceTokeni
 
     special: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
     if tokens is not None:
-        special = {name: getattr(tokens.hf, name) for name in special} | {"eos_token_id": tokens.eos_id}
+        special = {name: tokens.special_id(name.removesuffix("_id")) for name in special}
+        special["eos_token_id"] = tokens.eos_id
     config: PretrainedConfig = AutoConfig.for_model(family_of(model), **config_values(model), **special)
     config.architectures = [FAMILIES[family_of(model)].model_class]
     config.torch_dtype = dtype

@@ -110,14 +110,14 @@ def test_conversations_are_made_once_for_a_template(tmp_path: Path, tokenizer_fo
     file, tokenizer = write_chats(tmp_path / "a.jsonl", chats(5)), load_huggingface(tokenizer_folder)
     with pytest.raises(InputError, match=r"dataset\.text_path=.*has no chat template"):
         tokenised(file, tmp_path / "data", tokenizer, chat=True)
-    tokenizer.hf.chat_template = PLAIN
+    tokenizer.files.chat_templates["default"] = PLAIN
     prefix = tokenised(file, tmp_path / "data", tokenizer, chat=True)
     mask = Path(f"{prefix}.loss_mask.bin")
     made = mask.stat()
     assert made.st_size == IndexedDataset(prefix).sequence_lengths.sum()
     tokenised(file, tmp_path / "data", tokenizer, chat=True)
     assert mask.stat().st_ino == made.st_ino
-    tokenizer.hf.chat_template = PLAIN.replace("<|", "[")
+    tokenizer.files.chat_templates["default"] = PLAIN.replace("<|", "[")
     tokenised(file, tmp_path / "data", tokenizer, chat=True)
     assert mask.stat().st_size != made.st_size
 

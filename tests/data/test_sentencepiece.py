@@ -57,7 +57,7 @@ def test_a_folder_with_a_model_is_read_with_its_chat_template(tmp_path: Path) ->
     (tmp_path / "chat_template.jinja").write_text(PLAIN)
     tokenizer = load_huggingface(tmp_path)
     assert tokenizer.encode(TEXT) == model.encode(TEXT)
-    assert tokenizer.hf.get_chat_template() == PLAIN
+    assert tokenizer.chat_template() == PLAIN
 
 
 def test_a_model_that_no_converter_reproduces_is_refused(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """Conversations to token ids by the tokenizer's chat template, and which of the ids the assistant wrote.
 
 A conversation is `{"messages": [{"role": "user", "content": "..."}, ...]}`, or `{"conversations": [{"from": "human",
-"value": "..."}, ...]}`. Templates are rendered in the sandbox of `transformers`.
+"value": "..."}, ...]}`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from jinja2 import TemplateError, TemplateSyntaxError
+
+from megatron_kd.data.chat.rendering import render
 from megatron_kd.data.raw.chunks import Record
 from megatron_kd.data.raw.documents import Document, checked_text, record_object
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer
@@ -65,7 +68,7 @@ class ChatTemplate:
         return ids, mask
 
     def _marked(self, conversation: Conversation, where: str) -> tuple[list[int], list[bool]]:
-        text, spans = self._render(conversation.messages, conversation.tools, where, marked=True)
+        text, spans = self._render(conversation.messages, conversation.tools, where)
         ids, offsets = self.tokenizer.encode_with_offsets(text)
         return ids, [any(start < last and first < stop for first, last in spans) for start, stop in offsets]
 
@@ -89,28 +92,16 @@ class ChatTemplate:
         return whole, mask
 
     def _render(
-        self, messages: list[Message], tools: Any, where: str, *, marked: bool = False, prompt: bool = False
+        self, messages: list[Message], tools: Any, where: str, *, prompt: bool = False
     ) -> tuple[str, list[tuple[int, int]]]:
         """The text, and the spans of characters marked in it."""
-        from jinja2 import TemplateError
-        from transformers.utils.chat_template_utils import render_jinja_template
-
+        variables = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
         try:
-            texts, spans = render_jinja_template(
-                conversations=[messages],
-                tools=tools,
-                chat_template=self.text,
-                return_assistant_tokens_mask=marked,
-                add_generation_prompt=prompt,
-                **self.tokenizer.hf.special_tokens_map,
-            )
+            return render(self.text, **{**variables, **self.tokenizer.special_tokens})
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise InputError(f"{where}: the chat template refuses this conversation: {error}") from error
-        return texts[0], spans[0] if spans else []
 
     def _check(self) -> None:
-        from jinja2 import TemplateSyntaxError
-
         example = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
         try:
             self._render(example, None, "an example")
@@ -194,10 +185,10 @@ def read_template(path: str | Path) -> str:
 
 
 def _template_of(tokenizer: HuggingFaceTokenizer) -> str:
-    try:
-        return tokenizer.hf.get_chat_template()
-    except ValueError as error:  # none, or several of which none is the default
+    template = tokenizer.chat_template()
+    if template is None:  # or several of which none is the default
         raise InputError(
             f"tokenizer {str(tokenizer.source)!r} has no chat template: put one in chat_template.jinja beside its "
             "tokenizer.json, or name a file with --chat-template"
-        ) from error
+        )
+    return template

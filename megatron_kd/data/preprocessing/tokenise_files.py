@@ -140,7 +140,7 @@ def _reader(
     if not chat:
         return TextReader(tokenizer, json_key, append_eod), {"json_key": json_key, "append_eod": append_eod}
     template = _template(tokenizer, chat_template)
-    return ChatReader(template), {"chat_template": template.text, "names": template.tokenizer.hf.special_tokens_map}
+    return ChatReader(template), {"chat_template": template.text, "names": template.tokenizer.special_tokens}
 
 
 def _cores() -> int:

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_kd.data.tokens.tokenizer_files import TEMPLATE, TokenizerFiles
 from megatron_kd.errors import InputError
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from transformers import PreTrainedTokenizerFast
 
-_NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
+MODEL_NAMES = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model")
 # Words, numbers, case, capitals, other scripts, bytes that no vocabulary has, and spaces in all places.
 _PROBES = (
     "the quick brown fox jumps over 12,345 lazy dogs.",
@@ -32,12 +33,12 @@ _PROBES = (
 def sentencepiece_file(path: Path) -> Path | None:
     """The SentencePiece file that `path` is or, where it is a folder without `tokenizer.json`, has."""
     if path.is_dir():
-        files = [] if (path / "tokenizer.json").exists() else [path / name for name in _NAMES]
+        files = [] if (path / "tokenizer.json").exists() else [path / name for name in MODEL_NAMES]
         return next((file for file in files if file.is_file()), None)
     return path if path.suffix == ".model" else None
 
 
-def load_sentencepiece(path: Path, field: str) -> PreTrainedTokenizerFast:
+def load_sentencepiece(path: Path, field: str) -> TokenizerFiles:
     """The fast tokenizer that gives the ids of the SentencePiece model in a file.
 
     Its chat template, if it is to have one, is in `chat_template.jinja` beside it.
@@ -55,7 +56,7 @@ def load_sentencepiece(path: Path, field: str) -> PreTrainedTokenizerFast:
     for name, tokenizer in _conversions(path, model):
         wrong = _disagreement(tokenizer, model)
         if wrong is None:
-            return _with_template(tokenizer, path)
+            return TokenizerFiles(tokenizer.backend_tokenizer, tokenizer.special_tokens_map, _templates(path), {})
         reasons.append(f"as {name}: {wrong}")
     raise InputError(
         f"{field}={str(path)!r}: no fast tokenizer gives the ids of this SentencePiece model "
@@ -87,8 +88,6 @@ def _disagreement(tokenizer: PreTrainedTokenizerFast, model: SentencePieceProces
     return None
 
 
-def _with_template(tokenizer: PreTrainedTokenizerFast, path: Path) -> PreTrainedTokenizerFast:
-    template = path.parent / "chat_template.jinja"
-    if template.is_file():
-        tokenizer.chat_template = template.read_text(encoding="utf-8")
-    return tokenizer
+def _templates(path: Path) -> dict[str, str]:
+    template = path.parent / TEMPLATE
+    return {"default": template.read_text(encoding="utf-8")} if template.is_file() else {}

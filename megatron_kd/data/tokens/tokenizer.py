@@ -1,26 +1,22 @@
 """Text to token ids and back: Hugging Face tokenizers and SentencePiece models from local files, and the `null`
 tokenizer that has no text.
 
-Nothing here reaches a network or runs code that comes with a tokenizer. `transformers` (4 s to import) is imported
-when a `huggingface` tokenizer is loaded, not before.
+Nothing here reaches a network or runs code that comes with a tokenizer. Only a SentencePiece model imports
+`transformers`, which takes seconds.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Protocol
+from typing import Any, Protocol
 
 from megatron_kd.config.sections import TokenizerConfig
 from megatron_kd.data.tokens.sentencepiece import load_sentencepiece, sentencepiece_file
+from megatron_kd.data.tokens.tokenizer_files import CONFIG, TOKENIZER, TokenizerFiles, read_tokenizer
 from megatron_kd.errors import InputError
-from megatron_kd.messages import first_line
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
 
 # Ends of a document, by the name model families give it; asked for where a bare tokenizer.json does not say.
 _EOS_NAMES = ("<|endoftext|>", "<|end_of_text|>", "</s>", "<eos>", "<|im_end|>", "<|eot_id|>")
@@ -85,17 +81,38 @@ class NullTokenizer:
 
 
 class HuggingFaceTokenizer:
-    """A fast (Rust) Hugging Face tokenizer; `hf` is the `transformers` object itself."""
+    """A fast (Rust) Hugging Face tokenizer.
 
-    def __init__(self, hf: PreTrainedTokenizerFast, source: Path):
-        self.hf = hf
-        self.source = source
-        self.eos_id = int(_eos_id(hf, source))
-        self.vocab_size = max(hf.get_vocab().values()) + 1
-        self._backend = hf.backend_tokenizer
+    Attributes:
+        files: what it was made of.
+        source: the folder or file that it was read from.
+        eos_id: the id that ends a document.
+        vocab_size: the largest token id + 1.
+    """
+
+    def __init__(self, files: TokenizerFiles, source: Path):
+        self.files, self.source, self._backend = files, source, files.backend
         # A tokenizer.json may carry the truncation of the model it was made for; a corpus is never truncated.
         self._backend.no_truncation()
         self._backend.no_padding()
+        vocabulary = self._backend.get_vocab(with_added_tokens=True)
+        self.eos_id = _eos_id(vocabulary, files.special_tokens, source)
+        self.vocab_size = max(vocabulary.values()) + 1
+
+    @property
+    def special_tokens(self) -> dict[str, Any]:
+        """The special tokens as chat templates know them: text by name, `additional_special_tokens` a list."""
+        return self.files.special_tokens
+
+    def special_id(self, name: str) -> int | None:
+        """The id of a special token such as `bos_token`; None where there is none."""
+        token = self.special_tokens.get(name)
+        return None if token is None else self._backend.token_to_id(token)
+
+    def chat_template(self, *, tools: bool = False) -> str | None:
+        """The chat template for conversations with or without tools; None where there is none, or no default."""
+        templates = self.files.chat_templates
+        return templates.get("tool_use", templates.get("default")) if tools else templates.get("default")
 
     @property
     def fingerprint(self) -> str:
@@ -104,7 +121,7 @@ class HuggingFaceTokenizer:
 
     def tokens(self) -> dict[int, str]:
         """Every token by its id, as the tokenizer spells it, added and special tokens included."""
-        return {token_id: token for token, token_id in self.hf.get_vocab().items()}
+        return {token_id: token for token, token_id in self._backend.get_vocab().items()}
 
     def encode(self, text: str) -> list[int]:
         """Token ids of one text, without begin or end tokens."""
@@ -121,7 +138,7 @@ class HuggingFaceTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """The text of token ids, special tokens included."""
-        return self.hf.decode(list(ids), skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return self._backend.decode(list(ids), skip_special_tokens=False)
 
 
 def load_tokenizer(cfg: TokenizerConfig) -> Tokenizer:
@@ -156,45 +173,17 @@ def load_huggingface(path: str | Path, field: str = "tokenizer.tokenizer_model")
         )
     if (model := sentencepiece_file(path)) is not None:
         return HuggingFaceTokenizer(load_sentencepiece(model, field), path)
-    file = path / "tokenizer.json" if path.is_dir() else path
-    _check_json(file, field)
+    file = path / TOKENIZER if path.is_dir() else path
+    if not file.is_file():
+        raise InputError(f"{field}: there is no file {str(file)!r}: {_CONVERT}")
     # A tokenizer_config.json says which token ends a document; without one the file alone has to do.
-    configured = file.name == "tokenizer.json" and (file.parent / "tokenizer_config.json").is_file()
-    path = file.parent if configured else file
-    return HuggingFaceTokenizer(_load(path, field), path)
+    configured = file.name == TOKENIZER and (file.parent / CONFIG).is_file()
+    return HuggingFaceTokenizer(read_tokenizer(file, field), file.parent if configured else file)
 
 
-def _load(path: Path, field: str) -> PreTrainedTokenizerFast:
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
-
-    try:
-        if path.is_file():
-            return PreTrainedTokenizerFast(tokenizer_file=str(path))
-        hf = AutoTokenizer.from_pretrained(str(path), local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise InputError(f"{field}={str(path)!r} does not load: {first_line(error)}: {_CONVERT}") from error
-    if not hf.is_fast:
-        raise InputError(f"{field}={str(path)!r} has no fast version: {_CONVERT}")
-    return hf
-
-
-def _check_json(path: Path, field: str) -> None:
-    # The Rust library reports a broken file as a bare Exception, so what can be known is known before it is asked.
-    if not path.is_file():
-        raise InputError(f"{field}: there is no file {str(path)!r}: {_CONVERT}")
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{field}: {str(path)!r} is not readable JSON ({error}): copy it again") from error
-    if not isinstance(value, dict) or "model" not in value:
-        raise InputError(f"{field}: {str(path)!r} has no `model`: it is not a tokenizer.json")
-
-
-def _eos_id(hf: PreTrainedTokenizerFast, source: Path) -> int:
-    if hf.eos_token_id is not None:
-        return hf.eos_token_id
-    vocabulary = hf.get_vocab()
-    for name in _EOS_NAMES if source.is_file() else ():
+def _eos_id(vocabulary: dict[str, int], special: dict[str, Any], source: Path) -> int:
+    names = [special["eos_token"]] if "eos_token" in special else _EOS_NAMES if source.is_file() else ()
+    for name in names:
         if name in vocabulary:
             return vocabulary[name]
     raise InputError(
