@@ -8,9 +8,11 @@ import shutil
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
-from megatron_kd.data.tokens.index_file import index_problem
+from megatron_kd.data.tokens.index_file import index_problem, token_type, write_index
 from megatron_kd.data.tokens.token_files import foreign_id
 from tests.faults.bad_data import INDEX
 
@@ -35,6 +37,19 @@ def prefix(write_tokens: WriteTokens) -> str:
 
 def problem(prefix: str) -> str | None:
     return index_problem(Path(f"{prefix}.idx"), Path(f"{prefix}.bin").stat().st_size)
+
+
+@pytest.mark.parametrize("vocab_size", [2, 65499, 65500, 200_000])
+def test_an_index_is_written_as_megatron_core_writes_it(tmp_path: Path, vocab_size: int) -> None:
+    kind = token_type(vocab_size)
+    assert kind == DType.optimal_dtype(vocab_size)
+    lengths = np.array([3, 1, 70_000, 4], dtype=np.int32)
+    builder = IndexedDatasetBuilder(str(tmp_path / "theirs.bin"), dtype=kind.type)
+    for length in lengths:
+        builder.add_document(np.zeros(length, dtype=kind), [length])
+    builder.finalize(str(tmp_path / "theirs.idx"))
+    write_index(tmp_path / "ours.idx", lengths, kind)
+    assert (tmp_path / "ours.idx").read_bytes() == (tmp_path / "theirs.idx").read_bytes()
 
 
 @pytest.mark.parametrize("kind", INDEX)

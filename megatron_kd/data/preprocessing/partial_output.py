@@ -29,6 +29,7 @@ from megatron_kd.config.text_files import LOSS_MASK
 from megatron_kd.data.preprocessing.counts import Progress
 from megatron_kd.data.raw.chunks import Cursor
 from megatron_kd.data.raw.documents import Encoded
+from megatron_kd.data.tokens.index_file import write_index
 from megatron_kd.data.tokens.sidecar import ENDING, Sidecar
 from megatron_kd.data.tokens.token_files import read_lengths
 from megatron_kd.errors import InputError, MegatronKDError
@@ -44,15 +45,15 @@ class PartialOutput:
     Args:
         prefix: of the output.
         made_of: what decides on the files' content; a run resumes only from files made of the same.
-        dtype: numpy's, of a token id.
+        dtype: of a token id.
         with_mask: whether there is a loss mask.
     """
 
-    def __init__(self, prefix: Path, made_of: dict[str, Any], dtype: Any, *, with_mask: bool) -> None:
+    def __init__(self, prefix: Path, made_of: dict[str, Any], dtype: np.dtype, *, with_mask: bool) -> None:
         self.prefix, self.progress = prefix, Progress()
         self._header = json.dumps({"format": _FORMAT, **made_of})
         self._dtype, self._committed = dtype, -_SECONDS_BETWEEN_COMMITS
-        self._token_bytes = {".bin": np.dtype(dtype).itemsize, **({".loss_mask": 1} if with_mask else {})}
+        self._token_bytes = {".bin": dtype.itemsize, **({".loss_mask": 1} if with_mask else {})}
         self._files: dict[str, BinaryIO] = {}
         self._digests = {suffix: hashlib.sha256() for suffix in self._token_bytes}
 
@@ -92,13 +93,8 @@ class PartialOutput:
 
     def finish(self) -> None:
         """Make the index, check the files against what was counted, and move them to their places."""
-        from megatron.core.datasets.indexed_dataset import IndexedDatasetBuilder
-
         self._sync()
-        lengths = np.fromfile(self._path(".lengths"), dtype=np.int32)
-        builder = IndexedDatasetBuilder(os.devnull, dtype=self._dtype)
-        builder.sequence_lengths, builder.document_indices = lengths, np.arange(len(lengths) + 1)
-        builder.finalize(str(self._path(".idx")))
+        write_index(self._path(".idx"), np.fromfile(self._path(".lengths"), dtype=np.int32), self._dtype)
         self._verify()
         self._path(ENDING).unlink(missing_ok=True)
         write_file(self._path(ENDING), lambda file: file.write(self._sidecar().text().encode()))

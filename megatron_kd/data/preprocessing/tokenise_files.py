@@ -20,6 +20,7 @@ from megatron_kd.data.preprocessing.partial_output import PartialOutput
 from megatron_kd.data.raw.documents import Encoder, Reader, TextReader
 from megatron_kd.data.raw.inputs import open_sources, read_chunks
 from megatron_kd.data.raw.sources import Source
+from megatron_kd.data.tokens.index_file import token_type
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, Tokenizer
 from megatron_kd.errors import ConfigError, InputError
 
@@ -55,14 +56,12 @@ def preprocess(
             those are skipped; no document at all; or a disk that fails.
     """
     sources = checked_sources(inputs, output_prefix, json_key=None if chat else json_key, split_lines=split_lines)
-    from megatron.core.datasets.indexed_dataset import DType
-
-    dtype = DType.optimal_dtype(tokenizer.vocab_size)
+    dtype = token_type(tokenizer.vocab_size)
     reader, options = _reader(tokenizer, json_key, append_eod, chat, chat_template)
     made_of = {
         "inputs": [source.identity for source in sources],
         "tokenizer": tokenizer.fingerprint,
-        "dtype": dtype.__name__,
+        "dtype": dtype.name,
         "options": {**options, "split_lines": split_lines, "skip_malformed": skip_malformed},
     }
     try:

@@ -1,4 +1,4 @@
-"""The index of a `.bin`, its `.idx`, read from its bytes alone. Nothing in it is trusted before it is checked.
+"""The index of a `.bin`, its `.idx`, read and written byte by byte. Nothing in it is trusted before it is checked.
 
 The format is megatron-core's: the magic, version 1 (uint64), a code for the type of a token id (uint8), the number n of
 sequences and m of document bounds (uint64 each); then n lengths in tokens (int32), n places in the `.bin` in bytes
@@ -17,6 +17,7 @@ _MAGIC = b"MMIDIDX\x00\x00"
 _HEADER = struct.Struct("<9sQBQQ")
 # Of a token id, by code; 6 and 7 are floating-point numbers.
 _TYPES = {code: np.dtype(name) for code, name in {1: "u1", 2: "i1", 3: "<i2", 4: "<i4", 5: "<i8", 8: "<u2"}.items()}
+_FIRST_WIDE = 65500  # the vocabulary from which on megatron-core takes 4 bytes for an id
 _BLOCK = 1 << 22  # entries checked at a time: the file may be larger than memory
 
 
@@ -48,6 +49,28 @@ def read_index(path: Path) -> Index:
         pointers=np.memmap(path, np.dtype("<i8"), "r", start + 4 * count, (count,)),
         documents=np.memmap(path, np.dtype("<i8"), "r", start + 12 * count, (bounds,)),
     )
+
+
+def token_type(vocab_size: int) -> np.dtype:
+    """The type in which megatron-core keeps ids of a vocabulary."""
+    return np.dtype(np.uint16 if vocab_size < _FIRST_WIDE else np.int32)
+
+
+def write_index(path: Path, lengths: np.ndarray, of_token: np.dtype) -> None:
+    """Write the index of documents that follow on each other, each a single sequence.
+
+    Args:
+        path: of the `.idx`.
+        lengths: the tokens of each document, int32.
+        of_token: the type of an id in the `.bin`.
+    """
+    code = next(code for code, known in _TYPES.items() if known == of_token)
+    bounds = np.arange(len(lengths) + 1, dtype="<i8")
+    ends = np.cumsum(lengths, dtype="<i8") * of_token.itemsize
+    with path.open("wb") as file:
+        file.write(_HEADER.pack(_MAGIC, 1, code, len(lengths), len(bounds)))
+        for part in (lengths.astype("<i4"), ends - lengths.astype("<i8") * of_token.itemsize, bounds):
+            file.write(part.tobytes())
 
 
 def index_problem(path: Path, bin_bytes: int) -> str | None:

@@ -36,6 +36,8 @@ _LFS = "version https://git-lfs"
 _LLAMA = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>"}
 _END_OF_TEXT = "<|endoftext|>"
 _OF_CLASS: dict[str, dict[str, str]] = {
+    "PreTrainedTokenizer": {},
+    "TokenizersBackend": {},
     "LlamaTokenizer": _LLAMA,
     "CodeLlamaTokenizer": _LLAMA,
     "GPT2Tokenizer": dict.fromkeys(("bos_token", "eos_token", "unk_token"), _END_OF_TEXT),

@@ -195,12 +195,9 @@ ROWS = (
             ),
             Mutant(
                 "chat templates are rendered in no sandbox",
-                "megatron_kd/data/chat/conversations.py",
-                "        from transformers.utils.chat_template_utils import render_jinja_template\n",
-                "        from jinja2 import Environment\n"
-                "        from transformers.utils import chat_template_utils\n"
-                "        from transformers.utils.chat_template_utils import render_jinja_template\n\n"
-                "        chat_template_utils.ImmutableSandboxedEnvironment = Environment\n",
+                "megatron_kd/data/chat/rendering.py",
+                "from jinja2.sandbox import ImmutableSandboxedEnvironment\n",
+                "from jinja2 import Environment as ImmutableSandboxedEnvironment\n",
                 told="template: (was not refused|the payload ran)",
             ),
         ),
