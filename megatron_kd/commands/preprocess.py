@@ -35,6 +35,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-append-eod", action="store_true", help="no end-of-document token after each document")
     parser.add_argument("--chat", action="store_true", help="records are conversations: writes a loss mask too")
     parser.add_argument("--chat-template", metavar="FILE", help="a Jinja template in place of the tokenizer's")
+    what = "keys of conversations and messages that need not be in the text"
+    parser.add_argument("--ignore-keys", nargs="+", default=[], metavar="KEY", help=what)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -49,7 +51,11 @@ def run(args: argparse.Namespace) -> int:
     json_key = args.json_key or "text"
     # Checked again by `preprocess`, but only after the seconds that a tokenizer takes to load.
     checked_sources(
-        args.input, args.output_prefix, json_key=None if args.chat else json_key, split_lines=args.split_lines
+        args.input,
+        args.output_prefix,
+        json_key=None if args.chat else json_key,
+        split_lines=args.split_lines,
+        ignored_keys=args.ignore_keys,
     )
     tokenizer = load_huggingface(args.tokenizer, field="--tokenizer")
     template = None if args.chat_template is None else read_template(args.chat_template)
@@ -63,6 +69,7 @@ def run(args: argparse.Namespace) -> int:
             split_lines=args.split_lines,
             chat=args.chat,
             chat_template=template,
+            ignored_keys=args.ignore_keys,
             skip_malformed=args.skip_malformed,
             workers=args.workers,
             on_progress=on_progress,
@@ -78,6 +85,8 @@ def _problems(args: argparse.Namespace) -> Iterator[str]:
     yield from too_small(args, workers=1)
     if args.chat_template is not None and not args.chat:
         yield f"--chat-template {args.chat_template}: belongs to conversations; give --chat too"
+    if args.ignore_keys and not args.chat:
+        yield f"--ignore-keys {' '.join(args.ignore_keys)}: belongs to conversations; give --chat too"
     given = {"--json-key": args.json_key, "--split-lines": args.split_lines, "--no-append-eod": args.no_append_eod}
     for option in (name for name, value in given.items() if value and args.chat):
         yield f"{option}: belongs to text, and conversations are not; leave out --chat or {option}"

@@ -1,57 +1,60 @@
-"""Conversations to token ids by the tokenizer's chat template, and which of the ids the assistant wrote.
-
-A conversation is `{"messages": [{"role": "user", "content": "..."}, ...]}`, or `{"conversations": [{"from": "human",
-"value": "..."}, ...]}`.
-"""
+"""Conversations to token ids by the tokenizer's chat template, and which of the ids the assistant wrote."""
 
 from __future__ import annotations
 
+import json
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from jinja2 import TemplateError, TemplateSyntaxError
 
-from megatron_kd.data.chat.rendering import render
+from megatron_kd.data.chat.conversation import Conversation, conversation
+from megatron_kd.data.chat.left_out import told, values_left_out
+from megatron_kd.data.chat.rendering import Spans, render
 from megatron_kd.data.raw.chunks import Record
 from megatron_kd.data.raw.documents import Document, checked_text, record_object
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer
 from megatron_kd.errors import InputError
 
-ROLES = ("system", "developer", "user", "assistant", "tool")
-_ROLE_OF = {"human": "user", "gpt": "assistant", "system": "system", "user": "user", "assistant": "assistant"}
-_ROLE_OF |= {"tool": "tool", "observation": "tool", "function_response": "tool"}
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 _MARK = "mark what the assistant writes with {% generation %} ... {% endgeneration %} in the template (--chat-template)"
 
-Message = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Conversation:
-    """The messages, by role, and the tools that they may call."""
-
-    messages: list[Message]
-    tools: list[dict[str, Any]] | None = None
-
 
 class ChatTemplate:
-    """A tokenizer's chat template, or one that is given in its place.
+    """A tokenizer's chat templates, or one that is given in their place.
+
+    A tokenizer may have several by name. As in `transformers`, `tool_use` is for conversations with tools where there
+    is one, and `default` for all others.
+
+    Args:
+        template: in place of the tokenizer's.
+        ignored: keys of a record, a message or a tool call that a template may leave out.
 
     Raises:
         InputError: no template, or one that is not a template.
     """
 
-    def __init__(self, tokenizer: HuggingFaceTokenizer, template: str | None = None) -> None:
+    def __init__(
+        self, tokenizer: HuggingFaceTokenizer, template: str | None = None, ignored: Collection[str] = ()
+    ) -> None:
         self.tokenizer = tokenizer
-        self.text = _template_of(tokenizer) if template is None else template
-        self.marks_assistant = _GENERATION.search(self.text) is not None
+        self.ignored = frozenset(ignored)
+        self._named = _templates_of(tokenizer) if template is None else {"default": template}
         self._check()
 
+    @property
+    def text(self) -> str:
+        """The template or, where there are several, all of them by name as JSON."""
+        return self._named["default"] if len(self._named) == 1 else json.dumps(self._named, sort_keys=True)
+
+    def text_for(self, conversation: Conversation) -> str:
+        """The template of a conversation."""
+        return self._named.get("tool_use" if conversation.tools else "default", self._named["default"])
+
     def encode(self, conversation: Conversation, where: str) -> tuple[list[int], list[bool]]:
-        """Token ids of a conversation, and whether each is the assistant's.
+        """Token ids of a conversation, and whether each is learnt: the assistant's, of a message of weight 1.
 
         A template that marks what the assistant writes, with `{% generation %}`, is taken at its word: a token is the
         assistant's if any of its characters is. Of any other template, all that it writes for an assistant's message
@@ -59,55 +62,75 @@ class ChatTemplate:
         in the same way as when it stands alone, as it does when the model is asked.
 
         Raises:
-            InputError: a conversation that the template refuses, or a template that cannot be taken apart like that.
+            InputError: a conversation that the template refuses or leaves out in part, or a template that cannot be
+                taken apart like that.
         """
-        encode = self._marked if self.marks_assistant else self._by_prefixes
-        ids, mask = encode(conversation, where)
+        encode = self._marked if _GENERATION.search(self.text_for(conversation)) else self._by_prefixes
+        text, ids, mask = encode(conversation, where)
         if not any(mask):
             raise InputError(f"{where}: the chat template writes nothing for the assistant: {_MARK}")
+        if left_out := values_left_out(conversation, text, lambda other: self._render(other, where)[0], self.ignored):
+            raise InputError(f"{where}: {told(left_out)}")
         return ids, mask
 
-    def _marked(self, conversation: Conversation, where: str) -> tuple[list[int], list[bool]]:
-        text, spans = self._render(conversation.messages, conversation.tools, where)
+    def _marked(self, conversation: Conversation, where: str) -> tuple[str, list[int], list[bool]]:
+        text, spans = self._render(conversation, where)
+        if conversation.not_learnt:
+            answers = sorted([*conversation.learnt, *conversation.not_learnt])
+            if len(spans) != len(answers):
+                why = f"marks {len(spans)} texts of {len(answers)} answers, so weight 0 cannot be applied"
+                raise InputError(f"{where}: the chat template {why}: mark each answer once")
+            spans = [span for span, index in zip(spans, answers, strict=True) if index not in conversation.not_learnt]
         ids, offsets = self.tokenizer.encode_with_offsets(text)
-        return ids, [any(start < last and first < stop for first, last in spans) for start, stop in offsets]
+        return text, ids, [any(start < last and first < stop for first, last in spans) for start, stop in offsets]
 
-    def _by_prefixes(self, conversation: Conversation, where: str) -> tuple[list[int], list[bool]]:
-        messages, tools = conversation.messages, conversation.tools
-        turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
-        texts = [self._render(messages, tools, where)[0]]
-        for turn in turns:
-            texts.append(self._render(messages[:turn], tools, where, prompt=True)[0])
-            texts.append(self._render(messages[: turn + 1], tools, where)[0])
+    def _by_prefixes(self, conversation: Conversation, where: str) -> tuple[str, list[int], list[bool]]:
+        texts = [self._render(conversation, where)[0]]
+        for turn in conversation.learnt:
+            for last, prompt in ((turn, True), (turn + 1, False)):
+                part = replace(conversation, messages=conversation.messages[:last])
+                texts.append(self._render(part, where, prompt=prompt)[0])
         whole, *prefixes = self.tokenizer.encode_batch(texts)
         mask = [False] * len(whole)
-        for turn, prompt, answered in zip(turns, prefixes[0::2], prefixes[1::2], strict=True):
-            for prefix, what in ((prompt, "up to the prompt for"), (answered, "up to the end of")):
+        for turn, prompted, answered in zip(conversation.learnt, prefixes[0::2], prefixes[1::2], strict=True):
+            for prefix, what in ((prompted, "up to the prompt for"), (answered, "up to the end of")):
                 if whole[: len(prefix)] != prefix:
                     raise InputError(
                         f"{where}: with this chat template, a conversation {what} message {turn} does not begin with "
                         f"the tokens that it has alone, so the assistant's cannot be distinguished: {_MARK}"
                     )
-            mask[len(prompt) : len(answered)] = [True] * (len(answered) - len(prompt))
-        return whole, mask
+            mask[len(prompted) : len(answered)] = [True] * (len(answered) - len(prompted))
+        return texts[0], whole, mask
 
-    def _render(
-        self, messages: list[Message], tools: Any, where: str, *, prompt: bool = False
-    ) -> tuple[str, list[tuple[int, int]]]:
+    def _render(self, conversation: Conversation, where: str, *, prompt: bool = False) -> tuple[str, Spans]:
         """The text, and the spans of characters marked in it."""
-        variables = {"messages": messages, "tools": tools, "documents": None, "add_generation_prompt": prompt}
+        template, names = self.text_for(conversation), self.tokenizer.special_tokens
+        for name in conversation.template_kwargs:
+            if name in names or not re.search(rf"\b{re.escape(name)}\b", template):
+                raise InputError(f"{where}: chat_template_kwargs has {name!r}, which the chat template does not read")
+        variables = {
+            "messages": conversation.messages,
+            "tools": conversation.tools,
+            "documents": conversation.documents,
+            "add_generation_prompt": prompt,
+            **conversation.template_kwargs,
+            **names,
+        }
         try:
-            return render(self.text, **{**variables, **self.tokenizer.special_tokens})
+            text, spans = render(template, **variables)
         except (TemplateError, TypeError, ValueError, LookupError, ArithmeticError) as error:
             raise InputError(f"{where}: the chat template refuses this conversation: {error}") from error
+        return checked_text(text, "its text", where), spans
 
     def _check(self) -> None:
-        example = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        try:
-            self._render(example, None, "an example")
-        except InputError as error:  # an example may be refused; only a syntax error matters
-            if isinstance(error.__cause__, TemplateSyntaxError):
-                raise InputError(f"the chat template is not a Jinja template: {error.__cause__}") from error
+        """Compile each template, by an example that it may refuse."""
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        for tools in (None, [{"name": "f"}]):
+            try:
+                self._render(Conversation(messages, tools), "an example")
+            except InputError as error:
+                if isinstance(error.__cause__, TemplateSyntaxError):
+                    raise InputError(f"the chat template is not a Jinja template: {error.__cause__}") from error
 
 
 @dataclass(frozen=True)
@@ -125,49 +148,17 @@ class ChatReader:
         value = record_object(record)
         if value is None:
             return None
-        found = conversation(value, record.where)
-        ids, mask = self.template.encode(found, record.where)
+        try:
+            found = conversation(value, record.where, self.template.ignored)
+            ids, mask = self.template.encode(found, record.where)
+        except RecursionError as error:
+            raise InputError(f"{record.where}: its values are nested too deeply") from error
         text_bytes = sum(len((message.get("content") or "").encode()) for message in found.messages)
         return Document(ids, mask, text_bytes)
 
     def documents(self, contents: Sequence[Document | None]) -> list[Document]:
         """See `Reader`."""
         return [document for document in contents if document is not None]
-
-
-def conversation(value: dict[str, Any], where: str) -> Conversation:
-    """The conversation in a record, in either spelling.
-
-    Raises:
-        InputError: no messages, one that is malformed or of an unknown role, or none by the assistant.
-    """
-    name = next((name for name in ("messages", "conversations") if value.get(name) is not None), None)
-    if name is None:
-        keys = ", ".join(map(repr, list(value)[:8])) or "none"
-        raise InputError(f"{where}: no 'messages' and no 'conversations' (it has {keys})")
-    if not isinstance(value[name], list) or not value[name]:
-        raise InputError(f"{where}: {name!r} is not a list with messages")
-    messages = [_message(item, f"{where}: {name}[{index}]") for index, item in enumerate(value[name])]
-    if all(message["role"] != "assistant" for message in messages):
-        raise InputError(f"{where}: no message is the assistant's, so there is nothing to learn")
-    tools = value.get("tools")
-    if tools is not None and not (isinstance(tools, list) and all(isinstance(tool, dict) for tool in tools)):
-        raise InputError(f"{where}: 'tools' is not a list of objects")
-    return Conversation(messages, tools or None)
-
-
-def _message(item: Any, where: str) -> Message:
-    if not isinstance(item, dict):
-        raise InputError(f"{where} is a {type(item).__name__}, not an object with a role and content")
-    message = {key: value for key, value in item.items() if value is not None}  # tables fill up with null
-    if "from" in message and "role" not in message:
-        message = {"role": _ROLE_OF.get(message["from"], message["from"]), "content": message.get("value")}
-    role = message.get("role")
-    if role not in ROLES:
-        raise InputError(f"{where} has the role {role!r}, which is none of {', '.join(ROLES)}")
-    if not (message.get("tool_calls") and message.get("content") is None):
-        checked_text(message.get("content"), "its content", where)
-    return message
 
 
 def read_template(path: str | Path) -> str:
@@ -184,11 +175,12 @@ def read_template(path: str | Path) -> str:
         raise InputError(f"--chat-template {path}: cannot be read ({error})") from error
 
 
-def _template_of(tokenizer: HuggingFaceTokenizer) -> str:
-    template = tokenizer.chat_template()
-    if template is None:  # or several of which none is the default
+def _templates_of(tokenizer: HuggingFaceTokenizer) -> dict[str, str]:
+    """By name; a tokenizer's only template is the default."""
+    named = tokenizer.files.chat_templates
+    if "default" not in named:
         raise InputError(
             f"tokenizer {str(tokenizer.source)!r} has no chat template: put one in chat_template.jinja beside its "
             "tokenizer.json, or name a file with --chat-template"
         )
-    return template
+    return named

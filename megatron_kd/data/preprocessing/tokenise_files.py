@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ def preprocess(
     split_lines: bool = False,
     chat: bool = False,
     chat_template: str | None = None,
+    ignored_keys: Collection[str] = (),
     skip_malformed: bool = False,
     workers: int | None = None,
     on_progress: Callable[[int, int], None] | None = None,
@@ -45,7 +46,8 @@ def preprocess(
     `.jsonl` and `.json` files hold one object per line, its text at `json_key`; in `.parquet` files and folders that
     `datasets` has saved, `json_key` is the column; `.txt` and `.py` files are one document each, or one per line with
     `split_lines`. With `chat`, objects and rows are conversations (`data.chat`), rendered by `chat_template` (None: the
-    tokenizer's), and `output_prefix`.loss_mask.bin marks the assistant's tokens.
+    tokenizer's), and `output_prefix`.loss_mask.bin marks the assistant's tokens. What a record says must be in its
+    text, except for what it says at `ignored_keys`.
 
     A run that was stopped or killed resumes from what it has on disk if it is started again with the same arguments
     and unchanged inputs, which it reports to `say`. `workers` None means one per core. `on_progress` is called with the
@@ -55,9 +57,10 @@ def preprocess(
         InputError: what the checks before any work find, all at once; the file and line of a malformed record, unless
             those are skipped; no document at all; or a disk that fails.
     """
-    sources = checked_sources(inputs, output_prefix, json_key=None if chat else json_key, split_lines=split_lines)
+    key = None if chat else json_key
+    sources = checked_sources(inputs, output_prefix, json_key=key, split_lines=split_lines, ignored_keys=ignored_keys)
     dtype = token_type(tokenizer.vocab_size)
-    reader, options = _reader(tokenizer, json_key, append_eod, chat, chat_template)
+    reader, options = _reader(tokenizer, json_key, append_eod, chat, chat_template, ignored_keys)
     made_of = {
         "inputs": [source.identity for source in sources],
         "tokenizer": tokenizer.fingerprint,
@@ -97,7 +100,12 @@ def _write(
 
 
 def checked_sources(
-    inputs: Sequence[str | Path], output_prefix: str | Path, *, json_key: str | None, split_lines: bool
+    inputs: Sequence[str | Path],
+    output_prefix: str | Path,
+    *,
+    json_key: str | None,
+    split_lines: bool,
+    ignored_keys: Collection[str] = (),
 ) -> list[Source]:
     """The inputs as sources, after checking what can be checked before any work.
 
@@ -105,7 +113,7 @@ def checked_sources(
         ConfigError: every input that is missing, damaged or of an unknown kind, and an output folder that cannot be
             written.
     """
-    sources, problems = open_sources(inputs, json_key=json_key, split_lines=split_lines)
+    sources, problems = open_sources(inputs, json_key=json_key, split_lines=split_lines, ignored=ignored_keys)
     prefix = Path(output_prefix)
     if prefix.suffix in (".bin", ".idx"):
         problems.append(f"--output-prefix {prefix}: give the path without {prefix.suffix}, which is added")
@@ -126,20 +134,26 @@ def chat_template_of(tokenizer: Tokenizer, template: str | None = None) -> str:
     return _template(tokenizer, template).text
 
 
-def _template(tokenizer: Tokenizer, template: str | None) -> ChatTemplate:
+def _template(tokenizer: Tokenizer, template: str | None, ignored_keys: Collection[str] = ()) -> ChatTemplate:
     if not isinstance(tokenizer, HuggingFaceTokenizer):
         raise InputError("conversations need a tokenizer of type huggingface, with a chat template")
-    return ChatTemplate(tokenizer, template)
+    return ChatTemplate(tokenizer, template, ignored_keys)
 
 
 def _reader(
-    tokenizer: Tokenizer, json_key: str, append_eod: bool, chat: bool, chat_template: str | None
+    tokenizer: Tokenizer,
+    json_key: str,
+    append_eod: bool,
+    chat: bool,
+    chat_template: str | None,
+    ignored_keys: Collection[str],
 ) -> tuple[Reader, dict[str, Any]]:
     """The reader of the records, and the options that determine its output."""
     if not chat:
         return TextReader(tokenizer, json_key, append_eod), {"json_key": json_key, "append_eod": append_eod}
-    template = _template(tokenizer, chat_template)
-    return ChatReader(template), {"chat_template": template.text, "names": template.tokenizer.special_tokens}
+    template = _template(tokenizer, chat_template, ignored_keys)
+    names = template.tokenizer.special_tokens
+    return ChatReader(template), {"chat_template": template.text, "names": names, "ignored_keys": sorted(ignored_keys)}
 
 
 def _cores() -> int:

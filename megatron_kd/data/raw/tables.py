@@ -1,11 +1,14 @@
 """Tables as sources: Parquet files, and folders that Hugging Face `datasets` has saved.
 
 Of a table only the columns that are asked for are read, some rows at a time.
+
+A column of objects has the keys of all its rows: where a row lacks one, the table has a null. The nulls in rows of
+conversations are left out again, so that a table says what the lines that it was made of say.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,20 +16,33 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from megatron_kd.data.raw.chat_keys import FORMATS_TOLD, IGNORED, format_of
 from megatron_kd.data.raw.chunks import CHUNK_BYTES, Chunk, Cursor
 from megatron_kd.data.raw.sources import Source, file_identity
 from megatron_kd.errors import InputError
 from megatron_kd.messages import first_line
 
 _MOST_ROWS = 1 << 16  # of a chunk
-_CHAT_COLUMNS = ("messages", "conversations")
+
+
+@dataclass(frozen=True)
+class Columns:
+    """The columns of a table that are read, and whether their rows are conversations."""
+
+    names: tuple[str, ...]
+    are_chats: bool
+
+    def rows(self, table: Any) -> list[dict[str, Any]]:
+        """The rows of an Arrow table or batch."""
+        rows = table.to_pylist()
+        return [without_nulls(row) for row in rows] if self.are_chats else rows
 
 
 @dataclass(frozen=True)
 class ParquetSource(Source):
     """A Parquet file."""
 
-    columns: tuple[str, ...]
+    columns: Columns
     rows_a_chunk: int
 
     def chunks(self, start: Cursor) -> Iterator[Chunk]:
@@ -45,10 +61,10 @@ class ParquetSource(Source):
                 first += rows
                 continue
             # Threads of Arrow's own would be forked in mid-work when worker processes start.
-            batches = file.iter_batches(self.rows_a_chunk, [group], list(self.columns), use_threads=False)
+            batches = file.iter_batches(self.rows_a_chunk, [group], list(self.columns.names), use_threads=False)
             for batch in batches:
                 if first >= start.record:
-                    yield _chunk(self.path, start.input, first, batch.to_pylist(), self.size, total)
+                    yield _chunk(self.path, start.input, first, self.columns.rows(batch), self.size, total)
                 first += batch.num_rows
 
 
@@ -56,7 +72,7 @@ class ParquetSource(Source):
 class SavedDataset(Source):
     """A folder that `datasets.Dataset.save_to_disk` has left; its Arrow files are mapped, not read."""
 
-    columns: tuple[str, ...]
+    columns: Columns
     dataset: Any  # of Hugging Face `datasets`, giving Arrow tables
     rows_a_chunk: int
 
@@ -75,14 +91,14 @@ class SavedDataset(Source):
         total = len(self.dataset)
         for first in range(start.record, total, self.rows_a_chunk):
             try:
-                rows = self.dataset[first : first + self.rows_a_chunk].to_pylist()
+                rows = self.columns.rows(self.dataset[first : first + self.rows_a_chunk])
             except (pa.ArrowException, OSError) as error:
                 raise InputError(f"{self.path}, row {first}: cannot be read ({first_line(error)})") from error
             yield _chunk(self.path, start.input, first, rows, self.size, total)
 
 
-def open_parquet(path: Path, json_key: str | None) -> Source:
-    """A Parquet file whose column `json_key` has the text; None: whose columns are those of conversations.
+def open_parquet(path: Path, json_key: str | None, ignored: Collection[str] = ()) -> Source:
+    """A Parquet file whose column `json_key` has the text; None: whose rows, without `ignored`, are conversations.
 
     Raises:
         InputError: the file is not Parquet, or lacks such a column.
@@ -93,10 +109,10 @@ def open_parquet(path: Path, json_key: str | None) -> Source:
             rows, size = about.num_rows, sum(about.row_group(g).total_byte_size for g in range(about.num_row_groups))
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"--input {path}: not a readable Parquet file ({first_line(error)})") from error
-    return ParquetSource(path, _columns(path, schema, json_key), _rows_a_chunk(rows, size))
+    return ParquetSource(path, _columns(path, schema, json_key, ignored), _rows_a_chunk(rows, size))
 
 
-def open_saved_dataset(path: Path, json_key: str | None) -> Source:
+def open_saved_dataset(path: Path, json_key: str | None, ignored: Collection[str] = ()) -> Source:
     """The same of a folder.
 
     Raises:
@@ -114,24 +130,31 @@ def open_saved_dataset(path: Path, json_key: str | None) -> Source:
         dataset = datasets.load_from_disk(str(path), keep_in_memory=False)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--input {path}: `datasets` cannot load it ({first_line(error)})") from error
-    columns = _columns(path, dataset.features.arrow_schema, json_key)
-    chosen = dataset.select_columns(list(columns)).with_format("arrow")
+    columns = _columns(path, dataset.features.arrow_schema, json_key, ignored)
+    chosen = dataset.select_columns(list(columns.names)).with_format("arrow")
     return SavedDataset(path, columns, chosen, _rows_a_chunk(len(dataset), dataset.data.nbytes))
 
 
-def _columns(path: Path, schema: pa.Schema, json_key: str | None) -> tuple[str, ...]:
+def without_nulls(value: Any) -> Any:
+    """A value without the keys that are null, at any depth; an item of a list that is null stays."""
+    if isinstance(value, dict):
+        return {key: without_nulls(item) for key, item in value.items() if item is not None}
+    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+
+
+def _columns(path: Path, schema: pa.Schema, json_key: str | None, ignored: Collection[str]) -> Columns:
     have = ", ".join(map(repr, schema.names)) or "none"
     if json_key is None:
-        found = [name for name in _CHAT_COLUMNS if name in schema.names]
-        if not found:
-            raise InputError(f"--input {path}: no column {' or '.join(map(repr, _CHAT_COLUMNS))} (it has {have})")
-        return (found[0], *(["tools"] if "tools" in schema.names else []))
+        if format_of(schema.names) is None:
+            raise InputError(f"--input {path}: no columns {FORMATS_TOLD} (it has {have})")
+        # All others are read: a row that says more than its conversation is refused by the key.
+        return Columns(tuple(name for name in schema.names if name not in IGNORED and name not in ignored), True)
     if json_key not in schema.names:
         raise InputError(f"--input {path}: no column {json_key!r} (it has {have}): name the right one with --json-key")
     kind = schema.field(json_key).type
     if not (pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)):
         raise InputError(f"--input {path}: column {json_key!r} is {kind}, not text: name another with --json-key")
-    return (json_key,)
+    return Columns((json_key,), False)
 
 
 def _rows_a_chunk(rows: int, size: int) -> int:
