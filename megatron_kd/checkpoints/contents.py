@@ -10,6 +10,7 @@ from typing import Any, get_type_hints
 from megatron_kd.config.document import read_document
 from megatron_kd.config.field_types import check_value
 from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.hub_names import absent, looks_like_hub_name
 from megatron_kd.config.model_parts import Architecture, names
 from megatron_kd.config.run_config import RUN_CONFIG
 from megatron_kd.config.sections import TokenizerConfig
@@ -60,6 +61,8 @@ def find_checkpoint(path: str | Path, field: str) -> Path:
     for folder in (path, path / "checkpoints"):
         if found := complete_checkpoints(folder):
             return list(found.values())[-1]
+    if looks_like_hub_name(path):
+        raise InputError(f"{field}={path}: " + "; ".join(absent(path)))
     raise InputError(
         f"{field}={path}: no checkpoint there; give a folder such as RUN_DIR/checkpoints/iter_0001000, "
         "written by a run with checkpoint.save=true"

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from megatron_kd.config.blend import Split, parse_blend, parse_split, split_data
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import true_vocab_size
+from megatron_kd.config.hub_names import absent, looks_like_hub_name
 from megatron_kd.config.problem import Problem, value_of
 from megatron_kd.config.text_files import LOSS_MASK, TEXT_FILES, is_text_file
 from megatron_kd.config.values import show
@@ -16,11 +17,6 @@ from megatron_kd.data.tokens.token_files import missing_files, pair_problems
 from megatron_kd.errors import ConfigError
 
 _BLENDS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
-_NO_SUCH_TOKENIZER = (
-    "there is no such folder or file",
-    "download it first (`hf download NAME --local-dir DIR`; hub names are not looked up), or make the tiny recipes' "
-    "with `make corpus`",
-)
 
 
 def data_problems(cfg: ConfigContainer) -> Iterator[Problem]:
@@ -112,7 +108,9 @@ def _text(cfg: ConfigContainer) -> Iterator[Problem]:
     if path is None:
         return
     field = "dataset.text_path"
-    if not is_text_file(path):
+    if looks_like_hub_name(path):
+        yield Problem.of(cfg, field, *absent(path, "dataset", "file"))
+    elif not is_text_file(path):
         cure = "convert it, or set dataset.data_path=[PREFIX] if it is tokenised already"
         yield Problem.of(cfg, field, f"must end in one of {', '.join(TEXT_FILES)}", cure)
     elif not os.path.isfile(path):
@@ -181,7 +179,7 @@ def _validation_data(cfg: ConfigContainer) -> Iterator[Problem]:
 def _tokenizer(cfg: ConfigContainer) -> Iterator[Problem]:
     model, kind = cfg.tokenizer.tokenizer_model, cfg.tokenizer.tokenizer_type
     if kind == "huggingface" and model is not None and not os.path.exists(model):
-        yield Problem.of(cfg, "tokenizer.tokenizer_model", *_NO_SUCH_TOKENIZER)
+        yield _no_such_tokenizer(cfg, "tokenizer.tokenizer_model", model)
     yield from _teacher_tokenizer(cfg)
     named = kind == "huggingface" and model is not None
     if named or (cfg.dataset.mock and true_vocab_size(cfg) is not None):
@@ -197,13 +195,18 @@ def _tokenizer(cfg: ConfigContainer) -> Iterator[Problem]:
         yield Problem.of(cfg, "tokenizer.tokenizer_type tokenizer.vocab_size", why, "set tokenizer.vocab_size")
 
 
+def _no_such_tokenizer(cfg: ConfigContainer, field: str, path: str) -> Problem:
+    why, cure = absent(path, what="folder or file")
+    return Problem.of(cfg, field, why, f"{cure}, or make the tiny recipes' with `make corpus`")
+
+
 def _teacher_tokenizer(cfg: ConfigContainer) -> Iterator[Problem]:
     """It is there to be compared with the student's, so there must be a teacher and a student's."""
     field, path = "tokenizer.teacher_tokenizer_model", cfg.tokenizer.teacher_tokenizer_model
     if path is None:
         return
     if not os.path.exists(path):
-        yield Problem.of(cfg, field, *_NO_SUCH_TOKENIZER)
+        yield _no_such_tokenizer(cfg, field, path)
     if cfg.models.teacher is None:
         yield Problem.of(cfg, field, "this run has no teacher", f"set {field}=null")
     elif cfg.tokenizer.tokenizer_type != "huggingface" or cfg.tokenizer.tokenizer_model is None:

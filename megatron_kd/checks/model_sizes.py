@@ -12,9 +12,22 @@ from megatron_kd.config.problem import Problem, divides
 def architecture_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     """Problems within one model, for the student and for the teacher."""
     for name, model in cfg.models.by_field():
+        yield from _positions(cfg, name, model)
         yield from _heads(cfg, name, model)
         yield from _rotary(cfg, name, model)
         yield from _recompute(cfg, name, model)
+
+
+def _positions(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iterator[Problem]:
+    """Sequences, which both models read, longer than a model was made for; its scaled frequencies are in the number."""
+    positions, longest = model.max_position_embeddings, cfg.model.seq_length
+    if positions is not None and 0 < positions < longest:
+        yield Problem.of(
+            cfg,
+            f"{name}.max_position_embeddings model.seq_length",
+            "sequences are longer than the positions that the model was made for",
+            f"set model.seq_length to {positions} or less, or {name}.max_position_embeddings={longest} to go beyond",
+        )
 
 
 def _heads(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iterator[Problem]:

@@ -9,6 +9,7 @@ from pathlib import Path
 from megatron_kd.checkpoints.contents import architecture_of, find_checkpoint
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_model import GPTModelProvider, explicit
+from megatron_kd.config.hub_names import absent, looks_like_hub_name
 from megatron_kd.config.model_parts import WEIGHT_SHAPES
 from megatron_kd.config.problem import Problem, value_of
 from megatron_kd.config.values import show
@@ -61,7 +62,11 @@ def _checkpoint(cfg: ConfigContainer, folder_name: str, model: str) -> Iterator[
     folder = value_of(cfg, folder_name)
     otherwise = f", or set it to null and {model}.init=random"
     if not os.path.isdir(folder):
-        yield Problem.of(cfg, folder_name, "there is no such folder", f"give {_MAKE}{otherwise}")
+        why, cure = "there is no such folder", f"give {_MAKE}{otherwise}"
+        if looks_like_hub_name(folder):
+            why, download = absent(folder)
+            cure = f"{download} as {model}.hf_path, or {cure}"
+        yield Problem.of(cfg, folder_name, why, cure)
         return
     try:
         find_checkpoint(folder, "")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from megatron_kd.checkpoints.contents import architecture_of, find_checkpoint
 from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.hub_names import looks_like_hub_name
 from megatron_kd.errors import InputError
 from megatron_kd.huggingface.architecture import is_huggingface_folder
 
@@ -51,4 +52,6 @@ def saved_model(path: str | Path, field: str) -> SavedModel:
     try:
         return SavedModel(find_checkpoint(path, field), is_huggingface=False)
     except InputError as error:
+        if looks_like_hub_name(path):
+            raise
         raise InputError(f"{error}; or give a Hugging Face folder, which has a config.json") from None

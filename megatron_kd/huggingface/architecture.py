@@ -13,12 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.hub_names import absent
 from megatron_kd.errors import ConfigError
-
-CONFIG_FILE = "config.json"
-
-# Scaling of the rotary frequencies that megatron-core has no arguments for.
-LLAMA3_SCALING = {"low_freq_factor": 1.0, "high_freq_factor": 4.0, "original_max_position_embeddings": 8192}
+from megatron_kd.huggingface.config_keys import unread_keys
+from megatron_kd.huggingface.other_folders import CONFIG_FILE, why_no_config
+from megatron_kd.huggingface.rope import rope_of, rope_problems
 
 # hidden_act and its name here. Where several names mean one function, the first is the one that export writes.
 ACTIVATIONS = {
@@ -31,6 +30,7 @@ ACTIVATIONS = {
 }
 
 _SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_WINDOWS = ("use_sliding_window", "sliding_window", "max_window_layers")
 _COMMON: dict[str, Any] = {
     "num_key_value_heads": None,
     "head_dim": None,
@@ -38,14 +38,20 @@ _COMMON: dict[str, Any] = {
     "rms_norm_eps": 1e-6,
     "rope_theta": 10000.0,
     "rope_scaling": None,
+    "rope_parameters": None,
+    "partial_rotary_factor": 1.0,
     "tie_word_embeddings": False,
     "attention_bias": False,
     "mlp_bias": False,
     "sliding_window": None,
     "layer_types": None,
-    "partial_rotary_factor": 1.0,
+    "attention_dropout": 0.0,
     "quantization_config": None,
 }
+_FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+# Settings of the training: a run may choose its own.
+OF_TRAINING = ("attention_dropout", "max_position_embeddings")
 
 
 @dataclass(frozen=True)
@@ -108,11 +114,10 @@ def read_architecture(folder: str | Path) -> FolderArchitecture:
     if not isinstance(model_type, str) or model_type not in FAMILIES:
         raise ConfigError([f"model_type={model_type!r} is not supported; supported are {', '.join(FAMILIES)}"])
     family = FAMILIES[model_type]
+    surplus = list(unread_keys(values, {*_SIZES, "architectures", *_COMMON, *family.defaults, *_WINDOWS}))
+    rope_wrong = list(rope_problems(values))
     values = {**_COMMON, **family.defaults, **values}
-    if isinstance(values.get("rope_parameters"), dict):  # what transformers 5 writes
-        values["rope_scaling"] = values["rope_parameters"]
-        values["rope_theta"] = values["rope_parameters"].get("rope_theta", values["rope_theta"])
-    if wrong := [*_wrong_sizes(values), *_not_served(values)]:
+    if wrong := [*_wrong_sizes(values), *_not_supported(values, family), *rope_wrong, *surplus]:
         raise ConfigError(wrong)
     fields = {field: value for field, (_, value) in _fields(values, family).items()}
     keys = {field: key for field, (key, _) in _fields(values, family).items()}
@@ -139,11 +144,11 @@ def provider_from_hf(folder: str | Path, **overrides: Any) -> GPTModelProvider:
 def _read_json(folder: Path) -> dict[str, Any]:
     path = folder / CONFIG_FILE
     if not folder.is_dir():
-        raise ConfigError(["there is no such folder"])
+        raise ConfigError(["; ".join(absent(folder))] if not folder.exists() else [why_no_config(folder)])
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise ConfigError([f"there is no {CONFIG_FILE} in this folder, so it is not a Hugging Face model"]) from error
+        raise ConfigError([why_no_config(folder)]) from error
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError([f"{CONFIG_FILE} cannot be read ({error}); copy it again"]) from error
     if not isinstance(values, dict):
@@ -157,18 +162,35 @@ def _wrong_sizes(values: dict[str, Any]) -> Iterator[str]:
     for key, value in counts.items():
         if not isinstance(value, int) or isinstance(value, bool) or value < 1:
             yield f"{CONFIG_FILE}: {key}={value!r} must be a whole number greater than 0; copy the file again"
-    for key in ("rms_norm_eps", "rope_theta"):
-        if not isinstance(values[key], int | float) or not values[key] > 0:
-            yield f"{CONFIG_FILE}: {key}={values[key]!r} must be a number greater than 0; copy the file again"
+    if not isinstance(values["rms_norm_eps"], int | float) or not values["rms_norm_eps"] > 0:
+        yield f"{CONFIG_FILE}: rms_norm_eps={values['rms_norm_eps']!r} must be a number greater than 0; copy it again"
+    dropout = values["attention_dropout"]
+    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        yield f"{CONFIG_FILE}: attention_dropout={dropout!r} must be a number from 0 to below 1; copy it again"
+    for key in ("sliding_window", "max_window_layers"):
+        if not isinstance(values.get(key), int | None):
+            yield f"{CONFIG_FILE}: {key}={values[key]!r} must be a whole number; copy it again"
+    for key in _FLAGS:
+        if not isinstance(values.get(key), bool | None):
+            yield f"{CONFIG_FILE}: {key}={values[key]!r} must be true or false; copy it again"
 
 
-def _not_served(values: dict[str, Any]) -> Iterator[str]:
+def _not_supported(values: dict[str, Any], family: Family) -> Iterator[str]:
     """The values that megatron-core would compute differently."""
     heads = values.get("architectures")
-    if heads and not any(str(name).endswith("ForCausalLM") for name in heads):
-        yield f"architectures={heads} is not a language model with a head; use one that ends in ForCausalLM"
+    if heads and family.model_class.lower() not in [str(name).lower() for name in heads]:
+        what = (
+            "" if any(str(name).endswith("ForCausalLM") for name in heads) else " is not a language model with a head"
+        )
+        yield (
+            f"architectures={heads}{what or ' is another model'}; model_type={values['model_type']} is read as "
+            f"{family.model_class} only"
+        )
     if values["quantization_config"] is not None:
-        yield "quantization_config: quantised weights are not read; use the folder of the unquantised model"
+        method = values["quantization_config"]
+        method = method.get("quant_method") if isinstance(method, dict) else method
+        by = f" ({method})" if method else ""
+        yield f"quantization_config{by}: quantised weights are not read; use the folder of the unquantised model"
     if values["hidden_act"] not in ACTIVATIONS:
         yield f"hidden_act={values['hidden_act']!r} is not supported; supported are {', '.join(ACTIVATIONS)}"
     if bool(values["attention_bias"]) != bool(values["mlp_bias"]):
@@ -176,27 +198,19 @@ def _not_served(values: dict[str, Any]) -> Iterator[str]:
             f"attention_bias={values['attention_bias']}, mlp_bias={values['mlp_bias']}: megatron-core has a bias in "
             "both blocks or in neither; this model is not supported"
         )
-    if values["partial_rotary_factor"] != 1.0:
-        yield f"partial_rotary_factor={values['partial_rotary_factor']} is not supported, only 1.0"
-    yield from _rope_not_served(values["rope_scaling"])
+    yield from _layer_types(values)
 
 
-def _rope_not_served(scaling: Any) -> Iterator[str]:
-    kind = _rope_type(scaling)
-    if kind not in ("default", "llama3"):
-        yield f"rope_scaling of type {kind!r} is not supported; supported are llama3 and none"
-    elif kind == "llama3":
-        for key, value in LLAMA3_SCALING.items():
-            if scaling.get(key) != value:
-                yield f"rope_scaling.{key}={scaling.get(key)!r}: megatron-core computes with {value} only"
-        if not isinstance(scaling.get("factor"), int | float) or not scaling["factor"] > 0:
-            yield f"rope_scaling.factor={scaling.get('factor')!r} must be a number greater than 0"
-
-
-def _rope_type(scaling: Any) -> str:
-    if not isinstance(scaling, dict):
-        return "default" if scaling is None else str(scaling)
-    return str(scaling.get("rope_type", scaling.get("type", "default")))
+def _layer_types(values: dict[str, Any]) -> Iterator[str]:
+    types, layers = values["layer_types"], values["num_hidden_layers"]
+    if types is None:
+        return
+    if not isinstance(types, list) or len(types) != layers:
+        count = len(types) if isinstance(types, list) else types
+        yield f"layer_types: has {count} entries, num_hidden_layers={layers}; copy {CONFIG_FILE} again"
+        return
+    if other := sorted({str(kind) for kind in types if kind not in _LAYER_TYPES}):
+        yield f"layer_types: {', '.join(other)} is not supported; supported are {', '.join(_LAYER_TYPES)}"
 
 
 def _window(values: dict[str, Any]) -> int | None:
@@ -210,7 +224,8 @@ def _window(values: dict[str, Any]) -> int | None:
 
 def _fields(values: dict[str, Any], family: Family) -> dict[str, tuple[str, Any]]:
     """Fields of a provider, each with the key it comes from and its value."""
-    scaled = _rope_type(values["rope_scaling"]) == "llama3"
+    rope = rope_of(values)
+    scaled = rope.kind == "llama3"
     return {
         "num_layers": ("num_hidden_layers", values["num_hidden_layers"]),
         "hidden_size": ("hidden_size", values["hidden_size"]),
@@ -228,9 +243,10 @@ def _fields(values: dict[str, Any], family: Family) -> dict[str, tuple[str, Any]
         "add_qkv_bias": ("model_type", family.qkv_bias),
         "qk_layernorm": ("model_type", family.qk_norm),
         "position_embedding_type": ("model_type", "rope"),
-        "rotary_base": ("rope_theta", float(values["rope_theta"])),
+        "rotary_base": ("rope_theta", float(rope.theta)),
         "rotary_percent": ("partial_rotary_factor", 1.0),
         "rope_scaling": ("rope_scaling", scaled),
-        "rope_scaling_factor": ("rope_scaling", float(values["rope_scaling"]["factor"]) if scaled else 8.0),
+        "rope_scaling_factor": ("rope_scaling", float(rope.scaling["factor"]) if scaled else 8.0),
+        "attention_dropout": ("attention_dropout", float(values["attention_dropout"])),
         "max_position_embeddings": ("max_position_embeddings", values["max_position_embeddings"]),
     }

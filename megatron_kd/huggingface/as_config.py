@@ -6,7 +6,8 @@ from collections.abc import Iterator
 from typing import Any
 
 from megatron_kd.config.gpt_model import GPTModelProvider
-from megatron_kd.huggingface.architecture import ACTIVATIONS, LLAMA3_SCALING
+from megatron_kd.huggingface.architecture import ACTIVATIONS
+from megatron_kd.huggingface.rope import LLAMA3_SCALING
 
 
 def why_not_exportable(model: GPTModelProvider) -> list[str]:

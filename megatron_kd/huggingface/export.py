@@ -34,7 +34,7 @@ from megatron_kd.errors import InputError
 from megatron_kd.huggingface.architecture import FAMILIES
 from megatron_kd.huggingface.as_config import config_values, family_of, why_not_exportable
 from megatron_kd.huggingface.card import model_card, saved_tokenizer
-from megatron_kd.huggingface.folder import INDEX
+from megatron_kd.huggingface.other_folders import INDEX
 from megatron_kd.huggingface.tensors import Tensor as Source
 from megatron_kd.huggingface.tensors import huggingface_shapes, tensors_of
 from megatron_kd.runtime.files import refuse_existing

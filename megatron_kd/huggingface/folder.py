@@ -1,93 +1,51 @@
 """The tensors in a Hugging Face folder, read from the headers of its safetensors files.
 
-Names, shapes and sizes are in the header of each file (8 bytes of length, then JSON), so a folder is checked without
-reading a tensor and without torch. Nothing is ever unpickled.
+A folder is checked without reading a tensor and without torch. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
 
 import json
-import math
-import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.errors import ConfigError
+from megatron_kd.huggingface.other_folders import INDEX, SINGLE, few, unfinished, why_adapter, why_no_weights
+from megatron_kd.huggingface.safetensors_header import Entry, are_copies, header
 from megatron_kd.huggingface.tensors import huggingface_shapes
 
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
-
-_BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
-          "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}  # fmt: skip
 _READ = ("F32", "F16", "BF16")
-_LONGEST_HEADER = 100_000_000  # what the safetensors library accepts
-_PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 # Tensors in older folders that follow from config.json.
 _IGNORED = (".rotary_emb.inv_freq", ".self_attn.masked_bias", ".self_attn.bias")
-_SHOWN = 3
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A tensor's place in a file, its shape and its dtype as safetensors names it."""
-
-    file: Path
-    dtype: str
-    shape: tuple[int, ...]
+# Tensors of weights that GPTQ, AWQ, bitsandbytes, compressed-tensors or ModelOpt have quantised.
+_QUANTISED = (".qweight", ".qzeros", ".scales", ".g_idx", ".absmax", ".quant_map", ".SCB", ".weight_packed",
+              ".weight_scale", ".weight_scale_2", ".weight_scale_inv", ".weight_zero_point")  # fmt: skip
+_EMBEDDING, _HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def read_entries(folder: str | Path) -> dict[str, Entry]:
-    """All tensors of a folder by name.
+    """All tensors of a folder by name. As in `transformers`, a `model.safetensors` wins over an index.
 
     Raises:
         ConfigError: no safetensors, a missing or truncated file, or one that is not what the index says; all at once.
     """
     folder = Path(folder)
-    index, problems = _index(folder)
-    entries: dict[str, Entry] = {}
-    for name in sorted(set(index.values())) if index is not None else [SINGLE]:
-        try:
-            entries.update(_header(folder / name))
-        except ConfigError as error:
-            problems += error.lines
-    if not problems and index is not None:
-        misplaced = [t for t, name in index.items() if t not in entries or entries[t].file.name != name]
-        if misplaced:
-            problems.append(
-                f"{INDEX} names tensors that are not in the file it gives ({_few(misplaced)}); copy the folder again"
-            )
-    if problems:
-        raise ConfigError(problems)
-    return entries
+    if adapter := why_adapter(folder):
+        raise ConfigError([adapter])
+    if (folder / SINGLE).is_file():
+        return dict(header(folder / SINGLE))
+    if not (folder / INDEX).is_file():
+        raise ConfigError([why_no_weights(folder)])
+    return _sharded(folder, _index(folder))
 
 
 def check_entries(entries: dict[str, Entry], model: GPTModelProvider) -> list[str]:
     """Problems of `entries` as the weights of `model`: missing, surplus, of another shape or an unsupported dtype."""
     wanted = huggingface_shapes(model)
-    problems = []
-    if missing := [name for name in wanted if name not in entries]:
-        problems.append(f"{len(missing)} tensors are missing ({_few(missing)}); copy the folder again")
-    reshaped = [
-        f"{name} has shape {entries[name].shape}, by config.json it must be {shape}"
-        for name, shape in wanted.items()
-        if name in entries and entries[name].shape != shape
-    ]
-    if reshaped:
-        problems.append(f"{_few(reshaped)}; config.json and weights belong to different models")
-    if unread := [f"{n} is {entries[n].dtype}" for n in wanted if n in entries and entries[n].dtype not in _READ]:
-        problems.append(f"{_few(unread)}; weights must be {', '.join(_READ)}")
-    surplus = [name for name in entries if name not in wanted and not name.endswith(_IGNORED)]
-    if model.share_embeddings_and_output_weights:
-        surplus = [name for name in surplus if name != "lm_head.weight"]  # a copy of the embedding
-    if surplus:
-        problems.append(
-            f"{_few(surplus)}: config.json describes a model without these tensors; the weights belong to another"
-        )
-    return problems
+    if quantised := [name for name in entries if name not in wanted and name.endswith(_QUANTISED)]:
+        return [f"{few(quantised)}: quantised weights are not read; use the folder of the unquantised model"]
+    return [*_missing(entries, wanted), *_misfits(entries, wanted), *_surplus(entries, wanted, model)]
 
 
 def folder_problems(folder: str | Path, model: GPTModelProvider) -> list[str]:
@@ -98,63 +56,76 @@ def folder_problems(folder: str | Path, model: GPTModelProvider) -> list[str]:
         return error.lines
 
 
-def _index(folder: Path) -> tuple[dict[str, str] | None, list[str]]:
-    """The file of each tensor, or None for a folder of one file; and what is wrong."""
-    if not (folder / INDEX).is_file():
-        if (folder / SINGLE).is_file():
-            return None, []
-        return {}, [_no_weights(folder)]
+def _missing(entries: dict[str, Entry], wanted: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    missing = [name for name in wanted if name not in entries]
+    if missing == [_HEAD]:
+        yield (
+            f"{_HEAD} is missing, and config.json has tie_word_embeddings=false; if the embedding is the head, set it "
+            "to true there, otherwise copy the folder again"
+        )
+    elif missing:
+        yield f"{len(missing)} tensors are missing ({few(missing)}); copy the folder again"
+
+
+def _misfits(entries: dict[str, Entry], wanted: dict[str, tuple[int, ...]]) -> Iterator[str]:
+    """Tensors of another shape, or of a dtype that is not read."""
+    there = {name: entries[name] for name in wanted if name in entries}
+    reshaped = [
+        f"{name} has shape {entry.shape}, by config.json it must be {wanted[name]}"
+        for name, entry in there.items()
+        if entry.shape != wanted[name]
+    ]
+    if reshaped:
+        yield f"{few(reshaped)}; config.json and weights belong to different models"
+    if unread := [f"{name} is {entry.dtype}" for name, entry in there.items() if entry.dtype not in _READ]:
+        yield f"{few(unread)}; weights must be {', '.join(_READ)}"
+
+
+def _surplus(entries: dict[str, Entry], wanted: dict[str, tuple[int, ...]], model: GPTModelProvider) -> Iterator[str]:
+    surplus = [name for name in entries if name not in wanted and not name.endswith(_IGNORED)]
+    if model.share_embeddings_and_output_weights and _HEAD in surplus and _EMBEDDING in entries:
+        surplus.remove(_HEAD)
+        if not are_copies(entries[_EMBEDDING], entries[_HEAD]):
+            yield (
+                f"config.json has tie_word_embeddings=true, but {_HEAD} is not a copy of {_EMBEDDING}; if the head "
+                f"was trained on its own, set it to false there, otherwise delete {_HEAD}"
+            )
+    if surplus:
+        yield f"{few(surplus)}: config.json describes a model without these tensors; the weights belong to another"
+
+
+def _index(folder: Path) -> dict[str, str]:
+    """The file of each tensor."""
     try:
-        files = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
+        files: dict[str, str] = json.loads((folder / INDEX).read_text(encoding="utf-8"))["weight_map"]
         if not all(isinstance(name, str) and Path(name).name == name for name in files.values()):
             raise ValueError("weight_map must name files of this folder")
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-        return {}, [f"{INDEX} cannot be read ({error!r}); copy it again"]
-    return files, []
+        raise ConfigError([f"{INDEX} cannot be read ({error!r}); copy it again"]) from error
+    return files
 
 
-def _no_weights(folder: Path) -> str:
-    names = os.listdir(folder) if folder.is_dir() else []
-    if pickled := sorted(name for name in names if name.endswith(_PICKLED)):
-        return (
-            f"has only pickled weights ({_few(pickled)}), which can run code and are not read; write safetensors where "
-            "you trust them: AutoModelForCausalLM.from_pretrained(DIR).save_pretrained(OTHER_DIR)"
-        )
-    return f"there is neither {SINGLE} nor {INDEX}; copy the folder again"
-
-
-def _header(path: Path) -> Iterator[tuple[str, Entry]]:
-    """The entries of one file, whose size must be the one its header implies."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or not 0 < length <= min(size - 8, _LONGEST_HEADER):
-                raise ConfigError([f"{path.name} is truncated or not a safetensors file ({size} bytes); copy it again"])
-            header = json.loads(file.read(length))
-        entries = {name: _entry(path, value) for name, value in header.items() if name != "__metadata__"}
-        ends = [value["data_offsets"][1] for name, value in header.items() if name != "__metadata__"]
-    except FileNotFoundError as error:
-        raise ConfigError([f"{path.name} is missing; copy it again"]) from error
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError, RecursionError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        raise ConfigError([f"{path.name} is not a safetensors file ({error}); copy it again"]) from error
-    expected = 8 + length + max(ends, default=0)
-    if size != expected:
-        raise ConfigError([f"{path.name} has {size} bytes, by its header it must have {expected}; copy it again"])
-    return iter(entries.items())
-
-
-def _entry(path: Path, value: dict[str, Any]) -> Entry:
-    shape, (start, end) = tuple(value["shape"]), value["data_offsets"]
-    if not all(isinstance(n, int) and n >= 0 for n in (*shape, start, end)):
-        raise ValueError("sizes must be whole numbers")
-    if end - start != math.prod(shape) * _BYTES[value["dtype"]]:
-        raise ValueError(f"a tensor of {value['dtype']} and shape {shape} cannot take {end - start} bytes")
-    return Entry(path, value["dtype"], shape)
-
-
-def _few(items: list[str]) -> str:
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return ", ".join(items[:_SHOWN]) + more
+def _sharded(folder: Path, index: dict[str, str]) -> dict[str, Entry]:
+    """The tensors of all files that an index names, those included that it leaves out, as `transformers` has it."""
+    names, entries, problems = sorted(set(index.values())), dict[str, Entry](), list[str]()
+    if absent := [name for name in names if not (folder / name).is_file()]:
+        are = "is" if len(absent) == 1 else "are"
+        files = f"{len(absent)} of the {len(names)} file{'s' * (len(names) > 1)} that {INDEX} names {are} missing"
+        problems.append(f"{files} ({few(absent)}); copy the folder again" + unfinished(folder))
+    for name in (name for name in names if name not in absent):
+        try:
+            found = header(folder / name)
+        except ConfigError as error:
+            problems += error.lines
+            continue
+        problems += [
+            f"{tensor} is in both {entries[tensor].file.name} and {name}; delete the file that is not the model's"
+            for tensor in found
+            if tensor in entries
+        ][:1]
+        entries = found | entries
+    if not problems and (lost := [t for t, name in index.items() if t not in entries or entries[t].file.name != name]):
+        problems.append(f"{INDEX} names tensors that are not in the file it gives ({few(lost)}); copy the folder again")
+    if problems:
+        raise ConfigError(problems)
+    return entries

@@ -20,8 +20,9 @@ from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.sections import TokenizerConfig
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.huggingface.architecture import provider_from_hf
-from megatron_kd.huggingface.folder import Entry, check_entries, read_entries
+from megatron_kd.huggingface.folder import check_entries, read_entries
 from megatron_kd.huggingface.read import Files
+from megatron_kd.huggingface.safetensors_header import Entry
 from megatron_kd.huggingface.tensors import Tensor, tensors_of
 from megatron_kd.runtime.files import refuse_existing
 

@@ -17,7 +17,8 @@ from megatron_kd.config.gpt_model import GPTModelProvider, explicit
 from megatron_kd.config.problem import Problem, Setting
 from megatron_kd.config.values import show
 from megatron_kd.errors import ConfigError
-from megatron_kd.huggingface.architecture import CONFIG_FILE, FolderArchitecture, read_architecture
+from megatron_kd.huggingface.architecture import OF_TRAINING, FolderArchitecture, read_architecture
+from megatron_kd.huggingface.other_folders import CONFIG_FILE
 
 _DEFAULTS = {item.name: item.default for item in fields(GPTModelProvider)}
 _WEIGHTS = ("init", "checkpoint")
@@ -97,11 +98,12 @@ def _fill_model(model: Any, name: str, edited: Collection[str]) -> Filled:
     wrong = [
         _contradiction(model, found, name, field)
         for field in found.fields
-        if field in given and _meaning(model, field) != _meaning(filled, field)
+        if field in given - set(OF_TRAINING) and _meaning(model, field) != _meaning(filled, field)
     ]
     origins |= {f"{name}.{f}": str(Path(model.hf_path) / CONFIG_FILE) for f in found.fields if f not in given}
     # A size that the file leaves out may be written out here; both mean the same.
-    filled = replace(filled, **{f: getattr(model, f) for f in given if found.fields[f] is None})
+    own = {f: getattr(model, f) for f in given if found.fields[f] is None or f in OF_TRAINING}
+    filled = replace(filled, **own)
     return Filled(filled, origins, wrong)
 
 

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.errors import ConfigError, InputError
-from megatron_kd.huggingface.folder import Entry, check_entries, read_entries
+from megatron_kd.huggingface.folder import check_entries, read_entries
+from megatron_kd.huggingface.safetensors_header import Entry
 from megatron_kd.huggingface.tensors import Tensor as Source
 from megatron_kd.huggingface.tensors import tensors_of
 from megatron_kd.models.gpt import DistillableGPTModel

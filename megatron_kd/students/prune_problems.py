@@ -9,6 +9,7 @@ from pathlib import Path
 
 from megatron_kd.config.blend import parse_blend
 from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.hub_names import absent
 from megatron_kd.config.problem import Problem
 from megatron_kd.config.sections import DatasetConfig, TokenizerConfig
 from megatron_kd.data.tokens.token_files import missing_files
@@ -78,6 +79,9 @@ def _length(teacher: GPTModelProvider, seq_length: int) -> Iterator[str]:
             read_architecture(teacher.hf_path).window,
             "layers of the teacher attend to no more (sliding_window)",
         )
+    positions = teacher.max_position_embeddings
+    if positions is not None and (limit is None or positions < limit):
+        limit, why = positions, "the teacher was made for no more positions (max_position_embeddings)"
     if limit is not None and seq_length > limit:
         yield f"--seq-length {seq_length}: must be at most {limit}; {why}"
 
@@ -107,4 +111,4 @@ def _tokenizer(calibration: Calibration) -> Iterator[str]:
     elif path is None:
         yield "--tokenizer: the teacher's folder names none; give the folder of the teacher's own"
     elif not os.path.exists(path):
-        yield f"--tokenizer {path}: there is no such folder or file; give that of the teacher's own"
+        yield f"--tokenizer {path}: " + "; ".join(absent(path, what="folder or file")) + ", or give the teacher's own"

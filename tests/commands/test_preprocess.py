@@ -41,7 +41,10 @@ def test_counts_and_the_first_skipped_record_are_printed(
     ("options", "told"),
     [
         (["--workers", "0"], ["--workers 0: must be 1 or more"]),
-        (["--tokenizer", "no/such"], ["--tokenizer='no/such' is neither a folder nor a file"]),
+        (
+            ["--tokenizer", "no/such"],
+            ["--tokenizer=no/such: there is no such folder or file; it looks like a name on the"],
+        ),
         (["--chat-template", "a.jinja"], ["--chat-template a.jinja: belongs to conversations; give --chat too"]),
         (["--chat", "--split-lines", "--workers", "-1"], ["--workers -1: must be 1", "--split-lines: belongs to text"]),
         (["--input", "no.txt", "b.csv"], ["--input no.txt: there is no such file", "--input b.csv: there is no such"]),

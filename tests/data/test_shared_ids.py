@@ -120,7 +120,7 @@ def test_a_run_is_refused_before_ranks_meet(
     with pytest.raises(ConfigError, match=r"model\.teacher\.vocab_size=300: the tokenizer has 400 ids"):
         train(config(tokenizer_folder, None, teacher_ids=300))
     shutil.rmtree(teacher_folder)
-    with pytest.raises(InputError, match=r"tokenizer\.teacher_tokenizer_model=.*neither a folder nor a file"):
+    with pytest.raises(InputError, match=r"tokenizer\.teacher_tokenizer_model=.*there is no such folder or file"):
         train(config(tokenizer_folder, teacher_folder))
 
 

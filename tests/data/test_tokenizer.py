@@ -79,7 +79,10 @@ def test_null_tokenizer_has_ids_and_no_text() -> None:
     [
         (TokenizerConfig(tokenizer_type="null"), r"tokenizer\.vocab_size=None"),
         (TokenizerConfig(), r"tokenizer\.tokenizer_model is not set"),
-        (TokenizerConfig(tokenizer_model="no/such"), r"'no/such' is neither a folder nor a file.*make corpus"),
+        (
+            TokenizerConfig(tokenizer_model="no/such"),
+            "=no/such: there is no such folder or file;.*hf download no/such.*make corpus",
+        ),
     ],
 )
 def test_a_missing_value_is_named(cfg: TokenizerConfig, message: str) -> None:

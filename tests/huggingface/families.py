@@ -12,7 +12,7 @@ VOCAB = 301  # odd, so no number of ranks divides it
 SEQUENCE = 32
 _SIZES: dict[str, Any] = {
     "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 4, "num_attention_heads": 8,
-    "num_key_value_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": 128,
+    "num_key_value_heads": 2, "vocab_size": VOCAB, "max_position_embeddings": 1024,
 }  # fmt: skip
 _LLAMA3 = {"rope_type": "llama3", "factor": 32.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
            "original_max_position_embeddings": 8192}  # fmt: skip

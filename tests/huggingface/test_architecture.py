@@ -90,7 +90,7 @@ def test_what_megatron_core_would_compute_otherwise_is_refused(values: dict, sai
 
 def test_a_folder_without_a_readable_config_json_is_refused(tmp_path: Path) -> None:
     for content, said in (
-        (None, "there is no config.json"),
+        (None, "is empty"),
         ("{", "cannot be read"),
         ("[]", "does not hold an object"),
     ):

@@ -13,8 +13,9 @@ from safetensors.torch import load_file, save_file
 
 from megatron_kd.errors import InputError
 from megatron_kd.huggingface.architecture import provider_from_hf
-from megatron_kd.huggingface.folder import INDEX, SINGLE, folder_problems, read_entries
+from megatron_kd.huggingface.folder import folder_problems, read_entries
 from megatron_kd.huggingface.import_folder import import_hf
+from megatron_kd.huggingface.other_folders import INDEX, SINGLE
 from megatron_kd.huggingface.tensors import huggingface_shapes
 from tests.huggingface.families import FAMILIES, build, save
 
@@ -71,7 +72,7 @@ def wrong_offsets(folder: Path) -> str:
 def missing_file(folder: Path) -> str:
     name = files(folder)[0].name
     (folder / name).unlink()
-    return f"{name} is missing"
+    return f"1 of the {len(files(folder)) + 1} files that {INDEX} names is missing ({name})"
 
 
 def broken_index(folder: Path) -> str:

@@ -6,6 +6,7 @@ import os
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
+from megatron_kd.config.hub_names import absent, looks_like_hub_name
 from megatron_kd.data.raw.chunks import Chunk, Cursor
 from megatron_kd.data.raw.sources import Source, TextSource
 from megatron_kd.errors import ConfigError, InputError
@@ -85,6 +86,7 @@ def _open_table(path: Path, json_key: str | None, ignored: Collection[str]) -> S
 
 def _refuse_unreadable(path: Path) -> None:
     if not path.is_file():
-        raise InputError(f"--input {path}: there is no such file")
+        why, cure = absent(path, "dataset", "file") if looks_like_hub_name(path) else ("there is no such file", "")
+        raise InputError(f"--input {path}: " + "; ".join(filter(None, (why, cure))))
     if not os.access(path, os.R_OK):
         raise InputError(f"--input {path}: not readable")

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_kd.config.hub_names import LIKE_A_HUB_NAME, absent, looks_like_hub_name
 from megatron_kd.config.text_files import LOSS_MASK, is_text_file
 from megatron_kd.config.values import show
 from megatron_kd.data.tokens.index_file import index_problem, read_index
@@ -100,7 +101,10 @@ def _absent(prefix: str, missing: list[str]) -> tuple[str, str]:
     if prefix.endswith((".bin", ".idx")):
         return f"{show(prefix)} must be the prefix of both files", f"write {show(prefix[:-4])}"
     cure = f"make them with `megatron-kd preprocess --input TEXT --output-prefix {show(prefix)} --tokenizer DIR`"
-    return f"{' and '.join(map(show, missing))} not found", f"{cure} (those of the tiny recipes with `make corpus`)"
+    cure += " (those of the tiny recipes with `make corpus`)"
+    if looks_like_hub_name(prefix):
+        cure += f"; {show(prefix)} {LIKE_A_HUB_NAME}: {absent(prefix, 'dataset')[1]} as TEXT"
+    return f"{' and '.join(map(show, missing))} not found", cure
 
 
 def _mask_problems(prefix: str, tokens: int) -> list[tuple[str, str]]:

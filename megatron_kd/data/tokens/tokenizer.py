@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from megatron_kd.config.hub_names import absent
 from megatron_kd.config.sections import TokenizerConfig
 from megatron_kd.data.tokens.sentencepiece import load_sentencepiece, sentencepiece_file
 from megatron_kd.data.tokens.tokenizer_files import CONFIG, TOKENIZER, TokenizerFiles, read_tokenizer
@@ -167,10 +168,8 @@ def load_huggingface(path: str | Path, field: str = "tokenizer.tokenizer_model")
     """
     path = Path(path)
     if not path.is_dir() and not path.is_file():  # a pipe would be waited for
-        raise InputError(
-            f"{field}={str(path)!r} is neither a folder nor a file. Tokenizers are read from disk "
-            "only: run `make corpus` for the demo's, or fetch one first (`hf download NAME --local-dir DIR`)"
-        )
+        why, cure = absent(path, what="folder or file")
+        raise InputError(f"{field}={path}: {why}; {cure}, or run `make corpus` for the demo's")
     if (model := sentencepiece_file(path)) is not None:
         return HuggingFaceTokenizer(load_sentencepiece(model, field), path)
     file = path / TOKENIZER if path.is_dir() else path
