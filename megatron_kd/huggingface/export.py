@@ -27,7 +27,9 @@ from megatron_kd.checkpoints.model_weights import saved_vocab_size
 from megatron_kd.checkpoints.reading import opened, verify
 from megatron_kd.checkpoints.tensor_parts import CheckpointReader
 from megatron_kd.checkpoints.weights_only import make_durable
+from megatron_kd.config.document import read_document
 from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.run_config import RUN_CONFIG
 from megatron_kd.data.tokens.save_tokenizer import save_tokenizer
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, load_huggingface
 from megatron_kd.errors import InputError
@@ -35,6 +37,7 @@ from megatron_kd.huggingface.architecture import FAMILIES
 from megatron_kd.huggingface.as_config import config_values, family_of, why_not_exportable
 from megatron_kd.huggingface.card import model_card, saved_tokenizer
 from megatron_kd.huggingface.other_folders import INDEX
+from megatron_kd.huggingface.provenance import licence_of, student_base
 from megatron_kd.huggingface.tensors import Tensor as Source
 from megatron_kd.huggingface.tensors import huggingface_shapes, tensors_of
 from megatron_kd.runtime.files import refuse_existing
@@ -89,10 +92,20 @@ def export_hf(
     _write_config(model, dtype, tokens, temporary)
     if tokens is not None:
         save_tokenizer(tokens, temporary)
-    (temporary / "README.md").write_text(model_card(folder, model, dtype), encoding="utf-8")
+    _write_card(folder, model, dtype, temporary)
     make_durable(temporary)
     temporary.rename(output)
     return output
+
+
+def _write_card(checkpoint: Path, model: GPTModelProvider, dtype: str, folder: Path) -> None:
+    """README.md, and the text of the licence of the model that this one was made of."""
+    run = read_document(checkpoint / RUN_CONFIG).data
+    base = student_base(run)
+    licence = None if base is None else licence_of(base.folder)
+    if licence is not None and licence.file is not None:
+        shutil.copyfile(licence.file, folder / licence.file.name)
+    (folder / "README.md").write_text(model_card(checkpoint, model, dtype, run, licence), encoding="utf-8")
 
 
 def _model(folder: Path) -> GPTModelProvider:

@@ -123,7 +123,9 @@ def _prune(
     architecture = pruned_architecture(teacher, sizes)
     student = prunable_model(replace(whole, provider=architecture))
     student.load_state_dict(state)
-    folder = save_weights(local_shards(student), output, model=architecture, vocab_size=vocab_size, tokenizer=tokenizer)
+    # Its own file names the teacher, so that an exported student can name its base.
+    named = replace(architecture, hf_path=teacher.hf_path, checkpoint=teacher.checkpoint)
+    folder = save_weights(local_shards(student), output, model=named, vocab_size=vocab_size, tokenizer=tokenizer)
     return Pruned(folder=folder, teacher=teacher, student=architecture, depth=depth)
 
 

@@ -117,7 +117,7 @@ def test_an_exported_student_generates_and_says_what_it_was_made_of(
     for part in (
         "knowledge-distillation",
         "## Teacher",
-        str(root / "teacher0"),
+        "teacher0",
         "forward_kl",
         "mock",
         "train_iters: 3",
