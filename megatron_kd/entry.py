@@ -12,10 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from megatron_kd import __version__
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.errors import ConfigError, MegatronKDError, Preempted, RunFolderInUse
 from megatron_kd.messages import SECONDS_FOR_RANK_0, quieten_libraries, tell
-from megatron_kd.resolve.configuration import check_config
+from megatron_kd.resolve.configuration import Merged, check_config
 from megatron_kd.resolve.flags import HELP, flags_help
 from megatron_kd.runtime.exit_code import clear_exit_code, record_exit_code
 from megatron_kd.runtime.lock import RUN
@@ -62,6 +63,8 @@ def main(
             run_dir = Path(checked.config.logger.run_dir)
             if checked.problems:
                 return _refuse(ConfigError(checked.problems), rank, run_dir)
+            if rank == 0:
+                _announce(checked, world_size)
             quieten_libraries()
             with _recorded(run_dir, rank) as ending, checked.located():
                 from megatron_kd.training.train import train
@@ -72,6 +75,17 @@ def main(
         if rank == 0:  # others may be ended by torchrun since rank 0 has said why the run is refused
             tell(error)
         return error.exit_code
+
+
+def _announce(checked: Merged, world_size: int) -> None:
+    """Print what is run, before imports that take seconds, and what was decided otherwise than the recipe has it."""
+    for note in checked.notes:
+        print(note, file=sys.stderr)
+    logger = checked.config.logger
+    if logger.progress != "off":
+        ranks = "1 rank" if world_size == 1 else f"{world_size} ranks"
+        what = f"{Path(sys.argv[0]).stem} into {logger.run_dir}, {ranks}"
+        print(f"megatron_kd {__version__}: {what}; importing torch and megatron-core", file=sys.stderr, flush=True)
 
 
 def _print_usage(rank: int) -> int:

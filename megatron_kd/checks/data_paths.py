@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
-from megatron_kd.config.blend import Split, parse_blend, parse_split, split_data
+from megatron_kd.config.blend import BLENDS, Split, parse_blend, parse_split, split_data
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import true_vocab_size
 from megatron_kd.config.hub_names import absent, looks_like_hub_name
@@ -16,13 +16,11 @@ from megatron_kd.data.tokens.blend_files import file_problems, sample_problems
 from megatron_kd.data.tokens.token_files import missing_files, pair_problems
 from megatron_kd.errors import ConfigError
 
-_BLENDS = ("data_path", "train_data_path", "valid_data_path", "test_data_path")
-
 
 def data_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     """Problems of the sections `dataset` and `tokenizer`, whatever the data is for."""
     yield from _one_origin(cfg)
-    for name in _BLENDS:
+    for name in BLENDS:
         yield from _blend(cfg, f"dataset.{name}")
     yield from _text(cfg)
     yield from _chat(cfg)
@@ -37,7 +35,7 @@ def data_problems(cfg: ConfigContainer) -> Iterator[Problem]:
 def training_data_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     """Data that leaves nothing to train on."""
     data = cfg.dataset
-    given = [f"dataset.{name}" for name in _BLENDS[2:] if getattr(data, name) is not None]
+    given = [f"dataset.{name}" for name in BLENDS[2:] if getattr(data, name) is not None]
     if given and data.train_data_path is None and not (data.mock or _cut_by_split(cfg)):
         cure = "set dataset.train_data_path"
         yield Problem.of(cfg, f"dataset.train_data_path {given[0]}", "there is no training data", cure)
@@ -49,7 +47,7 @@ def training_data_problems(cfg: ConfigContainer) -> Iterator[Problem]:
 
 def _one_origin(cfg: ConfigContainer) -> Iterator[Problem]:
     data = cfg.dataset
-    per_split = [name for name in _BLENDS[1:] if getattr(data, name) is not None]
+    per_split = [name for name in BLENDS[1:] if getattr(data, name) is not None]
     given = [
         *(["dataset.mock"] if data.mock else []),
         *(["dataset.text_path"] if data.text_path is not None else []),
@@ -187,6 +185,8 @@ def _tokenizer(cfg: ConfigContainer) -> Iterator[Problem]:
     if cfg.dataset.mock:
         why = "mock data needs a vocabulary size"
         yield Problem.of(cfg, "dataset.mock model.vocab_size", why, "set model.vocab_size")
+    elif kind == "huggingface" and _absent_folder(cfg):
+        return
     elif kind == "huggingface":
         cure = "set it to the tokenizer's folder or tokenizer.json, the one the data was made with"
         yield Problem.of(cfg, "tokenizer.tokenizer_model", "there is no tokenizer", cure)
@@ -198,6 +198,11 @@ def _tokenizer(cfg: ConfigContainer) -> Iterator[Problem]:
 def _no_such_tokenizer(cfg: ConfigContainer, field: str, path: str) -> Problem:
     why, cure = absent(path, what="folder or file")
     return Problem.of(cfg, field, why, f"{cure}, or make the tiny recipes' with `make corpus`")
+
+
+def _absent_folder(cfg: ConfigContainer) -> bool:
+    """Whether a model's folder, which may bring a tokenizer, is not there, as reported with the model."""
+    return any(model.hf_path is not None and not os.path.isdir(model.hf_path) for _, model in cfg.models.by_field())
 
 
 def _teacher_tokenizer(cfg: ConfigContainer) -> Iterator[Problem]:

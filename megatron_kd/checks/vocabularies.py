@@ -6,10 +6,12 @@ What the tokenizer's number decides is checked again when the tokenizer has been
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import shared_vocab_size, teacher_vocab_size, true_vocab_size, vocab_width
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.problem import Problem
 
 
@@ -26,10 +28,20 @@ def _too_few_ids(cfg: ConfigContainer, tokenizer_vocab_size: int | None) -> Iter
     ids = tokenizer_vocab_size
     if ids is None and cfg.tokenizer.tokenizer_type == "null":
         ids = cfg.tokenizer.vocab_size
-    for name, own in (("model", cfg.model.vocab_size), ("model.teacher", teacher_vocab_size(cfg))):
+    for name, model in cfg.models.by_field():
+        own = teacher_vocab_size(cfg) if name == "model.teacher" else model.vocab_size
         if own is not None and ids is not None and ids > own > 0:
-            cure = f"set {name}.vocab_size to at least {ids}, or to null to take the tokenizer's"
+            cure = _own_tokenizer(cfg, model) or f"set {name}.vocab_size to at least {ids}, or to null to take it"
             yield Problem.of(cfg, f"{name}.vocab_size", f"the tokenizer has {ids} ids", cure)
+
+
+def _own_tokenizer(cfg: ConfigContainer, model: GPTModelProvider) -> str | None:
+    """The cure where the sizes are those of weights, which have as many ids as they have."""
+    if model.hf_path is None:
+        return None
+    if cfg.tokenizer.tokenizer_model == model.hf_path or not os.path.exists(f"{model.hf_path}/tokenizer.json"):
+        return f"give the tokenizer of the model in {model.hf_path}, which has at most as many ids"
+    return f"set tokenizer.tokenizer_model=null to take the tokenizer of {model.hf_path}"
 
 
 def _width(cfg: ConfigContainer, tokenizer_vocab_size: int | None) -> Iterator[Problem]:

@@ -70,6 +70,8 @@ def run(args: argparse.Namespace) -> int:
     cfg = checked.config
     if wrong := [*wrong, *checked.with_problems(_restart_problems(cfg)).problems]:
         raise ConfigError(wrong)
+    for note in checked.notes if args.slurm else ():  # under --local, rank 0 prints them
+        print(note, file=sys.stderr)
     if args.local:
         command = agent_command(Path(cfg.logger.run_dir), ranks_per_node, args.recipe, words)
         return LocalLauncher(Path(cfg.logger.run_dir), command).run(

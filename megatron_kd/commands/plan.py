@@ -2,7 +2,7 @@
 
     megatron-kd plan recipes/llama/distill_llama32_3b-1b.py --gpus 8 --memory 80GB train.micro_batch_size=1
 
-Needs no GPU, no weights, no data and no torch.
+Needs no GPU, no weights, no data and no torch; the tokenizer alone is read, where a model takes its vocabulary.
 """
 
 from __future__ import annotations
@@ -10,11 +10,13 @@ from __future__ import annotations
 import argparse
 import os
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
 from megatron_kd.checks import PLAN, problems
+from megatron_kd.checks.inputs import tokenizer_size
 from megatron_kd.commands.arguments import add_overrides, add_recipe, config_words, too_small
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import derived, model_parallel_size, vocab_width
@@ -56,12 +58,15 @@ def run(args: argparse.Namespace) -> int:
     merged = merge(without_absent_folders(load_recipe(args.recipe)()), config_words(args))
     cfg = merged.config
     world_size = args.gpus or _default_ranks(cfg)
-    if wrong := [*wrong, *merged.with_problems(plan_problems(cfg, world_size)).problems]:
+    ids = tokenizer_size(cfg) if vocab_width(cfg) is None else None
+    if wrong := [*wrong, *merged.with_problems(plan_problems(cfg, world_size, ids)).problems]:
         raise ConfigError(wrong)
     memory = memory_bytes(args.memory) if args.memory else _configured_memory(cfg)
-    planned = workload(cfg, derived(cfg, world_size), ranks_per_machine=args.gpus_per_machine, device=args.device)
+    planned = workload(cfg, derived(cfg, world_size, ids), ranks_per_machine=args.gpus_per_machine, device=args.device)
     with merged.located():
         choice = choose(planned, memory)
+    for note in merged.notes:
+        print(note, file=sys.stderr)
     print(plan_text(planned, choice, memory), end="")
     return 0
 
@@ -80,16 +85,17 @@ def _without_absent_folder(model: Any) -> Any:
     return replace(model, hf_path=None) if absent and has_sizes else model
 
 
-def plan_problems(cfg: ConfigContainer, world_size: int) -> Iterator[Problem]:
-    """Problems of a configuration under every teacher placement; weights and data may be missing."""
+def plan_problems(cfg: ConfigContainer, world_size: int, tokenizer_ids: int | None = None) -> Iterator[Problem]:
+    """Problems of a configuration under every teacher placement; weights, data and tokenizer may be missing."""
     if cfg.models.teacher is None:
         why = "has no teacher, and only a distillation can be planned"
         yield Problem((Setting("model"),), why, "name a recipe with a GPTDistillationProvider")
         return
-    yield from problems(cfg, world_size, groups=PLAN)
-    if vocab_width(cfg) is None:
+    yield from problems(cfg, world_size, tokenizer_ids, groups=PLAN)
+    if vocab_width(cfg, tokenizer_ids) is None:
+        why = "is unknown, and there is no tokenizer to be read"
         cure = "set model.vocab_size=N, its number of ids"
-        yield Problem.of(cfg, "model.vocab_size", "a plan reads no tokenizer", cure)
+        yield Problem.of(cfg, "model.vocab_size tokenizer.tokenizer_model", why, cure)
 
 
 def memory_bytes(text: str) -> float:

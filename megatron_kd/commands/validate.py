@@ -2,17 +2,20 @@
 
     megatron-kd validate recipes/tiny/distill_tiny.py --world-size 2 --batch_size 4 model.num_layers=1
 
-Starts nothing and needs no torch. What a run with the same arguments would refuse is refused here.
+Starts nothing, writes nothing and needs no torch. What a run with the same arguments on as many ranks would refuse is
+refused here, in the same words: the configuration, tokenizers and data. The last line is about what was not checked.
 """
 
 from __future__ import annotations
 
 import argparse
+import sys
 
+from megatron_kd.checks.inputs import inspect
 from megatron_kd.commands.arguments import add_overrides, add_recipe, config_words, too_small
 from megatron_kd.config.run_config import dump_config
 from megatron_kd.errors import ConfigError
-from megatron_kd.resolve.configuration import load_config
+from megatron_kd.resolve.configuration import check_config
 from megatron_kd.resolve.flags import flags_help
 from megatron_kd.resolve.recipe_files import load_recipe
 
@@ -39,5 +42,10 @@ def run(args: argparse.Namespace) -> int:
     """
     if wrong := list(too_small(args, world_size=1)):
         raise ConfigError(wrong)
-    print(dump_config(load_config(load_recipe(args.recipe), config_words(args), args.world_size)), end="")
+    checked = check_config(load_recipe(args.recipe)(), config_words(args), args.world_size)
+    inspection = inspect(checked.without_problems())
+    cfg = checked.with_problems(inspection.problems).without_problems()
+    print(dump_config(cfg), end="")
+    for note in (*checked.notes, f"not checked: {'; '.join(inspection.unchecked)}"):
+        print(note, file=sys.stderr)
     return 0

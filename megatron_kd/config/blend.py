@@ -19,6 +19,7 @@ from megatron_kd.config.values import show
 from megatron_kd.errors import ConfigError
 
 SPLITS = ("train", "valid", "test")
+BLENDS = ("data_path", *(f"{split}_data_path" for split in SPLITS))  # fields of the section `dataset`
 Parsed = TypeVar("Parsed")
 Part = tuple[float, float]  # where a split begins and ends, in fractions of a file's documents
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron_kd.checks.inputs import checked_tokenizer
 from megatron_kd.config.derived import derived
 from megatron_kd.evaluation.report import Report
 from megatron_kd.evaluation.settings import Evaluation
@@ -10,7 +11,7 @@ from megatron_kd.runtime.watch import end_rank, watching
 from megatron_kd.training.held_out import evaluate
 from megatron_kd.training.run_checkpoint import restore_losses
 from megatron_kd.training.run_data import RunData
-from megatron_kd.training.run_inputs import check_files, checked_tokenizer, with_text_tokenised
+from megatron_kd.training.run_inputs import check_files, with_text_tokenised
 from megatron_kd.training.run_state import ForwardRun, build_forward
 from megatron_kd.training.starting import ranks_of
 

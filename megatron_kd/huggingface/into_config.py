@@ -7,11 +7,12 @@ recipe's own architecture and weights give way to a folder that a file or the co
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_kd.config.blend import BLENDS
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_model import GPTModelProvider, explicit
 from megatron_kd.config.problem import Problem, Setting
@@ -33,11 +34,13 @@ class Filled:
         value: the part; as it was given where a folder is unusable.
         origins: for each field that was filled in or gave way, by dotted name, the file or field that decided it.
         problems: of folders that cannot be read and fields that contradict them.
+        notes: what was decided otherwise than the recipe has it, a line each.
     """
 
     value: Any
     origins: dict[str, str]
     problems: list[Problem]
+    notes: tuple[str, ...] = ()
 
 
 def with_huggingface(cfg: ConfigContainer) -> ConfigContainer:
@@ -71,9 +74,10 @@ def fill_from_folders(cfg: ConfigContainer, edited: Collection[str] = ()) -> Fil
         model, origins, problems = student.value, origins | student.origins, [*student.problems, *problems]
     if model is cfg.model:
         return Filled(cfg, {}, problems)
-    checkpoint, tokenizer = _checkpoint(cfg, edited), _tokenizer(cfg)
+    checkpoint, tokenizer = _checkpoint(cfg, edited), _tokenizer(cfg, edited)
     cfg = replace(cfg, model=model, checkpoint=checkpoint.value, tokenizer=tokenizer.value)
-    return Filled(cfg, origins | checkpoint.origins | tokenizer.origins, problems)
+    problems = [*problems, *tokenizer.problems]
+    return Filled(cfg, origins | checkpoint.origins | tokenizer.origins, problems, tokenizer.notes)
 
 
 def _fill_model(model: Any, name: str, edited: Collection[str]) -> Filled:
@@ -128,11 +132,35 @@ def _checkpoint(cfg: ConfigContainer, edited: Collection[str]) -> Filled:
     return Filled(replace(cfg.checkpoint, pretrained_checkpoint=None), {field: "model.hf_path"}, [])
 
 
-def _tokenizer(cfg: ConfigContainer) -> Filled:
-    """The tokenizer of the student's folder, else of the teacher's, where none is named; and the teacher's own."""
-    given = cfg.tokenizer
+def _tokenizer(cfg: ConfigContainer, edited: Collection[str]) -> Filled:
+    """The tokenizer of the student's folder, else of the teacher's, where none is named; and the teacher's own.
+
+    A recipe's tokenizer gives way, as its sizes do, to that of a student's folder that comes from the command line.
+    """
+    given, field = cfg.tokenizer, "tokenizer.tokenizer_model"
     if given.tokenizer_type != "huggingface" or cfg.dataset.mock:
         return Filled(given, {}, [])
+    folder, replaced = cfg.model.hf_path, given.tokenizer_model
+    gives_way = replaced not in (None, folder) and "model.hf_path" in edited and field not in edited
+    if not gives_way or folder is None or not _has_tokenizer(folder):
+        return _named_tokenizer(cfg)
+    found = _named_tokenizer(replace(cfg, tokenizer=replace(given, tokenizer_model=None)))
+    note = f"{field}={folder}: the tokenizer of model.hf_path, in place of the recipe's, {replaced}"
+    return replace(found, problems=list(_data_of(cfg, edited, str(replaced))), notes=(note,))
+
+
+def _data_of(cfg: ConfigContainer, edited: Collection[str], tokenizer: str) -> Iterator[Problem]:
+    """A recipe's tokenised data goes with its tokenizer: to another, its ids are other tokens."""
+    for name in BLENDS:
+        field = f"dataset.{name}"
+        if getattr(cfg.dataset, name) is not None and field not in edited:
+            why = f"is the recipe's data, made with its tokenizer {tokenizer}, which gives way to that of model.hf_path"
+            cure = f"name data of that tokenizer, or set tokenizer.tokenizer_model={tokenizer} to keep the recipe's"
+            yield Problem.of(cfg, field, why, cure)
+
+
+def _named_tokenizer(cfg: ConfigContainer) -> Filled:
+    given = cfg.tokenizer
     teacher = None if cfg.models.teacher is None else cfg.models.teacher.hf_path
     folders = [folder for folder in (cfg.model.hf_path, teacher) if folder is not None and _has_tokenizer(folder)]
     found: dict[str, Any] = {}

@@ -40,12 +40,14 @@ class Merged:
         origins: where each value was set, by the field's dotted name: a file with its line, a flag, `command line`, a
             Hugging Face folder's `config.json`, `recipe`, or `default` where it is the class's.
         edited: dotted names of the fields that files and the command line have set.
+        notes: what was decided otherwise than the recipe has it, a line each.
     """
 
     config: ConfigContainer
     problems: tuple[Problem, ...]
     origins: Mapping[str, str]
     edited: frozenset[str]
+    notes: tuple[str, ...] = ()
 
     def with_problems(self, found: Iterable[Problem]) -> Merged:
         """This with more problems, each with the origins of its fields."""
@@ -112,7 +114,10 @@ def check_config(recipe_config: ConfigContainer, argv: Sequence[str], world_size
     merged = merge(recipe_config, argv)
     if world_size is None and os.environ.get("WORLD_SIZE", "").isdigit():
         world_size = int(os.environ["WORLD_SIZE"])
-    return merged.with_problems(problems(merged.config, world_size))
+    left_out = {field.name for problem in merged.problems for field in problem.fields}
+    found = problems(merged.config, world_size)
+    # One cause, one problem: what a value that was left out would have been is not known.
+    return merged.with_problems(p for p in found if left_out.isdisjoint(field.name for field in p.fields))
 
 
 def config_from_file(path: str | pathlib.Path, argv: Sequence[str] = ()) -> ConfigContainer:
@@ -157,7 +162,7 @@ def merge(recipe_config: ConfigContainer, argv: Sequence[str], origins: Mapping[
     arguments = parse_arguments(argv)
     edited, of_edits = apply_edits(flat, arguments.edits, schema)
     filled = fill_from_folders(build(flat, schema), edited)
-    merged = Merged(filled.value, (), {**below, **edited, **filled.origins}, frozenset(edited))
+    merged = Merged(filled.value, (), {**below, **edited, **filled.origins}, frozenset(edited), filled.notes)
     return merged.with_problems([*of_types, *arguments.problems, *of_edits, *filled.problems])
 
 

@@ -1,41 +1,21 @@
-"""The inputs of a run: tokenizer, tokenised files, text that is tokenised first, and lengths that follow from them."""
+"""The inputs of a run: tokenised files, text that is tokenised first, and lengths that follow from them."""
 
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 
 from megatron_kd.checks import Group, problems
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.derived import shared_vocab_size
 from megatron_kd.data.chat.chat_datasets import training_rows
 from megatron_kd.data.preprocessing.run_text import tokenised
 from megatron_kd.data.samples.datasets import training_tokens
 from megatron_kd.data.tokens.blend_files import check_data_files
-from megatron_kd.data.tokens.shared_ids import teacher_tokenizer_problems
-from megatron_kd.data.tokens.tokenizer import Tokenizer, load_tokenizer
+from megatron_kd.data.tokens.tokenizer import Tokenizer
 from megatron_kd.errors import ConfigError
 from megatron_kd.resolve.at_start import with_run_length, with_tokens_at
 from megatron_kd.runtime.layout import Layout
 from megatron_kd.runtime.together import on_rank_0
-
-
-def checked_tokenizer(cfg: ConfigContainer) -> Tokenizer:
-    """The run's tokenizer, of which the models are known to have all ids.
-
-    Raises:
-        InputError: it cannot be loaded.
-        ConfigError: problems that show once the tokenizers are read.
-    """
-    settings = cfg.tokenizer
-    if cfg.dataset.mock and settings.tokenizer_model is None:
-        settings = replace(settings, tokenizer_type="null", vocab_size=settings.vocab_size or shared_vocab_size(cfg))
-    tokenizer = load_tokenizer(settings)
-    of_sizes = problems(cfg, tokenizer_vocab_size=tokenizer.vocab_size, groups={Group.VOCABULARY})
-    if wrong := [*of_sizes, *teacher_tokenizer_problems(cfg, tokenizer)]:
-        raise ConfigError(wrong)
-    return tokenizer
 
 
 def check_files(cfg: ConfigContainer) -> None:

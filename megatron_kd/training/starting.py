@@ -7,6 +7,7 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
+from megatron_kd.checks.inputs import checked_tokenizer
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived, derived
 from megatron_kd.config.run_config import save_run_config
@@ -19,7 +20,7 @@ from megatron_kd.training.calibrate import calibrate
 from megatron_kd.training.resume import Resumption, resume
 from megatron_kd.training.run_data import RunData
 from megatron_kd.training.run_folder import alone_in
-from megatron_kd.training.run_inputs import check_files, checked_tokenizer, with_known_length
+from megatron_kd.training.run_inputs import check_files, with_known_length
 from megatron_kd.training.run_state import Run, build_run
 
 

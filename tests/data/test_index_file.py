@@ -13,7 +13,7 @@ import pytest
 from megatron.core.datasets.indexed_dataset import DType, IndexedDatasetBuilder
 
 from megatron_kd.data.tokens.index_file import index_problem, token_type, write_index
-from megatron_kd.data.tokens.token_files import foreign_id
+from megatron_kd.data.tokens.token_files import ForeignId, foreign_id
 from tests.faults.bad_data import INDEX
 
 WriteTokens = Callable[[str, Sequence[Sequence[int]]], str]
@@ -76,5 +76,5 @@ def test_a_bin_of_another_size_is_told(prefix: str) -> None:
 
 def test_the_first_document_with_a_foreign_id_is_named(prefix: str) -> None:
     assert foreign_id(prefix, 9) is None
-    assert foreign_id(prefix, 7) == f"{prefix}.bin, document 2,"
-    assert foreign_id(prefix, 4) == f"{prefix}.bin, document 1,"
+    assert foreign_id(prefix, 7) == ForeignId(f"{prefix}.bin, document 2,", 7, 7)
+    assert foreign_id(prefix, 4) == ForeignId(f"{prefix}.bin, document 1,", 4, 4)

@@ -198,9 +198,10 @@ def test_command(
 
 BLOCKED = """\
 import sys
+blocked = sys.argv[1].split(",")
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if any(name == other or name.startswith(other + ".") for other in sys.argv[1].split(",")):
+        if any(name == other or name.startswith(other + ".") for other in blocked):
             raise RuntimeError(f"{name} was imported")
 sys.meta_path.insert(0, Blocked())
 """

@@ -15,7 +15,7 @@ from megatron_kd.config.blend import SplitData
 from megatron_kd.config.sections import DatasetConfig
 from megatron_kd.data.chat.chat_files import ChatFile, Part
 from megatron_kd.data.chat.chat_rows import ChatRows, Rows, RowSettings, cached_rows
-from megatron_kd.data.tokens.blend_files import checked_split
+from megatron_kd.data.tokens.blend_files import checked_split, nothing_to_learn
 from megatron_kd.errors import ConfigError
 
 
@@ -90,9 +90,7 @@ def _rows(data: SplitData, settings: RowSettings, path_to_cache: str | None) -> 
         names = ", ".join(together)
         rows = cached_rows(part, settings, folder, partial(_tell, f"{names}, {data.name}"))
         if not len(rows.packs):
-            why = f"has nothing to learn for the {data.name} split, of {len(part)} conversations"
-            cure = "give more data, a greater model.seq_length or another dataset.split"
-            raise ConfigError([f"{data.field}: {names!r} {why}: {cure}"])
+            raise ConfigError([nothing_to_learn(data, together, len(part))])
         found.append((part, rows))
     return found
 

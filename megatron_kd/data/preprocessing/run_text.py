@@ -7,13 +7,15 @@ is missing or does not match, they are made again, so files that a killed run le
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from megatron_kd.config.text_files import LOSS_MASK
 from megatron_kd.data.preprocessing.byte_progress import ByteProgress
 from megatron_kd.data.preprocessing.records import read_record, write_record
-from megatron_kd.data.preprocessing.tokenise_files import chat_template_of, preprocess
+from megatron_kd.data.preprocessing.tokenise_files import chat_template_of, preprocess, read_first_records
 from megatron_kd.data.tokens.sidecar import hash_problems
 from megatron_kd.data.tokens.tokenizer import Tokenizer
 from megatron_kd.errors import ConfigError, InputError
@@ -34,19 +36,36 @@ def tokenised(text: str | Path, folder: str | Path, tokenizer: Tokenizer, *, cha
         InputError: a file that is missing or unreadable, a line that is malformed, or no text at all.
     """
     text, prefix = Path(text), Path(folder) / Path(text).stem
-    try:
+    with _errors_of(text):
         made_of = {"format": _FORMAT, "sha256": sha256_of(text), "tokenizer": tokenizer.fingerprint}
         if chat:
             made_of["chat_template"] = chat_template_of(tokenizer)
         if not _is_complete(prefix, made_of, chat):
             _tokenise(text, prefix, tokenizer, made_of, chat)
+    return str(prefix)
+
+
+def check_first_records(text: str | Path, tokenizer: Tokenizer, *, chat: bool = False) -> None:
+    """Read the first records of `text` as `tokenised` does.
+
+    Raises:
+        InputError: as `tokenised`.
+    """
+    with _errors_of(Path(text)):
+        read_first_records(text, tokenizer, chat=chat)
+
+
+@contextmanager
+def _errors_of(text: Path) -> Iterator[None]:
+    """Name the field whose file is at fault in the errors of the block."""
+    try:
+        yield
     except ConfigError as error:  # its lines name the options of `megatron-kd preprocess`
         raise InputError(f"dataset.text_path={text}: {'; '.join(error.lines)}") from error
     except InputError as error:
         raise InputError(f"dataset.text_path={text}: {error}; {_OTHERS}") from error
     except OSError as error:
         raise InputError(f"dataset.text_path={text}: {error}") from error
-    return str(prefix)
 
 
 def _tokenise(text: Path, prefix: Path, tokenizer: Tokenizer, made_of: dict[str, Any], chat: bool) -> None:

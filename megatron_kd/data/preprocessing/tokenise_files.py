@@ -10,6 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Sequence
 from concurrent.futures.process import BrokenProcessPool
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,15 @@ from megatron_kd.data.chat.conversations import ChatReader, ChatTemplate
 from megatron_kd.data.preprocessing.counts import Counts
 from megatron_kd.data.preprocessing.parallel import encode_in_order
 from megatron_kd.data.preprocessing.partial_output import PartialOutput
+from megatron_kd.data.raw.chunks import Cursor
 from megatron_kd.data.raw.documents import Encoder, Reader, TextReader
 from megatron_kd.data.raw.inputs import open_sources, read_chunks
 from megatron_kd.data.raw.sources import Source
 from megatron_kd.data.tokens.index_file import token_type
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, Tokenizer
 from megatron_kd.errors import ConfigError, InputError
+
+_FIRST_RECORDS = 100  # that are read before a run
 
 
 def preprocess(
@@ -97,6 +101,21 @@ def _write(
             output.append(chunk)
             if on_progress:
                 on_progress(output.progress.file_bytes, total)
+
+
+def read_first_records(text: str | Path, tokenizer: Tokenizer, *, chat: bool) -> None:
+    """Read the first records of a file with a document on each line, of at most one chunk.
+
+    Raises:
+        InputError: a file or a record that `preprocess` would refuse.
+    """
+    sources, wrong = open_sources([text], json_key=None if chat else "text", split_lines=True)
+    if wrong:
+        raise ConfigError(wrong)
+    reader, _ = _reader(tokenizer, "text", True, chat, None)
+    for chunk in islice(read_chunks(sources, Cursor()), 1):
+        for index in range(min(len(chunk.data), _FIRST_RECORDS)):
+            reader.read(chunk.record(index))
 
 
 def checked_sources(

@@ -24,7 +24,7 @@ from megatron_kd.data.chat.chat_rows import RowSettings
 from megatron_kd.data.samples.gpt_dataset import CachedGPTDataset, DatasetBuilder, DatasetTokenizer
 from megatron_kd.data.samples.mock import MockDataset
 from megatron_kd.data.tokens.blend_files import blend_weights, checked_split, checked_splits, sample_problems
-from megatron_kd.data.tokens.token_files import count_tokens, foreign_id
+from megatron_kd.data.tokens.token_files import FOREIGN_CURE, ForeignId, count_tokens, foreign_id
 from megatron_kd.data.tokens.tokenizer import Tokenizer
 from megatron_kd.errors import ConfigError, InputError
 
@@ -93,11 +93,8 @@ class TokenSamples(Dataset):
         if low < 0 or high >= self.vocab_size:
             wrong = low if low < 0 else high
             found = (foreign_id(prefix, self.vocab_size) for prefix in self.prefixes)
-            raise InputError(
-                f"{next(filter(None, found), 'the dataset')} holds token id {wrong} and the tokenizer has "
-                f"{self.vocab_size} ids: it was tokenised with another tokenizer, or damaged; set "
-                "tokenizer.tokenizer_model to that one, or run `megatron-kd preprocess` again"
-            )
+            foreign = next(filter(None, found), ForeignId("the dataset", wrong, self.vocab_size))
+            raise InputError(f"{foreign}; {FOREIGN_CURE}")
         return {key: sample[key] for key in _KEYS}
 
 

@@ -8,7 +8,7 @@ from megatron_kd.config.blend import SPLITS, Blend, SplitData, split_data
 from megatron_kd.config.problem import Problem, Setting
 from megatron_kd.config.sections import DatasetConfig
 from megatron_kd.data.tokens.sidecar import SIDECAR_CURE, hash_problems
-from megatron_kd.data.tokens.token_files import count_tokens, pair_problems
+from megatron_kd.data.tokens.token_files import count_tokens, has_learnt_tokens, pair_problems
 from megatron_kd.errors import ConfigError, InputError
 
 
@@ -62,6 +62,20 @@ def sample_problems(data: SplitData, seq_length: int, *, chat: bool) -> Iterator
             yield Problem((Setting(data.field),), why, "give more data, shorter sequences or another dataset.split")
 
 
+def loss_mask_problems(data: SplitData) -> Iterator[Problem]:
+    """Conversations of a split of which no token is to be learnt; their files are whole."""
+    for prefixes in data.blend.packed_together:
+        if not any(has_learnt_tokens(prefix, data.part) for prefix in prefixes):
+            yield nothing_to_learn(data, prefixes, sum(count_tokens(prefix, data.part)[1] for prefix in prefixes))
+
+
+def nothing_to_learn(data: SplitData, prefixes: Sequence[str], conversations: int) -> Problem:
+    """The problem of conversations without a token that counts in the loss."""
+    why = f"{', '.join(prefixes)!r} has nothing to learn for the {data.name} split, of {conversations} conversations"
+    cure = "give more data, a greater model.seq_length or another dataset.split"
+    return Problem((Setting(data.field),), why, cure)
+
+
 def blend_weights(blend: Blend) -> list[float] | None:
     """The blend's weights; where it has none, its files' tokens. None for a single file, which needs no blending."""
     if len(blend.prefixes) == 1:
@@ -69,8 +83,10 @@ def blend_weights(blend: Blend) -> list[float] | None:
     return blend.weights or [float(count_tokens(prefix)[0]) for prefix in blend.prefixes]
 
 
-def check_data_files(cfg: DatasetConfig, *, hashes: bool) -> None:
+def check_data_files(cfg: DatasetConfig, *, hashes: bool, remember: bool = True) -> None:
     """Check every tokenised file that `cfg` names: index and sizes and, with `hashes`, what `dataset.verify` asks for.
+
+    With `remember`, hashes that were right are noted in the index cache, and not compared again.
 
     Raises:
         ConfigError: all that is wrong, naming field and file.
@@ -82,12 +98,12 @@ def check_data_files(cfg: DatasetConfig, *, hashes: bool) -> None:
             continue
         wrong = list(file_problems(data, chat=cfg.chat))
         if not wrong and hashes and cfg.verify == "hash":
-            wrong = _hash_problems(data, cfg.path_to_cache)
+            wrong = _hash_problems(data, cfg.path_to_cache, remember)
         problems += wrong
     if problems:
         raise ConfigError(problems)
 
 
-def _hash_problems(data: SplitData, cache: str | None) -> list[Problem]:
-    found = (hash_problems(prefix, cache or f"{prefix}.cache") for prefix in data.blend.prefixes)
+def _hash_problems(data: SplitData, cache: str | None, remember: bool) -> list[Problem]:
+    found = (hash_problems(p, cache or f"{p}.cache", remember=remember) for p in data.blend.prefixes)
     return [Problem((Setting(data.field),), why, SIDECAR_CURE) for whys in found for why in whys]

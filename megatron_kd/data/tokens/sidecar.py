@@ -96,12 +96,13 @@ def size_problems(prefix: str) -> list[str]:
     ]
 
 
-def hash_problems(prefix: str, cache: str | Path) -> list[str]:
+def hash_problems(prefix: str, cache: str | Path, *, remember: bool = True) -> list[str]:
     """Differences between the hashes in the sidecar and the content of files whose sizes are right.
 
     Args:
         prefix: of the files.
         cache: a folder in which it is remembered that nothing was wrong, if it can be written.
+        remember: whether to do so.
     """
     try:
         sidecar = read_sidecar(prefix)
@@ -117,7 +118,7 @@ def hash_problems(prefix: str, cache: str | Path) -> list[str]:
         ]
     except (OSError, ValueError) as error:
         return [f"{prefix!r} cannot be compared with {Path(prefix).name}{ENDING}: {error}"]
-    if not wrong:
+    if remember and not wrong:
         with contextlib.suppress(OSError):  # then it is read again at the next start, that is all
             memory.parent.mkdir(parents=True, exist_ok=True)
             replace_text(memory, seen)

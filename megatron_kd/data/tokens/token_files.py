@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from megatron_kd.config.values import show
 from megatron_kd.data.tokens.index_file import index_problem, read_index
 from megatron_kd.data.tokens.sidecar import SIDECAR_CURE, size_problems
 
+FOREIGN_CURE = "set tokenizer.tokenizer_model to that one, or run `megatron-kd preprocess` again"
 _FINGERPRINT_BYTES = 1 << 20
 _SCANNED = 1 << 22  # token ids checked at a time
 
@@ -54,6 +56,18 @@ def count_tokens(prefix: str, part: tuple[float, float] = (0.0, 1.0)) -> tuple[i
     return int(lengths[first:last].sum(dtype=np.int64)), last - first
 
 
+def has_learnt_tokens(prefix: str, part: tuple[float, float]) -> bool:
+    """Whether the loss mask has a 1 between two fractions of the conversations at `prefix`."""
+    index = read_index(_index(prefix))
+    first, last = (round(edge * len(index.lengths)) for edge in part)
+    if first == last:
+        return False
+    start = int(index.pointers[first]) // index.token_type.itemsize
+    stop = int(index.pointers[last - 1]) // index.token_type.itemsize + int(index.lengths[last - 1])
+    mask = np.memmap(f"{prefix}{LOSS_MASK}", np.uint8, "r")
+    return any(mask[at : min(at + _SCANNED, stop)].any() for at in range(start, stop, _SCANNED))
+
+
 def fingerprint(prefixes: Sequence[str]) -> str:
     """A digest that changes when the files behind `prefixes` do: of their sizes and of both ends of each index."""
     digest = hashlib.sha256()
@@ -67,8 +81,23 @@ def fingerprint(prefixes: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
-def foreign_id(prefix: str, vocab_size: int) -> str | None:
-    """The first document at `prefix` with an id that a vocabulary does not have, by file and number from 0."""
+@dataclass(frozen=True)
+class ForeignId:
+    """A token id that a vocabulary does not have, and where it is."""
+
+    place: str
+    token: int
+    vocab_size: int
+
+    def __str__(self) -> str:
+        return (
+            f"{self.place} holds token id {self.token} and the tokenizer has {self.vocab_size} ids: it was tokenised "
+            "with another tokenizer, or damaged"
+        )
+
+
+def foreign_id(prefix: str, vocab_size: int) -> ForeignId | None:
+    """The first id at `prefix` that a vocabulary does not have, with its file and document, counted from 0."""
     index = read_index(_index(prefix))
     tokens = np.memmap(f"{prefix}.bin", index.token_type, "r")
     for first in range(0, len(tokens), _SCANNED):
@@ -76,7 +105,7 @@ def foreign_id(prefix: str, vocab_size: int) -> str | None:
         if len(wrong := np.flatnonzero((part < 0) | (part >= vocab_size))):
             place = int(first + wrong[0]) * tokens.itemsize
             document = int(np.searchsorted(index.pointers, place, side="right")) - 1
-            return f"{prefix}.bin, document {document},"
+            return ForeignId(f"{prefix}.bin, document {document},", int(part[wrong[0]]), vocab_size)
     return None
 
 
