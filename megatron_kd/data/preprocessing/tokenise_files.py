@@ -112,7 +112,7 @@ def read_first_records(text: str | Path, tokenizer: Tokenizer, *, chat: bool) ->
     sources, wrong = open_sources([text], json_key=None if chat else "text", split_lines=True)
     if wrong:
         raise ConfigError(wrong)
-    reader, _ = _reader(tokenizer, "text", True, chat, None)
+    reader, _ = _reader(tokenizer, "text", True, chat, None, ())
     for chunk in islice(read_chunks(sources, Cursor()), 1):
         for index in range(min(len(chunk.data), _FIRST_RECORDS)):
             reader.read(chunk.record(index))
