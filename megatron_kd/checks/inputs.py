@@ -28,7 +28,7 @@ READ_AT_MOST = 1 << 29  # bytes of data whose content `validate` reads: seconds,
 
 @dataclass(frozen=True)
 class Inspection:
-    """What was found.
+    """Problems of the files, and questions that they leave open.
 
     Attributes:
         problems: a run would be refused, or end, because of them.
@@ -83,7 +83,7 @@ def inspect(cfg: ConfigContainer) -> Inspection:
 
 
 def _collected(check: Callable[[], Tokenizer | None], found: list[Problem]) -> Tokenizer | None:
-    """What a check returns; None where it raises, with its problems in `found`."""
+    """The value of a check; None where it raises, with its problems in `found`."""
     try:
         return check()
     except ConfigError as error:
