@@ -18,6 +18,7 @@ from megatron_kd.errors import ConfigError, InputError
 
 RUN_STATE = "run_state.json"
 MANIFEST = "manifest.json"
+CHAT_TEMPLATE = "chat_template.jinja"  # of the conversations that the model was trained on
 METADATA = "metadata.json"  # what makes a folder a checkpoint of megatron-core
 _TRACKER = "latest_checkpointed_iteration.txt"
 _ITERATION = re.compile(r"iter_([0-9]{7,})")

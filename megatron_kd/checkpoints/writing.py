@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_kd.checkpoints.contents import MANIFEST, METADATA, RUN_STATE
+from megatron_kd.checkpoints.contents import CHAT_TEMPLATE, MANIFEST, METADATA, RUN_STATE
 from megatron_kd.checkpoints.folders import discard, make_partial, publish
 from megatron_kd.checkpoints.manifest import Manifest
 from megatron_kd.checkpoints.saved_state import RunState
@@ -34,6 +34,7 @@ class Draft:
     needed: int  # bytes, of all ranks
     run_config: str
     run_state: RunState
+    chat_template: str | None
 
 
 def save(final: Path, plan: Callable[[Path], Plan], run_config: str, run_state: RunState) -> Path:
@@ -56,8 +57,17 @@ def save(final: Path, plan: Callable[[Path], Plan], run_config: str, run_state: 
     return complete(draft, attempt(draft))
 
 
-def begin(final: Path, plan: Callable[[Path], Plan], run_config: str, run_state: RunState) -> Draft:
-    """Make the folder, plan, and look for room. Every rank must call this. Raises as `save` does."""
+def begin(
+    final: Path,
+    plan: Callable[[Path], Plan],
+    run_config: str,
+    run_state: RunState,
+    chat_template: str | None = None,
+) -> Draft:
+    """Make the folder, plan, and look for room. Every rank must call this. Arguments and errors are those of `save`.
+
+    `chat_template`, of conversations that the model is trained on, goes to a file of its own.
+    """
 
     def make() -> Path:
         with not_saved(final, 0):
@@ -65,7 +75,7 @@ def begin(final: Path, plan: Callable[[Path], Plan], run_config: str, run_state:
 
     folder = on_rank_0(make)
     planned = plan(folder)
-    draft = Draft(final, folder, planned, sum(from_all(planned.size)), run_config, run_state)
+    draft = Draft(final, folder, planned, sum(from_all(planned.size)), run_config, run_state, chat_template)
     with raised_together():
         if rank_of_ranks()[0] == 0:
             try:
@@ -108,6 +118,7 @@ def _finish(draft: Draft, everyone: list[Shards]) -> None:
         (RUN_CONFIG, draft.run_config),
         (RUN_STATE, state.text()),
         (METADATA, json.dumps({**BACKEND, **COMMON_BACKEND})),
+        *([] if draft.chat_template is None else [(CHAT_TEMPLATE, draft.chat_template)]),
     ):
         files[name] = write_text(folder / name, text)
     write_text(folder / MANIFEST, Manifest(state.step, state.layout, files[RUN_CONFIG].sha256, files).text())

@@ -12,6 +12,7 @@ from megatron_kd.config.hub_names import absent, looks_like_hub_name
 from megatron_kd.config.problem import Problem, value_of
 from megatron_kd.config.text_files import LOSS_MASK, TEXT_FILES, is_text_file
 from megatron_kd.config.values import show
+from megatron_kd.data.chat.trained_template import differing
 from megatron_kd.data.tokens.blend_files import file_problems, sample_problems
 from megatron_kd.data.tokens.token_files import missing_files, pair_problems
 from megatron_kd.errors import ConfigError
@@ -139,6 +140,11 @@ def _chat(cfg: ConfigContainer) -> Iterator[Problem]:
     if data.eod_mask_loss:
         why = "of conversations, only what the assistant says is learnt"
         yield Problem.of(cfg, "dataset.chat dataset.eod_mask_loss", why, "set dataset.eod_mask_loss=false")
+    if other := differing(data):
+        field = "dataset.data_path" if data.data_path is not None else "dataset.train_data_path"
+        why = f"{show(other[0])} and {show(other[1])} were made with different chat templates"
+        cure = "make both with one (`megatron-kd preprocess --chat-template FILE`): a model is asked in one only"
+        yield Problem.of(cfg, field, why, cure)
     if data.text_path is not None and data.text_path.endswith(".txt"):
         names = "dataset.chat dataset.text_path"
         yield Problem.of(cfg, names, "conversations are lines of JSON", "give a .jsonl file")

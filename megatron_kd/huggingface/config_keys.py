@@ -22,7 +22,7 @@ _NO_EFFECT = """
     num_return_sequences max_sequence_length model_max_length seq_length original_max_position_embeddings
     attn_implementation use_flash_attention use_flash_attn use_flash_attention_2 unsloth_fixed unsloth_version
     router_aux_loss_coef output_router_logits norm_topk_prob transformers.js_config neftune_noise_alpha
-    tensor_parallel_degree tie_encoder_decoder
+    tensor_parallel_degree tie_encoder_decoder is_llama_config
 """
 # Of other families: they change what a model computes unless they are off.
 _NOT_BUILT = """
@@ -32,10 +32,11 @@ _NOT_BUILT = """
     rope_interleaved rope_interleave kv_lora_rank q_lora_rank attn_temperature_tuning is_encoder_decoder
     add_cross_attention pruned_heads quantization compression_config
 """
-# The same, but 1 is off, too.
-_FACTORS = """
-    embedding_multiplier residual_multiplier logits_scaling logit_scale lm_head_multiplier scale_emb rotary_pct
-"""
+# Also of other families, with the one value that is built.
+_AS_BUILT = {
+    "embedding_multiplier": 1, "residual_multiplier": 1, "logits_scaling": 1, "logit_scale": 1, "lm_head_multiplier": 1,
+    "scale_emb": 1, "rotary_pct": 1, "activation": "swiglu", "is_causal": True,
+}  # fmt: skip
 _OWN_CODE = ("AutoModel", "AutoModelForCausalLM")
 
 
@@ -46,10 +47,9 @@ def unread_keys(values: dict[str, Any], read: Collection[str]) -> Iterator[str]:
         values: of a `config.json`.
         read: the keys that are read.
     """
-    no_effect, factors = {*read, *_NO_EFFECT.split()}, _FACTORS.split()
-    known = {*_NOT_BUILT.split(), *factors}
+    no_effect, known = {*read, *_NO_EFFECT.split()}, {*_NOT_BUILT.split(), *_AS_BUILT}
     for key, value in values.items():
-        if key in no_effect or key.startswith("_") or _is_off(value) or (key in factors and value == 1):
+        if key in no_effect or key.startswith("_") or _is_as_built(key, value):
             continue
         if key == "auto_map":
             yield from _own_code(value)
@@ -62,8 +62,10 @@ def unread_keys(values: dict[str, Any], read: Collection[str]) -> Iterator[str]:
             )
 
 
-def _is_off(value: Any) -> bool:
-    return value is None or value is False or value in (0, "") or value == [] or value == {}
+def _is_as_built(key: str, value: Any) -> bool:
+    if key in _AS_BUILT:
+        return value is None or value == _AS_BUILT[key]
+    return value is None or value is False or value in (0, "", [], {})
 
 
 def _own_code(auto_map: Any) -> Iterator[str]:

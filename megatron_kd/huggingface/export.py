@@ -34,6 +34,7 @@ from megatron_kd.data.tokens.save_tokenizer import save_tokenizer
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, load_huggingface
 from megatron_kd.errors import InputError
 from megatron_kd.huggingface.architecture import FAMILIES
+from megatron_kd.huggingface.as_asked import GENERATION, Asked, as_asked
 from megatron_kd.huggingface.as_config import config_values, family_of, why_not_exportable
 from megatron_kd.huggingface.card import model_card, saved_tokenizer
 from megatron_kd.huggingface.other_folders import INDEX
@@ -46,7 +47,6 @@ if TYPE_CHECKING:
     from transformers import PretrainedConfig
 
 DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32, "float16": torch.float16}
-_GENERATION = "generation_config.json"
 
 
 def export_hf(
@@ -89,18 +89,19 @@ def export_hf(
     shutil.rmtree(temporary, ignore_errors=True)
     temporary.mkdir(parents=True)
     _write_weights(reader, model, DTYPES[dtype], max_shard_size, temporary)
-    _write_config(model, dtype, tokens, temporary)
-    if tokens is not None:
-        save_tokenizer(tokens, temporary)
-    _write_card(folder, model, dtype, temporary)
+    run = read_document(folder / RUN_CONFIG).data
+    asked = None if tokens is None else as_asked(folder, run, tokens)
+    _write_config(model, dtype, tokens, asked, temporary)
+    if tokens is not None and asked is not None:
+        save_tokenizer(tokens, temporary, asked.chat_template)
+    _write_card(folder, model, dtype, run, temporary)
     make_durable(temporary)
     temporary.rename(output)
     return output
 
 
-def _write_card(checkpoint: Path, model: GPTModelProvider, dtype: str, folder: Path) -> None:
+def _write_card(checkpoint: Path, model: GPTModelProvider, dtype: str, run: dict[str, Any], folder: Path) -> None:
     """README.md, and the text of the licence of the model that this one was made of."""
-    run = read_document(checkpoint / RUN_CONFIG).data
     base = student_base(run)
     licence = None if base is None else licence_of(base.folder)
     if licence is not None and licence.file is not None:
@@ -194,7 +195,9 @@ def _read(reader: CheckpointReader, source: Source) -> Tensor:
     return reader.read(source.key, (source.layer, *zeros), (1, *source.shape))[0]
 
 
-def _write_config(model: GPTModelProvider, dtype: str, tokens: HuggingFaceTokenizer | None, folder: Path) -> None:
+def _write_config(
+    model: GPTModelProvider, dtype: str, tokens: HuggingFaceTokenizer | None, asked: Asked | None, folder: Path
+) -> None:
     from transformers import AutoConfig, GenerationConfig
 
     special: dict[str, Any] = {"bos_token_id": None, "eos_token_id": None, "pad_token_id": None}
@@ -205,9 +208,7 @@ def _write_config(model: GPTModelProvider, dtype: str, tokens: HuggingFaceTokeni
     config.architectures = [FAMILIES[family_of(model)].model_class]
     config.torch_dtype = dtype
     config.save_pretrained(folder)
-    # How a model generates, such as several end-of-turn tokens, comes from the folder that its tokenizer came from.
-    own = None if tokens is None else (tokens.source if tokens.source.is_dir() else tokens.source.parent) / _GENERATION
-    if own is not None and own.is_file():
-        shutil.copyfile(own, folder / _GENERATION)
-    else:
+    if asked is None:
         GenerationConfig.from_model_config(config).save_pretrained(folder)
+    else:
+        (folder / GENERATION).write_text(json.dumps(asked.generation, indent=2) + "\n", encoding="utf-8")

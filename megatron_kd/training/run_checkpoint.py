@@ -15,6 +15,7 @@ from megatron_kd.checkpoints.saved_state import RunState
 from megatron_kd.checkpoints.shards import plan_shards
 from megatron_kd.checkpoints.writing import Draft, attempt, begin, complete
 from megatron_kd.config.run_config import dump_config
+from megatron_kd.data.chat.trained_template import trained_template
 from megatron_kd.distillation.convert import load_projections, plain_students, projection_sharded_state
 from megatron_kd.errors import CheckpointCorrupt, InputError
 from megatron_kd.models.fake_quantization import expect_input_scales
@@ -51,7 +52,8 @@ def draft_checkpoint(run: Run) -> Draft | None:
         for chunk in run.chunks:
             chunk.start_param_sync(force_sync=True)
     state = _sharded_state(run, is_loading=False)
-    return begin(final, lambda folder: plan_shards(state, folder), dump_config(run.cfg), _run_state(run))
+    template = trained_template(run.cfg.dataset)
+    return begin(final, lambda folder: plan_shards(state, folder), dump_config(run.cfg), _run_state(run), template)
 
 
 def finish_checkpoint(run: Run, saved: Path) -> None:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import os
 import random
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from megatron_kd.data.tokens.sidecar import Sidecar, hash_problems, read_sidecar, size_problems
+from megatron_kd.data.tokens.sidecar import Sidecar, hash_problems, read_sidecar, recorded_templates, size_problems
 from megatron_kd.runtime.files import FileRecord, sha256_of
 from tests.faults.bad_data import other_json
 
@@ -56,6 +57,15 @@ def test_every_bit_of_it_counts(prefix: str) -> None:
         path.write_bytes(content[:at] + bytes([content[at] ^ 1 << at % 8]) + content[at + 1 :])
         with pytest.raises(ValueError):
             read_sidecar(prefix)
+
+
+def test_the_template_of_conversations_is_on_record(prefix: str) -> None:
+    path, old = Path(f"{prefix}.sha256.json"), read_sidecar(prefix)
+    assert old is not None and recorded_templates([prefix, "no/such"]) == {}
+    path.write_text(replace(old, chat_template="{{ messages }}").text())
+    assert recorded_templates([prefix, "no/such"]) == {prefix: "{{ messages }}"} and size_problems(prefix) == []
+    path.write_text(path.read_text().replace("{{ messages }}", "{{ other }}"))
+    assert recorded_templates([prefix]) == {} and "other content than was written" in size_problems(prefix)[0]
 
 
 @pytest.mark.parametrize("seed", range(8))

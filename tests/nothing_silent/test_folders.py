@@ -19,6 +19,7 @@ from megatron_kd.checkpoints.writing import save
 from megatron_kd.commands.cli import main
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
+from megatron_kd.data.tokens.tokenizer import load_huggingface
 from megatron_kd.errors import InputError
 from megatron_kd.huggingface.architecture import read_architecture
 from megatron_kd.huggingface.export import export_hf
@@ -129,8 +130,11 @@ def test_commands(case: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFi
         check_lines(case, capsys.readouterr().err)
 
 
-def checkpoint(folder: Path, run: dict[str, Any], vocab_size: int = 100) -> Path:
-    """A checkpoint of ones whose `run_config.yaml` has the sections `run` over a bare model's."""
+def checkpoint(folder: Path, run: dict[str, Any], vocab_size: int = 100, always: int | None = None) -> Path:
+    """A checkpoint of ones whose `run_config.yaml` has the sections `run` over a bare model's.
+
+    `always`: the token that the model gives whatever it reads.
+    """
     model = GPTModelProvider(**{**vars(MODEL), "vocab_size": vocab_size})
     config = yaml.safe_load(weights_config(model, vocab_size))
     for section, values in run.items():
@@ -141,7 +145,10 @@ def checkpoint(folder: Path, run: dict[str, Any], vocab_size: int = 100) -> Path
         sizes = (*(1 for _ in layers), *tensor.shape)
         offset = (*(() if tensor.layer is None else (tensor.layer,)), *(0 for _ in tensor.shape))
         shape = (*layers, *tensor.shape)
-        parts.append(Part(tensor.key, shape, offset, sizes, torch.float32, lambda sizes=sizes: torch.ones(sizes)))
+        ones = torch.ones(sizes)
+        if tensor.key == "output_layer.weight" and always is not None:
+            ones[torch.arange(vocab_size) != always] = 0
+        parts.append(Part(tensor.key, shape, offset, sizes, torch.float32, lambda ones=ones: ones))
     text = yaml.safe_dump(config)
     return save(folder, lambda new: plan_parts(parts, new), text, RunState(0, vocab_size))
 
@@ -183,7 +190,7 @@ def test_cards(case: dict[str, Any], tmp_path: Path) -> None:
 @inputs("chats")
 def test_chats(case: dict[str, Any], tmp_path: Path) -> None:
     """Conversations are tokenised, a checkpoint says that it was trained on them, and is exported."""
-    from transformers import AutoTokenizer, GenerationConfig
+    from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
     tokenizer = chat_tokenizer(tmp_path / "tokenizer", case["own"])
     chats = tmp_path / "chats.jsonl"
@@ -198,7 +205,8 @@ def test_chats(case: dict[str, Any], tmp_path: Path) -> None:
     data = {"train_data_path": [str(tmp_path / "chat")], "chat": True}
     tokens = {"tokenizer_type": "huggingface", "tokenizer_model": str(tokenizer)}
     run = {"model": {"init": "random"}, "dataset": data, "tokenizer": tokens}
-    saved = checkpoint(tmp_path / "run" / "checkpoints" / "iter_0000000", run, vocab_size=300)
+    end = load_huggingface(tokenizer).encode(case["stops"][-1])[0]
+    saved = checkpoint(tmp_path / "run" / "checkpoints" / "iter_0000000", run, vocab_size=300, always=end)
     folder = export_hf(saved, tmp_path / "out")
     made = AutoTokenizer.from_pretrained(folder)
     rendered = made.apply_chat_template(turns, tokenize=False)
@@ -207,6 +215,9 @@ def test_chats(case: dict[str, Any], tmp_path: Path) -> None:
     stops = GenerationConfig.from_pretrained(folder).eos_token_id
     stops = stops if isinstance(stops, list) else [stops]
     assert made.convert_ids_to_tokens(stops) == case["stops"]
+    asked = made.apply_chat_template(turns[:1], add_generation_prompt=True, return_tensors="pt", return_dict=False)
+    answered = AutoModelForCausalLM.from_pretrained(folder).generate(asked, max_new_tokens=8, do_sample=False)
+    assert answered[0, asked.shape[1] :].tolist() == [end]  # it stops there
 
 
 def chat_tokenizer(folder: Path, template: str | None) -> Path:

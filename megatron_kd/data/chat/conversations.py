@@ -49,6 +49,11 @@ class ChatTemplate:
         """The template or, where there are several, all of them by name as JSON."""
         return self._named["default"] if len(self._named) == 1 else json.dumps(self._named, sort_keys=True)
 
+    @property
+    def default(self) -> str:
+        """The template of conversations without tools."""
+        return self._named["default"]
+
     def text_for(self, conversation: Conversation) -> str:
         """The template of a conversation."""
         return self._named.get("tool_use" if conversation.tools else "default", self._named["default"])

@@ -47,10 +47,19 @@ class PartialOutput:
         made_of: what decides on the files' content; a run resumes only from files made of the same.
         dtype: of a token id.
         with_mask: whether there is a loss mask.
+        chat_template: of conversations, for the record.
     """
 
-    def __init__(self, prefix: Path, made_of: dict[str, Any], dtype: np.dtype, *, with_mask: bool) -> None:
-        self.prefix, self.progress = prefix, Progress()
+    def __init__(
+        self,
+        prefix: Path,
+        made_of: dict[str, Any],
+        dtype: np.dtype,
+        *,
+        with_mask: bool,
+        chat_template: str | None = None,
+    ) -> None:
+        self.prefix, self.progress, self._chat_template = prefix, Progress(), chat_template
         self._header = json.dumps({"format": _FORMAT, **made_of})
         self._dtype, self._committed = dtype, -_SECONDS_BETWEEN_COMMITS
         self._token_bytes = {".bin": dtype.itemsize, **({".loss_mask": 1} if with_mask else {})}
@@ -117,7 +126,7 @@ class PartialOutput:
         endings = {".bin": ".bin", ".loss_mask": LOSS_MASK}
         files = {endings[s]: FileRecord(self._size(s), digest.hexdigest()) for s, digest in self._digests.items()}
         files[".idx"] = FileRecord(index.stat().st_size, sha256_of(index))
-        return Sidecar(files, counts.documents, counts.tokens)
+        return Sidecar(files, counts.documents, counts.tokens, self._chat_template)
 
     def _open(self) -> None:
         # The journal first: who has it locked has the others.

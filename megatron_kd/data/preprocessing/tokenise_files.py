@@ -72,7 +72,8 @@ def preprocess(
         "options": {**options, "split_lines": split_lines, "skip_malformed": skip_malformed},
     }
     try:
-        with PartialOutput(Path(output_prefix), made_of, dtype, with_mask=chat) as output:
+        template = reader.template.default if isinstance(reader, ChatReader) else None
+        with PartialOutput(Path(output_prefix), made_of, dtype, with_mask=chat, chat_template=template) as output:
             if output.resumed:
                 say(f"{output_prefix}: resumes after {output.progress.counts}")
             _write(output, sources, Encoder(reader, skip_malformed, dtype), workers or _cores(), on_progress)

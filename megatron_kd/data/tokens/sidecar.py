@@ -1,6 +1,7 @@
 """`PREFIX.sha256.json`: what `preprocess` wrote, so that a byte that has changed since is noticed.
 
-It holds the size and the SHA-256 of `.bin`, `.idx` and `.loss_mask.bin`, and the numbers of documents and tokens. Files
+It holds the size and the SHA-256 of `.bin`, `.idx` and `.loss_mask.bin`, the numbers of documents and tokens, and of
+conversations the chat template, which leaves with a student that is trained on them. Files
 are identified by suffix alone, so it cannot refer to files elsewhere. Data made by other programs have none.
 
 Sizes, and the index, are compared at each start. Hashes are compared once for files of one size, date and inode, which
@@ -15,7 +16,7 @@ import json
 import os
 import re
 import stat
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,9 +25,9 @@ from megatron_kd.config.text_files import LOSS_MASK
 from megatron_kd.runtime.files import FileRecord, replace_text, sha256_of
 
 ENDING = ".sha256.json"
-_FORMAT = 1
+_FORMAT, _FORMAT_OF_CHATS = 1, 2
 _KNOWN = (".bin", ".idx", LOSS_MASK)
-_LARGEST = 1 << 16  # bytes; a sidecar has about 500
+_LARGEST = 1 << 20  # bytes; a sidecar has about 500, and a chat template a few thousand
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 # For whatever `size_problems` and `hash_problems` find.
 SIDECAR_CURE = (
@@ -37,20 +38,23 @@ SIDECAR_CURE = (
 
 @dataclass(frozen=True)
 class Sidecar:
-    """The recorded sizes and hashes of the files at a prefix, by suffix, and their counts."""
+    """The recorded sizes and hashes of the files at a prefix, by suffix, their counts, and the chat template."""
 
     files: Mapping[str, FileRecord]
     documents: int
     tokens: int
+    chat_template: str | None = None
 
     def text(self) -> str:
         """The file's text. There is one spelling of it: a changed byte shows."""
         content: dict[str, Any] = {
-            "format": _FORMAT,
+            "format": _FORMAT if self.chat_template is None else _FORMAT_OF_CHATS,
             "documents": self.documents,
             "tokens": self.tokens,
             "files": {ending: {"size": r.size, "sha256": r.sha256} for ending, r in sorted(self.files.items())},
         }
+        if self.chat_template is not None:
+            content["chat_template"] = self.chat_template
         content["sha256"] = hashlib.sha256(json.dumps(content).encode()).hexdigest()
         return json.dumps(content, indent=1) + "\n"
 
@@ -96,6 +100,16 @@ def size_problems(prefix: str) -> list[str]:
     ]
 
 
+def recorded_templates(prefixes: Sequence[str]) -> dict[str, str]:
+    """The chat template of each prefix that has one on record. What is damaged is for `size_problems` to report."""
+    found: dict[str, str] = {}
+    for prefix in prefixes:
+        with contextlib.suppress(OSError, ValueError):
+            if (sidecar := read_sidecar(prefix)) is not None and sidecar.chat_template is not None:
+                found[prefix] = sidecar.chat_template
+    return found
+
+
 def hash_problems(prefix: str, cache: str | Path, *, remember: bool = True) -> list[str]:
     """Differences between the hashes in the sidecar and the content of files whose sizes are right.
 
@@ -126,8 +140,8 @@ def hash_problems(prefix: str, cache: str | Path, *, remember: bool = True) -> l
 
 
 def _parsed(content: Any) -> Sidecar:
-    if content["format"] != _FORMAT:
-        raise ValueError(f"format {content['format']!r} is not {_FORMAT}")
+    if content["format"] not in (_FORMAT, _FORMAT_OF_CHATS):
+        raise ValueError(f"format {content['format']!r} is neither {_FORMAT} nor {_FORMAT_OF_CHATS}")
     files = {}
     for ending, record in content["files"].items():
         if ending not in _KNOWN:
@@ -135,7 +149,9 @@ def _parsed(content: Any) -> Sidecar:
         if type(record["size"]) is not int or not _SHA256.fullmatch(record["sha256"]):
             raise ValueError(f"{ending!r} has no size and SHA-256")
         files[ending] = FileRecord(record["size"], record["sha256"])
-    return Sidecar(files, content["documents"], content["tokens"])
+    if not isinstance(template := content.get("chat_template"), str | None):
+        raise ValueError(f"chat_template {template!r} is not text")
+    return Sidecar(files, content["documents"], content["tokens"], template)
 
 
 def _size(path: str) -> int | None:

@@ -1,0 +1,53 @@
+"""Where answers end, by the templates that people use."""
+
+from __future__ import annotations
+
+import pytest
+
+from megatron_kd.data.chat.end_of_turn import end_of_turn
+from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
+from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, load_huggingface
+
+LLAMA3 = (
+    "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>{% endfor %}"
+    "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
+)
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+MARKED = (
+    "{% for m in messages %}{% if m.role == 'assistant' %}{% generation %}{{ m.content }}<|eot_id|>{% endgeneration %}"
+    "<|im_end|>{% else %}{{ m.content }}{% endif %}{% endfor %}"
+)
+PLAIN = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
+REFUSES = "{{ raise_exception('only with a system message') }}"
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> HuggingFaceTokenizer:
+    folder = tmp_path_factory.mktemp("tokenizer")
+    train_byte_bpe(["7 cats on a mat"], 257, folder)
+    tokenizer = load_huggingface(folder)
+    tokenizer.files.backend.add_special_tokens(
+        ["<|start_header_id|>", "<|end_header_id|>", "<|eot_id|>", "<|im_start|>", "<|im_end|>"]
+    )
+    return tokenizer
+
+
+@pytest.mark.parametrize(
+    ("template", "end"),
+    [
+        (LLAMA3, "<|eot_id|>"),
+        (CHATML, "<|im_end|>"),
+        (MARKED, "<|eot_id|>"),  # what is not learnt ends nothing
+        (PLAIN, None),
+        (REFUSES, None),
+        (None, None),
+    ],
+)
+def test_an_answer_ends_at_the_last_added_token_that_is_learnt(
+    template: str | None, end: str | None, tokenizer: HuggingFaceTokenizer
+) -> None:
+    found = end_of_turn(tokenizer, template)
+    assert (None if found is None else tokenizer.decode([found])) == end
