@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from megatron_kd import __version__
 from megatron_kd.config.container import ConfigContainer
@@ -21,9 +20,7 @@ from megatron_kd.resolve.flags import HELP, flags_help
 from megatron_kd.runtime.exit_code import clear_exit_code, record_exit_code
 from megatron_kd.runtime.lock import RUN
 from megatron_kd.runtime.signals import listening
-
-if TYPE_CHECKING:
-    from megatron_kd.training.hooks.hook import Hook
+from megatron_kd.training.hooks.hook import Hook, hook_problems
 
 _USAGE = """\
 {usage} [--config-file FILE] [FLAG ...] [section.field=value ...]
@@ -61,8 +58,8 @@ def main(
             except ConfigError as error:
                 return _refuse(error, rank, run_dir=None)
             run_dir = Path(checked.config.logger.run_dir)
-            if checked.problems:
-                return _refuse(ConfigError(checked.problems), rank, run_dir)
+            if wrong := [*checked.problems, *hook_problems(hooks)]:
+                return _refuse(ConfigError(wrong), rank, run_dir)
             if rank == 0:
                 _announce(checked, world_size)
             quieten_libraries()

@@ -8,14 +8,13 @@ import pytest
 
 from megatron_kd.config.run_config import save_run_config
 from megatron_kd.run import main
+from megatron_kd.training.pace import MEASURED_TIMES
 from tests.ranks import run_ranks
 from tests.tiny import read_metrics, tiny_config, train_and_read
 
-TIMES = ("seconds", "tokens_per_second")
-
 
 def without_times(records: list[dict]) -> list[dict]:
-    return [{name: value for name, value in record.items() if name not in TIMES} for record in records]
+    return [{name: value for name, value in record.items() if name not in MEASURED_TIMES} for record in records]
 
 
 @pytest.mark.parametrize(

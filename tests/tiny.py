@@ -97,3 +97,9 @@ def train_and_read(cfg: ConfigContainer, *hooks: Any) -> list[dict[str, Any]]:
 def read_metrics(run_dir: Path) -> list[dict[str, Any]]:
     """The records of a run's metrics.jsonl."""
     return [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+
+
+def metrics_of(record: dict[str, Any]) -> dict[str, Any]:
+    """The metrics of a validation line, without what says which line it is."""
+    which = ("step", "split", "timestamp", "consumed_samples", "consumed_tokens")
+    return {name: value for name, value in record.items() if name not in which}

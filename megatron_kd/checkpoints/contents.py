@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from dataclasses import fields
 from pathlib import Path
@@ -17,6 +18,7 @@ from megatron_kd.config.sections import TokenizerConfig
 from megatron_kd.errors import ConfigError, InputError
 
 RUN_STATE = "run_state.json"
+BEST = "best.json"
 MANIFEST = "manifest.json"
 CHAT_TEMPLATE = "chat_template.jinja"  # of the conversations that the model was trained on
 METADATA = "metadata.json"  # what makes a folder a checkpoint of megatron-core
@@ -68,6 +70,30 @@ def find_checkpoint(path: str | Path, field: str) -> Path:
         f"{field}={path}: no checkpoint there; give a folder such as RUN_DIR/checkpoints/iter_0001000, "
         "written by a run with checkpoint.save=true"
     )
+
+
+def best_checkpoint(run_dir: Path) -> Path:
+    """The checkpoint of a run's best validation, which the run's `best.json` names.
+
+    Raises:
+        InputError: no such file, or no checkpoint of that step.
+    """
+    path = run_dir / BEST
+    try:
+        best = json.loads(path.read_text(encoding="utf-8"))
+        what, step = f"{best['metric']} {best['value']:.6g}", int(best["step"])
+    except OSError:
+        why = "is not there; name the folder of a run that has validated, or a checkpoint without --best"
+        raise InputError(f"--best: {path}: {why}") from None
+    except (KeyError, TypeError, ValueError) as error:
+        why = f"names no validation by a metric ({error!r}), as those of earlier versions"
+        raise InputError(f"--best: {path}: {why}; name a checkpoint without --best") from None
+    found = complete_checkpoints(run_dir / "checkpoints")
+    if step not in found:
+        there = f"there are those of steps {list(found) or 'none'}"
+        cure = "runs with checkpoint.save_best=true save it"
+        raise InputError(f"--best: {path}: step {step}, with {what}, has no checkpoint; {there}; {cure}")
+    return found[step]
 
 
 def _tracked(tracker: Path, field: str) -> int:

@@ -6,7 +6,7 @@ import os
 import secrets
 import shutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -41,11 +41,13 @@ def publish(partial: Path, final: Path) -> None:
     sync(final.parent)
 
 
-def delete_old(folder: Path, keep: int | None) -> None:
-    """Delete all but the newest `keep` complete checkpoints; None keeps all."""
+def delete_old(folder: Path, keep: int | None, besides: Collection[int] = ()) -> None:
+    """Delete all but the newest `keep` complete checkpoints and those of the steps `besides`; None keeps all."""
     if keep is None:
         return
-    for path in list(complete_checkpoints(folder).values())[: -max(keep, 1)]:
+    for step, path in list(complete_checkpoints(folder).items())[: -max(keep, 1)]:
+        if step in besides:
+            continue
         doomed = _other_name(path, "deleted")
         with _telling(path):
             os.rename(path, doomed)  # first: half a checkpoint never has its name

@@ -21,7 +21,7 @@ class RunState:
         vocab_size: token ids of the model, without padding.
         quantization: the fake quantisation that the model was trained with, if any; its scales are among the tensors.
         scheduler, balancer: the states of the schedule and of the loss balancer, numbers and texts.
-        best: the best validation so far: its step and loss.
+        best: the validations so far, and the best of them; of earlier versions, the step and loss of the best.
         layout: sizes of the parallel layout by name; the random state is that of its ranks.
     """
 

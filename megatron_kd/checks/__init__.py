@@ -24,6 +24,7 @@ from megatron_kd.checks.schedules import (
     schedule_problems,
 )
 from megatron_kd.checks.student_from_teacher import from_teacher_problems
+from megatron_kd.checks.validations import best_problems
 from megatron_kd.checks.vocabularies import vocabulary_problems
 from megatron_kd.checks.weight_origins import weight_problems
 from megatron_kd.config.container import ConfigContainer
@@ -75,6 +76,7 @@ CHECKS = (
     Check(Group.TRAINING, training_data_problems),
     Check(Group.TRAINING, optimizer_problems),
     Check(Group.SCHEDULE, schedule_problems),
+    Check(Group.TRAINING, best_problems),
     Check(Group.TRAINING, output_problems),
 )
 

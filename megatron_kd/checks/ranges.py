@@ -47,6 +47,7 @@ SECTION_RULES: dict[str, Rule] = {
     "train.micro_batch_size": POSITIVE,
     "validation.eval_interval": NOT_NEGATIVE,
     "validation.eval_iters": NOT_NEGATIVE,
+    "validation.patience": POSITIVE,
     "optimizer.lr": POSITIVE,
     "optimizer.min_lr": NOT_NEGATIVE,
     "optimizer.weight_decay": NOT_NEGATIVE,

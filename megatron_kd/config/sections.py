@@ -24,10 +24,16 @@ class TrainConfig:
 
 @dataclass(kw_only=True)
 class ValidationConfig:
-    """When to evaluate on held-out data. `eval_interval` 0 means only at the end; `eval_iters` are global batches."""
+    """When to evaluate on held-out data, and what follows. `eval_interval` 0 means only at the end.
+
+    The best validation is that of the best `best_metric`, one of `config.metrics.comparable`. With `patience`, a run
+    ends after that many validations in a row without a better one.
+    """
 
     eval_interval: int = 100
-    eval_iters: int = 10
+    eval_iters: int = 10  # global batches
+    best_metric: str | None = None  # None: teacher_kl with a teacher, else lm_loss
+    patience: int | None = None  # None: never ends early
 
 
 @dataclass(kw_only=True)
@@ -128,7 +134,8 @@ class CheckpointConfig:
     save: bool = True
     save_interval: int = 1000  # in iterations; the last iteration is always saved
     async_save: bool = False  # write while training continues, from a copy of the state in host memory
-    most_recent_k: int | None = None  # None: keep all
+    save_best: bool = False  # also save whenever a validation is the best so far
+    most_recent_k: int | None = None  # None: keep all; the best is kept besides
     pretrained_checkpoint: str | None = None  # the student's weights to start from
     resume: Literal["auto", "never"] | int = "auto"  # or the step to continue from
     save_hf: bool | Literal["each"] = False
@@ -142,6 +149,7 @@ class LoggerConfig:
     log_interval: int = 1
     tensorboard: bool = True
     progress: Literal["auto", "bar", "plain", "off"] = "auto"
+    verbose: bool = False  # print the table of teacher placements that `auto` chose from
 
 
 @dataclass(kw_only=True)

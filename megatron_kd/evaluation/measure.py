@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron_kd.checks.inputs import checked_tokenizer
 from megatron_kd.config.derived import derived
+from megatron_kd.errors import InputError
 from megatron_kd.evaluation.report import Report
 from megatron_kd.evaluation.settings import Evaluation
 from megatron_kd.runtime.timeouts import set_group_timeouts
@@ -43,6 +44,9 @@ def measure(evaluation: Evaluation) -> Report:
         with watching(run.doing, None, end_rank):
             result = evaluate(run, data.validation())
         assert result is not None, "this command does not support a request to stop"
+        if result["tokens"] == 0:
+            why = "no token of these batches counts in the loss, so there is nothing to measure"
+            raise InputError(f"validation.eval_iters={cfg.validation.eval_iters}: {why}; evaluate more data, or other")
         if not evaluation.own:
             result = {name: result[name] for name in _COMPARABLE if name in result}
         return _report(run, evaluation, result)

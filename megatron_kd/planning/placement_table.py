@@ -30,7 +30,7 @@ def plan_text(run: Workload, choice: Choice, device_memory_bytes: float | None) 
 
 
 def memory_table(estimates: Sequence[Estimate], device_memory_bytes: float | None) -> str:
-    """The table of that output, which a run prints when it selects a strategy itself."""
+    """The table of that output, which a run with `logger.verbose` prints when it selects a strategy itself."""
     return _grid(_rows(estimates, device_memory_bytes))
 
 

@@ -20,10 +20,17 @@ from megatron_kd.teachers.teacher_layout import running_workload
 
 @dataclass(frozen=True)
 class ChosenStrategy:
-    """The strategy, and what to tell the user about the choice: empty where there was none."""
+    """The strategy of a run.
+
+    Attributes:
+        strategy: where the teacher is.
+        why: `auto`'s reason, in a line; empty where the strategy was asked for.
+        table: of the estimates that it compared.
+    """
 
     strategy: Strategy
-    lines: tuple[str, ...] = ()
+    why: str = ""
+    table: str = ""
 
 
 def choose_strategy(
@@ -43,9 +50,10 @@ def choose_strategy(
         _refuse(choice, asked, memory, asked.name)
         return ChosenStrategy(asked)
     _refuse(choice, choice.strategy, memory, AUTO)
-    table = memory_table(choice.estimates, memory)
-    taken = f"auto takes {choice.strategy.name}: {choice.reason}"
-    return ChosenStrategy(choice.strategy, (*table.splitlines(), taken))
+    needed = next(e.peak_bytes for e in choice.estimates if e.strategy is choice.strategy)
+    share = f"about {needed / 1e9:.2g} of {memory / 1e9:.3g} GB per rank"
+    why = f"auto takes {choice.strategy.name}: {choice.reason}; {share}; `megatron-kd plan` shows all"
+    return ChosenStrategy(choice.strategy, why, memory_table(choice.estimates, memory))
 
 
 def _device_memory(cfg: ConfigContainer, layout: Layout) -> float:

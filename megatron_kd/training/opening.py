@@ -10,8 +10,8 @@ from megatron_kd.training.run_state import Run
 
 
 def opening_lines(run: Run, resumption: Resumption) -> list[str]:
-    """The checkpoints that were refused, then the run and its losses, a line each."""
-    return [*resumption.notes, *_of_the_run(run, resumption), *_of_the_losses(run)]
+    """The checkpoints that were refused, then the run, its losses and its end, a line each."""
+    return [*resumption.notes, *_of_the_run(run, resumption), *_of_the_losses(run), *_of_the_patience(run)]
 
 
 def _of_the_run(run: Run, resumption: Resumption) -> list[str]:
@@ -30,13 +30,22 @@ def _of_the_losses(run: Run) -> list[str]:
         return []
     lines = list[str]()
     if run.placement is not None:
-        lines += [*run.placement.lines, f"teacher: {run.placement.strategy.name}"]
+        lines += run.placement.table.splitlines() if run.cfg.logger.verbose else []
+        lines.append(f"teacher: {run.placement.why or run.placement.strategy.name}")
     reason = why_materialised(kd)
     lines.append(f"logit loss: materialised, since {reason}" if reason else "logit loss: fused, without logits")
     lines += _shared_ids(run.cfg, run.derived)
     if kd.loss_balancer == "modelopt":
         lines.append("warning: with loss_balancer=modelopt a step depends on how its batch is split")
     return lines
+
+
+def _of_the_patience(run: Run) -> list[str]:
+    patience, interval = run.cfg.validation.patience, run.cfg.validation.eval_interval
+    times = -(-run.derived.train_iters // interval) if interval else 1
+    if patience is None or patience < times - 1:  # the first is the best so far, and the last is at the end anyway
+        return []
+    return [f"warning: validation.patience={patience} cannot end this run early: it validates {times} times in all"]
 
 
 def _shared_ids(cfg: ConfigContainer, values: Derived) -> list[str]:

@@ -2,30 +2,37 @@
 
 from __future__ import annotations
 
-from megatron_kd.training.run_state import ForwardRun
+from megatron_kd.config.metrics import unmeasured
+from megatron_kd.training.pace import Pace
+from megatron_kd.training.run_state import ForwardRun, Run
 from megatron_kd.training.step import StepReport
 
 
-def step_record(run: ForwardRun, report: StepReport, seconds: float) -> dict[str, float]:
-    """Those of a step that took `seconds`."""
+def step_record(run: ForwardRun, report: StepReport, pace: Pace) -> dict[str, float]:
+    """Those of a step, with the pace since the last logged line."""
     return {
         **measured(run, report.means, training=True),
         "grad_norm": report.grad_norm,
         "lr": report.lr,
         "tokens": report.tokens,
-        "tokens_per_second": report.tokens / seconds,
-        "seconds": seconds,
+        **pace.record(),
+    }
+
+
+def step_tokens(run: ForwardRun) -> int:
+    """Tokens that a step reads, padding and masked ones included."""
+    return run.derived.global_batch_size * run.cfg.model.seq_length
+
+
+def consumed(run: Run) -> dict[str, int]:
+    """Samples and tokens that the run has been trained on since its first step, in all attempts."""
+    return {
+        "consumed_samples": run.step * run.derived.global_batch_size,
+        "consumed_tokens": run.step * step_tokens(run),
     }
 
 
 def measured(run: ForwardRun, values: dict[str, float], *, training: bool) -> dict[str, float]:
-    """`values` without those that this run does not measure, which are 0 by construction."""
-    absent: tuple[str, ...] = ("teacher_kl", "teacher_top1_agreement", "teacher_top5_agreement") if training else ()
-    kd = run.cfg.models.kd
-    if kd is None:
-        absent = ("logits_loss", "intermediate_loss", "teacher_")
-    else:
-        absent += ("lm_loss",) if training and kd.skip_lm_loss else ()
-        absent += () if kd.logit_kl_topk else ("teacher_topk_mass",)
-        absent += () if kd.intermediate_layer_pairs else ("intermediate_loss",)
+    """`values` without those that this run does not measure, which are 0 by construction, or cannot be compared by."""
+    absent = unmeasured(run.cfg.models.kd, training=training)
     return {name: value for name, value in values.items() if not name.startswith(absent)}

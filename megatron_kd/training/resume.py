@@ -27,7 +27,7 @@ def resume(run: Run) -> Resumption:
 
     Rank 0 lists the checkpoints. All ranks verify the same checkpoint together before they change any state of the
     run. With `auto`, a corrupt checkpoint is set aside and the previous one is used. A run that saves then deletes
-    checkpoints beyond `checkpoint.most_recent_k`.
+    checkpoints beyond `checkpoint.most_recent_k`, but not that of the best validation.
 
     Raises:
         InputError: `checkpoint.resume` is a step that was never saved, or the checkpoint belongs to another model.
@@ -49,11 +49,11 @@ def resume(run: Run) -> Resumption:
         raise InputError(
             f"checkpoint.resume={wanted}: no such checkpoint in {folder}; there are {list(found) or 'none'}"
         )
-    load_checkpoint(run, checkpoint or verify(found[at]))
+    changes = load_checkpoint(run, checkpoint or verify(found[at]))
     notes = on_rank_0(lambda: _set_aside(run, found, refused))
     if run.cfg.checkpoint.save:
         finish_checkpoint(run, found[at])  # the run may have been killed before it could, or keep fewer now
-    return Resumption(found[at], notes)
+    return Resumption(found[at], (*notes, *changes))
 
 
 def _newest_valid(found: dict[int, Path]) -> tuple[Verified | None, dict[int, str]]:

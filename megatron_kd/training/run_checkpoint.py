@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,7 @@ from megatron_kd.checkpoints.reading import Verified, load, mismatches, refuse_o
 from megatron_kd.checkpoints.saved_state import RunState
 from megatron_kd.checkpoints.shards import plan_shards
 from megatron_kd.checkpoints.writing import Draft, attempt, begin, complete
+from megatron_kd.config.metrics import best_metric
 from megatron_kd.config.run_config import dump_config
 from megatron_kd.data.chat.trained_template import trained_template
 from megatron_kd.distillation.convert import load_projections, plain_students, projection_sharded_state
@@ -21,8 +21,9 @@ from megatron_kd.errors import CheckpointCorrupt, InputError
 from megatron_kd.models.fake_quantization import expect_input_scales
 from megatron_kd.runtime.seeds import random_state, reseed, set_random_state
 from megatron_kd.runtime.together import on_rank_0, raised_together
+from megatron_kd.training.best import as_saved, resumed_best
 from megatron_kd.training.optimizer_state import create_state, load_state
-from megatron_kd.training.run_state import Best, ForwardRun, Run
+from megatron_kd.training.run_state import ForwardRun, Run
 
 # Optimizer state is kept in the shape of the parameters, so that TP, PP and DP may change before it is loaded.
 _SHARDING = {"distrib_optim_sharding_type": "fully_reshardable"}
@@ -44,6 +45,7 @@ def save_checkpoint(run: Run) -> Path:
 
 def draft_checkpoint(run: Run) -> Draft | None:
     """Plan the checkpoint of `run.step`; None if it is there already. Every rank must call this."""
+    run.best = run.best.with_checkpoint(run.step)
     final = checkpoint_path(run.derived.checkpoints_dir, run.step)
     if on_rank_0(final.exists):
         return None
@@ -57,15 +59,19 @@ def draft_checkpoint(run: Run) -> Draft | None:
 
 
 def finish_checkpoint(run: Run, saved: Path) -> None:
-    """Delete old checkpoints once `saved` is complete."""
-    on_rank_0(lambda: delete_old(saved.parent, run.cfg.checkpoint.most_recent_k))
+    """Delete old checkpoints once `saved` is complete, but never that of the best validation."""
+    best = {run.best.saved.step} if run.best.saved else set[int]()
+    on_rank_0(lambda: delete_old(saved.parent, run.cfg.checkpoint.most_recent_k, besides=best))
 
 
-def load_checkpoint(run: Run, checkpoint: Verified) -> None:
+def load_checkpoint(run: Run, checkpoint: Verified) -> tuple[str, ...]:
     """Restore the run to the state saved in `checkpoint`. Every rank must call this.
 
     The parallel layout may differ. Random number generators are then seeded from the seed, the step and the rank's
     coordinates in the new layout, since the states of the old ranks do not map to the new ones.
+
+    Returns:
+        Notes to report.
 
     Raises:
         InputError: it belongs to another model.
@@ -93,11 +99,12 @@ def load_checkpoint(run: Run, checkpoint: Verified) -> None:
     if "kd" in loaded:
         load_projections(run.students, loaded["kd"])
     load_state(run.optimizer, loaded["optimizer"])
-    _load_run_state(run, common, checkpoint.folder)
+    notes = _load_run_state(run, common, checkpoint.folder)
     if same_ranks:
         set_random_state(loaded["random"])
     else:
         reseed(run.cfg.rng.seed, run.step)
+    return notes
 
 
 def _refuse_other_model(run: Run, state: dict[str, Any], checkpoint: Verified) -> None:
@@ -113,15 +120,16 @@ def _refuse_other_model(run: Run, state: dict[str, Any], checkpoint: Verified) -
     )
 
 
-def _load_run_state(run: Run, state: RunState, folder: Path) -> None:
+def _load_run_state(run: Run, state: RunState, folder: Path) -> tuple[str, ...]:
     try:
         run.scheduler.load_state_dict(dict(state.scheduler or {}))
         if run.balancer is not None and state.balancer:
             run.balancer.load_state_dict(dict(state.balancer))
-        run.best = Best(**state.best) if state.best else None
+        run.best, note = resumed_best(state.best, best_metric(run.cfg))
     except (KeyError, TypeError) as error:
         raise CheckpointCorrupt(f"{folder}: its run_state.json lacks {error}") from error
     run.step = state.step
+    return (note,) if note else ()
 
 
 def _refuse_other_quantization(run: Run, path: Path, saved: str | None) -> None:
@@ -183,7 +191,7 @@ def _run_state(run: Run) -> RunState:
         quantization=run.cfg.model.quantization,
         scheduler=run.scheduler.state_dict(),
         balancer=run.balancer.state_dict() if run.balancer is not None else None,
-        best=asdict(run.best) if run.best is not None else None,
+        best=as_saved(run.best),
         layout=_layout(run),
     )
 

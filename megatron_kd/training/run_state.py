@@ -13,6 +13,7 @@ from torch import nn
 from megatron_kd.checkpoints.model_weights import load_scales, load_weights
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
+from megatron_kd.config.metrics import best_metric
 from megatron_kd.distillation.balance import Balancer
 from megatron_kd.distillation.convert import build_distillation, hidden_teachers
 from megatron_kd.distillation.forward import Forward
@@ -28,6 +29,7 @@ from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
 from megatron_kd.teachers.build_teacher import build_teacher
 from megatron_kd.teachers.in_flight import InFlight
 from megatron_kd.teachers.protocol import Teacher
+from megatron_kd.training.best import Best
 from megatron_kd.training.optimizer import build_optimizer, build_scheduler, in_precision, wrap_for_training
 
 
@@ -60,26 +62,18 @@ class ForwardRun:
         return self.objective.balancer
 
 
-@dataclass(frozen=True)
-class Best:
-    """The lowest validation loss so far, and after how many steps it was measured."""
-
-    step: int
-    loss: float
-
-
 @dataclass(kw_only=True)
 class Run(ForwardRun):
     """One rank's part of a run that trains.
 
     Attributes:
-        best: the best validation so far.
+        best: the validations so far, and the best of them.
     """
 
     chunks: list[DistributedDataParallel]
     optimizer: ChainedOptimizer
     scheduler: OptimizerParamScheduler
-    best: Best | None = None
+    best: Best
 
 
 def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
@@ -94,7 +88,8 @@ def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:
         chunks = wrap_for_training(models.chunks, cfg, layout, models.doing)
         optimizer = build_optimizer(chunks, cfg, DTYPES[derived.student_dtype])
     scheduler = build_scheduler(optimizer, cfg, derived)
-    return Run(**{**vars(models), "chunks": chunks}, optimizer=optimizer, scheduler=scheduler)
+    best = Best(best_metric(cfg))
+    return Run(**{**vars(models), "chunks": chunks}, optimizer=optimizer, scheduler=scheduler, best=best)
 
 
 def build_forward(cfg: ConfigContainer, derived: Derived, layout: Layout) -> ForwardRun:

@@ -10,14 +10,15 @@ from pathlib import Path
 from types import TracebackType
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.errors import InputError, LostRank, Preempted
+from megatron_kd.errors import ConfigError, InputError, LostRank, Preempted
 from megatron_kd.huggingface.into_config import with_huggingface
 from megatron_kd.runtime.exit_code import record_exit_code
 from megatron_kd.runtime.signals import StopSignals, listening
 from megatron_kd.runtime.watch import end_rank, watching
-from megatron_kd.training.hooks.hook import Hook, Loop
+from megatron_kd.training.hooks.hook import Hook, Loop, hook_problems
 from megatron_kd.training.hooks.in_order import hooks_in_order
-from megatron_kd.training.records import step_record
+from megatron_kd.training.pace import Pace
+from megatron_kd.training.records import step_record, step_tokens
 from megatron_kd.training.starting import started_run
 from megatron_kd.training.step import train_step
 
@@ -58,21 +59,27 @@ def train(cfg: ConfigContainer, hooks: Sequence[Hook] = ()) -> dict[str, float]:
         The last evaluation's values; empty where there was none.
 
     Raises:
-        ConfigError: problems of Hugging Face folders, and those that show once the tokenizers are read; before ranks
-            wait for each other.
+        ConfigError: invalid hooks, problems of Hugging Face folders, and those that show once the tokenizers are
+            read; before ranks wait for each other.
         Preempted: a rank was sent SIGTERM, SIGUSR1 or SIGINT; after a step that all ranks have taken and saved.
         MegatronKDError: see the exit codes in `megatron_kd.errors`.
     """
+    if wrong := list(hook_problems(hooks)):
+        raise ConfigError(wrong)
     with listening() as stop, started_run(with_huggingface(cfg)) as (run, data, resumption):
         loop = Loop(run, resumption, hooks_in_order(data, stop, hooks))
         with _under_way(loop, stop):
             batches = data.training(run.step)
+            pace = Pace()
             while loop.steps_left and not loop.stopping:
                 loop.announce(Hook.before_step)
                 start = time.perf_counter()
                 report = train_step(run, batches, stop)
                 loop.stopping = report.stop_requested
-                loop.announce(Hook.after_step, step_record(run, report, time.perf_counter() - start))
+                pace = pace.after_step(step_tokens(run), report.tokens, time.perf_counter() - start)
+                loop.announce(Hook.after_step, step_record(run, report, pace))
+                if loop.is_due(run.cfg.logger.log_interval):
+                    pace = Pace()
             _raise_if_work_is_left(loop)
             return dict(loop.evaluation)
 

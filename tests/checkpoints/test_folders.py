@@ -47,6 +47,14 @@ def test_the_newest_are_kept(keep: int | None, left: list[int], tmp_path: Path) 
     assert len(list(tmp_path.iterdir())) == len(left) + 1
 
 
+def test_one_that_is_named_is_kept_besides_the_newest(tmp_path: Path) -> None:
+    make(tmp_path, 1, 2, 3, 4)
+    delete_old(tmp_path, 2, besides={1})
+    assert list(complete_checkpoints(tmp_path)) == [1, 3, 4]
+    delete_old(tmp_path, 2, besides={4})
+    assert list(complete_checkpoints(tmp_path)) == [3, 4]
+
+
 def test_one_that_is_being_deleted_has_no_name(tmp_path: Path) -> None:
     make(tmp_path, 1, 2)
 

@@ -17,7 +17,7 @@ from megatron_kd.commands import cli
 from megatron_kd.evaluation.report import Report, table
 from tests.evaluation.trained import STUDENTS, Trained
 from tests.ranks import RankFailed, run_ranks
-from tests.tiny import read_metrics
+from tests.tiny import metrics_of, read_metrics
 
 OTHER_LAYOUTS = (
     ["model.tensor_model_parallel_size=2"],
@@ -40,7 +40,7 @@ def evaluate_each(arguments: list[list[str]], output: str) -> list[dict[str, Any
 def record(run: Path) -> dict[str, Any]:
     """A run's last validation line, without what says which it is."""
     last = [line for line in read_metrics(run) if line["split"] == "validation"][-1]
-    return {name: value for name, value in last.items() if name not in ("step", "split")}
+    return metrics_of(last)
 
 
 @pytest.mark.slow

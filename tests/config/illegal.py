@@ -227,7 +227,7 @@ _OF_A_MODEL = {
 _OF_A_RUN = {
     POSITIVE: (
         "train.train_iters train.num_epochs train.global_batch_size train.micro_batch_size optimizer.lr "
-        "optimizer.adam_eps scheduler.lr_decay_iters scheduler.lr_wsd_decay_iters ddp.bucket_size "
+        "validation.patience optimizer.adam_eps scheduler.lr_decay_iters scheduler.lr_wsd_decay_iters ddp.bucket_size "
         "checkpoint.save_interval checkpoint.most_recent_k logger.log_interval dist.startup_timeout_s "
         "dist.step_timeout_s dist.checkpoint_timeout_s dist.device_memory_gb dist.num_threads "
         "model.teacher_micro_batch_size model.kd_config.kd_loss_scale model.kd_config.logit_kl_temperature "

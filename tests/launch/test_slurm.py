@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from megatron_kd.training.pace import MEASURED_TIMES
 from tests.launch.jobs import (
     RECIPE,
     WAIT_S,
@@ -37,7 +38,7 @@ def cluster() -> Iterator[Cluster]:
 
 def exact(run_dir: Path) -> list[dict[str, Any]]:
     """The log of a run, each float to its last bit, without times."""
-    records = [{k: v for k, v in r.items() if k not in ("seconds", "tokens_per_second")} for r in read_metrics(run_dir)]
+    records = [{k: v for k, v in r.items() if k not in MEASURED_TIMES} for r in read_metrics(run_dir)]
     return [{k: v.hex() if isinstance(v, float) else v for k, v in record.items()} for record in records]
 
 

@@ -56,7 +56,7 @@ def test_a_run_in_rounds_is_the_run_in_one(tmp_path) -> None:
     assert one[0] == [8] * 6  # five steps and an evaluation
     assert three[0] == [3, 3, 2] * 6
     for record, other in zip(three[1], one[1], strict=True):
-        assert record["loss"] == pytest.approx(other["loss"], rel=1e-5)
+        assert record["logits_loss"] == pytest.approx(other["logits_loss"], rel=1e-5)
 
 
 def test_more_copies_than_sequences(tmp_path) -> None:

@@ -10,6 +10,7 @@ import pytest
 import yaml
 
 from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
+from megatron_kd.training.pace import MEASURED_TIMES
 from tests.hooks import On
 from tests.ranks import run_ranks
 from tests.recipes.launch import checkout, run, run_recipe, torchrun
@@ -26,7 +27,6 @@ FLAGS = [
     *("--batch_size", "2"),
     *("--num_epochs", "0.25"),
 ]
-TIMES = ("seconds", "tokens_per_second")
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def losses(run_dir: Path) -> list[dict]:
-    return [{k: v for k, v in record.items() if k not in TIMES} for record in read_metrics(run_dir)]
+    return [{k: v for k, v in record.items() if k not in MEASURED_TIMES} for record in read_metrics(run_dir)]
 
 
 def run_saved(words: list[str], cwd: Path) -> int:

@@ -30,7 +30,7 @@ def chosen(cfg: ConfigContainer) -> dict[str, Any]:
             choice = choose_strategy(cfg, cfg.model, derived(cfg, layout.world_size), layout)
         except InputError as error:
             return {"error": str(error)}
-        return {"strategy": choice.strategy.name, "lines": choice.lines}
+        return {"strategy": choice.strategy.name, "why": choice.why, "table": choice.table}
 
 
 def config(folder: Path, strategy: str, memory_gb: float | None, **student: Any) -> ConfigContainer:
@@ -49,10 +49,10 @@ def test_with_room_for_copies_the_teacher_is_colocated_and_without_it_is_divided
     alone.model.share_teacher = False
     cramped = run_ranks(2, chosen, alone)
     assert [rank["strategy"] for rank in cramped] == ["balanced"] * 2
-    told = "\n".join(cramped[0]["lines"])
-    assert "colocated, gpu0, cpu would not fit" in told
-    assert told.splitlines()[-1].startswith("auto takes balanced: the fastest of those that fit")
-    assert told.splitlines()[0].split() == ["colocated", "balanced", "gpu0", "cpu"]
+    why = cramped[0]["why"]
+    assert why.startswith("auto takes balanced: the fastest of those that fit") and "\n" not in why
+    assert "colocated, gpu0, cpu would not fit; about 0.01" in why and "of 0.027 GB per rank" in why
+    assert cramped[0]["table"].splitlines()[0].split() == ["colocated", "balanced", "gpu0", "cpu"]
 
 
 def test_unequal_layouts_are_never_colocated(tmp_path: Path) -> None:

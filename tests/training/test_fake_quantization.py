@@ -12,7 +12,7 @@ import torch
 from megatron_kd.commands import cli
 from megatron_kd.config.container import ConfigContainer
 from tests.ranks import RankFailed, run_ranks
-from tests.tiny import tiny_config, train_and_read
+from tests.tiny import metrics_of, tiny_config, train_and_read
 from tests.training.test_run_checkpoint import losses, state_tensors, stop_after
 
 pytestmark = pytest.mark.slow  # whole runs on several ranks
@@ -133,7 +133,7 @@ def test_evaluation_is_of_the_quantised_student_by_its_own_scales(teacher: str, 
     cfg.optimizer.lr = 1e-3  # the weights part from those that scales were made of
     (run,) = run_ranks(1, train_and_read, cfg)
     (values,) = run_ranks(1, evaluated, str(tmp_path / "a"), str(tmp_path / "values.json"))
-    assert values == {name: value for name, value in run[-1].items() if name not in ("step", "split")}
+    assert values == metrics_of(run[-1])
 
 
 def test_the_weights_of_a_quantised_student_are_read_as_a_plain_models(teacher: str, tmp_path: Path) -> None:

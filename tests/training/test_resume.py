@@ -12,8 +12,6 @@ from typing import Any
 import pytest
 
 from megatron_kd.errors import CheckpointCorrupt, RunFolderInUse
-from megatron_kd.training.hooks.best import better, write_best
-from megatron_kd.training.run_state import Best
 from tests.faults.damage import flip_bit, remove, truncate
 from tests.faults.runs import train_on
 from tests.hooks import On
@@ -109,7 +107,7 @@ def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
 IN_A_CHECKPOINT = {
     "Run": {"students", "optimizer", "scheduler", "step", "best", "objective"},
     "Balancer": {"previous"},
-    "Best": {"step", "loss"},
+    "Best": {"metric", "last", "best", "saved", "waited"},
 }
 NOT_IN_A_CHECKPOINT = {
     "Run": {
@@ -178,27 +176,28 @@ def test_the_best_validation_survives_a_resume(tmp_path: Path) -> None:
     cfg.validation.eval_interval = 1
     cfg.optimizer.lr = 0.5  # so that the loss soon rises
     records = run_ranks(2, train_and_read, cfg)[0]
-    measured = {r["step"]: r["loss"] for r in records if r["split"] == "validation"}
+    measured = {r["step"]: r["teacher_kl"] for r in records if r["split"] == "validation"}
     best = min(measured, key=lambda step: measured[step])
-    said = {"step": best, "loss": measured[best]}
+    assert best % 2 == 0, "it has a checkpoint"
+    said = {
+        "metric": "teacher_kl",
+        "value": measured[best],
+        "step": best,
+        "checkpoint": str(tmp_path / f"checkpoints/iter_{best:07d}"),
+    }
     assert json.loads((tmp_path / "best.json").read_text()) == said
-    assert json.loads((tmp_path / "checkpoints/iter_0000006/run_state.json").read_text())["best"] == said
+    assert json.loads((tmp_path / "checkpoints/iter_0000006/run_state.json").read_text())["best"] == {
+        "metric": "teacher_kl",
+        "last": {"step": 6, "value": measured[6]},
+        "best": {"step": best, "value": measured[best]},
+        "saved": {"step": best, "value": measured[best]},
+        "waited": 6 - best,
+    }
     (tmp_path / "best.json").unlink()
     shutil.rmtree(tmp_path / "checkpoints/iter_0000006")
     again = run_ranks(2, train_on, cfg)[0]
     assert again.step == 4 and losses(again.records) == losses(records)
     assert json.loads((tmp_path / "best.json").read_text()) == said
-
-
-def test_only_a_lower_loss_is_better(tmp_path: Path) -> None:
-    first = better(None, 5, {"loss": 2.0})
-    assert first == Best(5, 2.0)
-    assert better(first, 6, {"loss": 2.0}) == better(first, 6, {"loss": float("nan")}) == first
-    assert better(None, 6, {"loss": float("nan")}) is None
-    assert better(first, 7, {"loss": 1.5}) == Best(7, 1.5)
-    write_best(tmp_path / "best.json", first)
-    write_best(tmp_path / "best.json", None)
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow

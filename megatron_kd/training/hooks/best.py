@@ -1,51 +1,73 @@
-"""The best validation of a run, kept in its state and in `run_dir/best.json`."""
+"""The best validation of a run, kept in its state and in `run_dir/best.json`, and the end of a run without better."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 
+from megatron_kd.checkpoints.contents import step_of
+from megatron_kd.checkpoints.folders import checkpoint_path
 from megatron_kd.messages import going_on_without
 from megatron_kd.runtime.files import replace_text
 from megatron_kd.runtime.together import on_rank_0
+from megatron_kd.training.best import Measured
 from megatron_kd.training.hooks.hook import Hook, Loop
-from megatron_kd.training.run_state import Best, Run
+from megatron_kd.training.run_state import Run
 
 
 class BestValidation(Hook):
-    """Keeps `run.best`, which checkpoints hold, and `best.json` with it."""
+    """Keeps `run.best`, which checkpoints hold, and `best.json` with it; reports that the run ends early."""
 
     def before_run(self, loop: Loop) -> None:
         """Write the file: it may be missing, or show a step that was lost."""
         _write(loop.run)
+        if loop.stopped_early:
+            cure = "raise validation.patience to train on"
+            loop.announce(Hook.message, f"this run has {_stopped(loop.run)}; nothing is trained; {cure}")
 
     def after_evaluation(self, loop: Loop, values: Mapping[str, float]) -> None:
-        """Update both if the loss is the lowest so far."""
-        best = better(loop.run.best, loop.run.step, values)
-        if best != loop.run.best:
-            loop.run.best = best
-            _write(loop.run)
+        """Count the validation. One that counted no token has no metrics, and says nothing."""
+        run = loop.run
+        if run.best.metric not in values:
+            return
+        run.best = run.best.with_validation(run.step, values[run.best.metric])
+        resumed_from = loop.resumption.checkpoint
+        if resumed_from is not None and step_of(resumed_from) == run.step:
+            run.best = run.best.with_checkpoint(run.step)  # a validation that the attempt before had no time for
+        _write(run)
+        if loop.stopped_early:
+            loop.announce(Hook.message, _stopped(run))
+
+    def after_save(self, loop: Loop, checkpoint: Path) -> None:
+        """Write the file: the best may have its checkpoint now."""
+        _write(loop.run)
 
 
-def better(best: Best | None, step: int, values: Mapping[str, float]) -> Best | None:
-    """`best`, or the validation after `step` steps if its loss is lower. NaN is never lower."""
-    loss = values["loss"]
-    return Best(step, loss) if loss == loss and (best is None or loss < best.loss) else best
+def write_best(file: Path, metric: str, best: Measured | None, checkpoints: Path) -> None:
+    """Make the file name a validation and its checkpoint, null where that is not complete.
 
-
-def write_best(file: Path, best: Best | None) -> None:
-    """Make the file say `best`. None, as after a resume from before the first validation, leaves no file.
-
-    A failing disk is reported and ends no run: checkpoints hold the record, and the next start writes the file again.
+    Without a validation, as after a resume from before the first one, there is no file. A failing disk is reported and
+    ends no run: checkpoints hold the record, and the next start writes the file again.
     """
     with going_on_without(file):
         if best is None:
             file.unlink(missing_ok=True)
-        else:
-            replace_text(file, json.dumps(asdict(best)) + "\n")
+            return
+        checkpoint = checkpoint_path(checkpoints, best.step)
+        saved = str(checkpoint) if checkpoint.is_dir() else None
+        content = {"metric": metric, "value": best.value, "step": best.step, "checkpoint": saved}
+        replace_text(file, json.dumps(content) + "\n")
 
 
 def _write(run: Run) -> None:
-    on_rank_0(lambda: write_best(run.derived.best_file, run.best))
+    values, best = run.derived, run.best
+    on_rank_0(lambda: write_best(values.best_file, best.metric, best.best, values.checkpoints_dir))
+
+
+def _stopped(run: Run) -> str:
+    best, patience = run.best, run.cfg.validation.patience
+    assert best.best is not None, "the first validation is the best one"
+    found = f"{best.metric} was best after step {best.best.step}, {best.best.value:.6g}"
+    since = f"and no better in the {best.waited} validations since (validation.patience={patience})"
+    return f"stopped early after step {run.step}: {found}, {since}"

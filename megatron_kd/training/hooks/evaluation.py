@@ -5,10 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from megatron_kd.runtime.signals import StopSignals
-from megatron_kd.runtime.together import on_rank_0
 from megatron_kd.training.held_out import evaluate
 from megatron_kd.training.hooks.hook import Hook, Loop
-from megatron_kd.training.hooks.metrics import has_record
 from megatron_kd.training.run_data import RunData
 
 
@@ -27,8 +25,10 @@ class Evaluation(Hook):
         self._data, self._stop = data, stop
 
     def before_run(self, loop: Loop) -> None:
-        """Evaluate if the previous attempt was stopped before it could."""
-        if loop.run.step > 0 and _is_due(loop) and not _is_recorded(loop):
+        """Evaluate if the checkpoint is without the evaluation of its step: the previous attempt had no time for it."""
+        last, step = loop.run.best.last, loop.run.step
+        counted = loop.stopped_early or (last is not None and last.step == step)
+        if step > 0 and _is_due(loop) and not counted:
             self._evaluate(loop)
 
     def after_step(self, loop: Loop, values: Mapping[str, float]) -> None:
@@ -49,9 +49,3 @@ class Evaluation(Hook):
 def _is_due(loop: Loop) -> bool:
     settings = loop.run.cfg.validation
     return settings.eval_iters > 0 and loop.is_due(settings.eval_interval)
-
-
-def _is_recorded(loop: Loop) -> bool:
-    """Whether `metrics.jsonl` has an evaluation of this step. Every rank must call this."""
-    run = loop.run
-    return on_rank_0(lambda: has_record(run.derived.metrics_file, run.step, "validation"))

@@ -23,7 +23,8 @@ class HuggingFaceExport(Hook):
 def _is_wanted(loop: Loop, checkpoint: Path) -> bool:
     """Whether `checkpoint` is to be exported. A run that is stopping has no time for any but its last one."""
     wanted = loop.run.cfg.checkpoint.save_hf
-    is_last = step_of(checkpoint) == loop.run.derived.train_iters
+    step = step_of(checkpoint)
+    is_last = step is not None and loop.is_last(step)
     return bool(wanted) and (is_last or (wanted == "each" and not loop.stopping))
 
 

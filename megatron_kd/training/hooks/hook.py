@@ -7,10 +7,12 @@ announces `after_evaluation`, `Saving` announces `after_save`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Concatenate, ParamSpec
+
+from megatron_kd.config.problem import Problem, Setting
 
 if TYPE_CHECKING:  # a recipe with a hook of its own imports this before the libraries are quiet
     from megatron_kd.training.resume import Resumption
@@ -49,6 +51,19 @@ class Hook:
         """The run ends, with `error` if there is one. The last hook is closed first."""
 
 
+def hook_problems(hooks: object) -> Iterator[Problem]:
+    """Everything that is passed as `hooks`, and is not a sequence of hooks."""
+    if isinstance(hooks, str) or not isinstance(hooks, Sequence):
+        yield Problem((Setting("hooks", repr(hooks)),), "must be a list of hooks", "pass hooks=[...]")
+        return
+    for index, hook in enumerate(hooks):
+        setting, name = Setting(f"hooks[{index}]", repr(hook)), getattr(hook, "__name__", "")
+        if isinstance(hook, type) and issubclass(hook, Hook):
+            yield Problem((setting,), "is a class, where its instance is called", f"pass {name}(...), as in [{name}()]")
+        elif not isinstance(hook, Hook):
+            yield Problem((setting,), "is not a hook", "pass an instance of a class derived from megatron_kd.Hook")
+
+
 @dataclass
 class Loop:
     """A run under way, as its hooks see it.
@@ -72,12 +87,23 @@ class Loop:
     @property
     def steps_left(self) -> int:
         """How many steps the run still has to take."""
-        return max(self.run.derived.train_iters - self.run.step, 0)  # a resumed run may be past its end
+        left = self.run.derived.train_iters - self.run.step
+        return 0 if self.stopped_early else max(left, 0)  # a resumed run may be past its end
+
+    @property
+    def stopped_early(self) -> bool:
+        """Whether `validation.patience` has ended the run: its last validations were no better than the best one."""
+        patience = self.run.cfg.validation.patience
+        return patience is not None and self.run.best.waited >= patience
+
+    def is_last(self, step: int) -> bool:
+        """Whether the run ends after `step` steps."""
+        return step == (self.run.step if self.stopped_early else self.run.derived.train_iters)
 
     def is_due(self, interval: int) -> bool:
         """Whether an action with this `interval` in steps is due now; after the last step all are. 0 is never."""
         step = self.run.step
-        return step == self.run.derived.train_iters or (interval > 0 and step % interval == 0)
+        return self.is_last(step) or (interval > 0 and step % interval == 0)
 
     def announce(
         self,

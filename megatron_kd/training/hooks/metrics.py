@@ -6,15 +6,17 @@ import json
 import os
 import sys
 from collections.abc import Mapping
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
 from megatron_kd.messages import going_on_without
 from megatron_kd.training.hooks.hook import Hook, Loop
+from megatron_kd.training.records import consumed
 
 
 class Metrics(Hook):
-    """Writes every `logger.log_interval`-th step and every evaluation."""
+    """Writes every `logger.log_interval`-th step and every evaluation, with what the run has been trained on."""
 
     def before_run(self, loop: Loop) -> None:
         """Open the files, without the lines of steps that were lost."""
@@ -25,11 +27,11 @@ class Metrics(Hook):
     def after_step(self, loop: Loop, values: Mapping[str, float]) -> None:
         """Write the step if it is due to be logged."""
         if loop.is_due(loop.run.cfg.logger.log_interval):
-            self._writer.write(loop.run.step, "train", values)
+            self._writer.write(loop.run.step, "train", {**values, **consumed(loop.run)})
 
     def after_evaluation(self, loop: Loop, values: Mapping[str, float]) -> None:
         """Write the evaluation."""
-        self._writer.write(loop.run.step, "validation", values)
+        self._writer.write(loop.run.step, "validation", {**values, **consumed(loop.run)})
 
     def close(self, loop: Loop, error: BaseException | None) -> None:
         """Write the lines that wait for room."""
@@ -44,12 +46,13 @@ class MetricsWriter:
     Args:
         path: of the JSONL file.
         tensorboard_dir: None writes no TensorBoard events.
-        resumed_step: lines of later steps belong to an attempt that was lost, and are dropped.
+        resumed_step: lines of later steps belong to an attempt that was lost, and are dropped; those that are there of
+            this step are not written again.
         enabled: false on all ranks but one.
     """
 
     def __init__(self, path: Path, tensorboard_dir: Path | None, resumed_step: int, enabled: bool) -> None:
-        self._path, self._enabled = path, enabled
+        self._path, self._enabled, self._there = path, enabled, set[tuple[int, str]]()
         self._waiting, self._failing = b"", False
         self._board: Any = None
         if not enabled:
@@ -57,6 +60,7 @@ class MetricsWriter:
         with going_on_without(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             _drop_after(path, resumed_step)
+            self._there = _lines_of(path, resumed_step)
         if tensorboard_dir is not None:
             from torch.utils.tensorboard import SummaryWriter
 
@@ -65,9 +69,10 @@ class MetricsWriter:
 
     def write(self, step: int, split: str, values: Mapping[str, float]) -> None:
         """Write the `values` of `split` ("train" or "validation") after `step` steps, at full precision."""
-        if not self._enabled:
+        if not self._enabled or (step, split) in self._there:
             return
-        self._waiting += (json.dumps({"step": step, "split": split, **values}) + "\n").encode()
+        now = datetime.now(timezone.utc).isoformat(timespec="milliseconds")
+        self._waiting += (json.dumps({"step": step, "split": split, "timestamp": now, **values}) + "\n").encode()
         self._flush()
         if (board := self._board) is not None:
             self._board = None  # for good, if it fails
@@ -100,12 +105,12 @@ class MetricsWriter:
         self._failing = bool(self._waiting)
 
 
-def has_record(path: Path, step: int, split: str) -> bool:
-    """Whether a `metrics.jsonl` has a line of `split` after `step` steps."""
+def _lines_of(path: Path, step: int) -> set[tuple[int, str]]:
+    """The lines that a `metrics.jsonl` has of a step, each as the step and its split."""
     if not path.exists():
-        return False
+        return set()
     records = (json.loads(line) for line in path.read_text(encoding="utf-8").splitlines() if line.endswith("}"))
-    return any(record["step"] == step and record["split"] == split for record in records)
+    return {(step, record["split"]) for record in records if record["step"] == step}
 
 
 def _drop_after(path: Path, step: int) -> None:

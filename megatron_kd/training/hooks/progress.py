@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Mapping
@@ -9,18 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.training.hooks.hook import Hook, Loop
+from megatron_kd.training.hooks.step_line import evaluation_lines, step_line
 from megatron_kd.training.opening import opening_lines
 
-_SHOWN = (
-    "loss",
-    "logits_loss",
-    "intermediate_loss",
-    "lm_loss",
-    "teacher_kl",
-    "teacher_top1_agreement",
-    "teacher_top5_agreement",
-    "perplexity",
-)
+_TEXT = 80  # columns that the text beside a bar may take
 
 
 class Progress(Hook):
@@ -65,45 +58,45 @@ class Display:
     """
 
     def __init__(self, style: str, total: int, done: int) -> None:
-        self._style = ("bar" if sys.stderr.isatty() else "plain") if style == "auto" else style
+        self._style = ("bar" if sys.stdout.isatty() else "plain") if style == "auto" else style
         self._total, self._start, self._done = total, time.monotonic(), done
         self._bar: Any = None
         if self._style == "bar":
-            from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+            from rich.progress import BarColumn, Progress, TextColumn
 
-            columns = (BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns)
+            room = _width() - _TEXT - 1
+            columns = [TextColumn("{task.description}", markup=False)]
+            self._bar = Progress(*columns, *([BarColumn(min(room, 40))] if room >= 10 else []))
             self._bar.start()
             self._task = self._bar.add_task("", total=total, completed=done)
 
     def step(self, step: int, values: Mapping[str, float], *, logged: bool) -> None:
         """Show that `step` steps are done; plain output shows logged steps only."""
-        text = f"{values['tokens_per_second']:.0f} tokens/s  {_losses(values)}  lr {values['lr']:.3g}"
+        left = (time.monotonic() - self._start) / max(step - self._done, 1) * (self._total - step)
         if self._bar is not None:
+            text = step_line(step, self._total, values, left, min(_width(), _TEXT))
             self._bar.update(self._task, completed=step, description=text)
         elif self._style == "plain" and logged:
-            print(f"step {step}/{self._total}  {text}  ETA {self._eta(step)}", flush=True)
+            print(step_line(step, self._total, values, left, _width()), flush=True)
 
     def say(self, text: str) -> None:
         """Show a line of text."""
         if self._bar is not None:
-            self._bar.print(text)
+            self._bar.console.print(text, markup=False, highlight=False, soft_wrap=True)
         elif self._style == "plain":
             print(text, flush=True)
 
     def evaluation(self, step: int, values: Mapping[str, float]) -> None:
         """Show the result of an evaluation."""
-        self.say(f"validation after {step} steps  {_losses(values)}")
+        for line in evaluation_lines(step, values, _width()):
+            self.say(line)
 
     def close(self) -> None:
         """Show nothing more."""
         if self._bar is not None:
             self._bar.stop()
 
-    def _eta(self, step: int) -> str:
-        seconds = (time.monotonic() - self._start) / max(step - self._done, 1) * (self._total - step)
-        return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d}"
 
-
-def _losses(values: Mapping[str, float]) -> str:
-    return "  ".join(f"{name} {values[name]:.4f}" for name in _SHOWN if name in values)
+def _width() -> int:
+    """Columns of the terminal, or of `COLUMNS`; 80 where the output goes elsewhere."""
+    return shutil.get_terminal_size().columns

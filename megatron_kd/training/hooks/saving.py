@@ -1,4 +1,4 @@
-"""Checkpoints: every `checkpoint.save_interval` steps, after the last step, and when the run is asked to stop."""
+"""Checkpoints: every `checkpoint.save_interval` steps, after the last one, when asked to stop, and of the best."""
 
 from __future__ import annotations
 
@@ -31,7 +31,8 @@ class Saving(Hook):
     def after_step(self, loop: Loop, values: Mapping[str, float]) -> None:
         """Save, or begin to in the background, if it is due."""
         settings = loop.run.cfg.checkpoint
-        if settings.save and (loop.stopping or loop.is_due(settings.save_interval)):
+        is_best = settings.save_best and loop.run.best.is_of(loop.run.step)
+        if settings.save and (loop.stopping or loop.is_due(settings.save_interval) or is_best):
             with _at_a_checkpoint(loop.run):
                 self._save(loop, in_background=settings.async_save)
 

@@ -197,9 +197,9 @@ ROWS = (
             Mutant(
                 "weights are read before the checkpoint is verified",
                 "megatron_kd/training/resume.py",
-                "    load_checkpoint(run, checkpoint or verify(found[at]))\n",
+                "    changes = load_checkpoint(run, checkpoint or verify(found[at]))\n",
                 "    from megatron_kd.checkpoints.reading import opened\n\n"
-                "    load_checkpoint(run, checkpoint or opened(found[at]))\n"
+                "    changes = load_checkpoint(run, checkpoint or opened(found[at]))\n"
                 "    if checkpoint is None:\n        verify(found[at])\n",
                 told="weights changed before",
             ),

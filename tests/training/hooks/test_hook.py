@@ -9,8 +9,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.training.hooks.hook import Hook, Loop
+from megatron_kd.training.hooks.hook import Hook, Loop, hook_problems
 from tests.ranks import run_ranks
 from tests.recipes.launch import ROOT
 from tests.tiny import read_metrics, tiny_config, train_and_read
@@ -97,6 +99,32 @@ def test_what_is_periodic_is_due_at_its_interval_and_after_the_last_step(tmp_pat
     assert [r["step"] for r in records if r["split"] == "train"] == [2, 4, 5]
     assert [r["step"] for r in records if r["split"] == "validation"] == [3, 5]
     assert sorted(path.name for path in (tmp_path / "checkpoints").iterdir()) == ["iter_0000004", "iter_0000005"]
+
+
+class Alarm(Hook):
+    """Not called."""
+
+
+@pytest.mark.parametrize(
+    ("hooks", "told"),
+    [
+        ([Alarm(), Alarm], ["hooks[1]=<class", "pass Alarm(...)"]),
+        ([print], ["hooks[0]=<built-in function print>: is not a hook"]),
+        (Alarm(), ["hooks=<", "must be a list"]),
+        ("Alarm", ["hooks='Alarm': must be a list"]),
+    ],
+)
+def test_anything_else_than_a_hook_is_refused_before_anything_starts(
+    hooks: Any, told: list[str], tmp_path: Path
+) -> None:
+    from megatron_kd.errors import ConfigError
+    from megatron_kd.training.train import train
+
+    with pytest.raises(ConfigError) as error:
+        train(tiny_config(tmp_path / "run"), hooks)
+    assert [text for text in told if text not in str(error.value)] == []
+    assert not (tmp_path / "run").exists()
+    assert list(hook_problems((Alarm(),))) == []
 
 
 def run_documented(cfg: ConfigContainer) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
 from megatron_kd.training.hooks.metrics import MetricsWriter
@@ -21,7 +22,17 @@ def write(path: Path, steps: list[int], resumed_step: int = 0, board: Path | Non
 
 def test_values_keep_full_precision(tmp_path: Path) -> None:
     write(tmp_path / "run/metrics.jsonl", [1])
-    assert lines(tmp_path / "run/metrics.jsonl") == [{"step": 1, "split": "train", "loss": 1 / 3 + 1}]
+    (line,) = lines(tmp_path / "run/metrics.jsonl")
+    written = datetime.fromisoformat(line.pop("timestamp"))
+    assert line == {"step": 1, "split": "train", "loss": 1 / 3 + 1}
+    assert written.utcoffset() == timedelta(0) and abs(datetime.now(timezone.utc) - written) < timedelta(minutes=1)
+
+
+def test_a_line_of_the_resumed_step_is_written_once(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    write(path, [1, 2])
+    write(path, [2, 3], resumed_step=2)
+    assert [line["step"] for line in lines(path)] == [1, 2, 3]
 
 
 def test_a_resumed_run_drops_the_lost_steps_and_goes_on(tmp_path: Path) -> None:
