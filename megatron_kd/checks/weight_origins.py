@@ -16,6 +16,7 @@ from megatron_kd.config.values import show
 from megatron_kd.errors import InputError
 from megatron_kd.huggingface.architecture import is_huggingface_folder, read_architecture
 from megatron_kd.huggingface.folder import folder_problems
+from megatron_kd.huggingface.other_folders import what_else
 
 _MAKE = (
     "a checkpoint folder of a megatron_kd run, runs/NAME/checkpoints/iter_0001000 (for the tiny recipes made by "
@@ -75,7 +76,8 @@ def _checkpoint(cfg: ConfigContainer, folder_name: str, model: str) -> Iterator[
             cure = f"set {model}.hf_path to it and this to null{otherwise}"
             yield Problem.of(cfg, folder_name, "is a Hugging Face folder", cure)
         else:
-            yield Problem.of(cfg, folder_name, "there is no checkpoint in this folder", f"give {_MAKE}{otherwise}")
+            cure = what_else(Path(folder)) or f"give {_MAKE}{otherwise}"
+            yield Problem.of(cfg, folder_name, "there is no checkpoint in this folder", cure)
         return
     yield from _other_sizes(cfg, folder_name, model)
 

@@ -10,11 +10,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_kd.checkpoints.contents import find_checkpoint
 from megatron_kd.commands.arguments import option
 from megatron_kd.config.sections import DatasetConfig, TokenizerConfig
 from megatron_kd.config.text_files import is_text_file
-from megatron_kd.huggingface.architecture import is_huggingface_folder
+from megatron_kd.huggingface.find_model import find_model
 
 if TYPE_CHECKING:
     from megatron_kd.config.gpt_model import GPTModelProvider
@@ -56,8 +55,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Prune, and say what was made."""
-    if not is_huggingface_folder(args.teacher):
-        find_checkpoint(args.teacher, "TEACHER")  # a path that is not there is reported before the heavy imports
+    find_model(args.teacher, "TEACHER")  # a path that is not there is reported before the heavy imports
     from megatron_kd.students.prune import prune, read_teacher
     from megatron_kd.students.prune_problems import Calibration
     from megatron_kd.students.pruned_sizes import Sizes

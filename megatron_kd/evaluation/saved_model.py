@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from megatron_kd.checkpoints.contents import architecture_of, find_checkpoint
+from megatron_kd.checkpoints.contents import architecture_of
 from megatron_kd.config.gpt_model import GPTModelProvider
-from megatron_kd.config.hub_names import looks_like_hub_name
 from megatron_kd.errors import InputError
-from megatron_kd.huggingface.architecture import is_huggingface_folder
+from megatron_kd.huggingface.architecture import read_architecture
+from megatron_kd.huggingface.find_model import find_model
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,10 @@ class SavedModel:
     is_huggingface: bool
 
     def provider(self, seq_length: int | None = None) -> GPTModelProvider:
-        """The model, with its weights from here, for sequences of `seq_length` (None: what the folder says).
+        """The model, with its weights from here, for sequences of `seq_length`.
 
-        A Hugging Face folder's own architecture is filled in when the configuration is made.
+        None is what a checkpoint's run had, and the default for a Hugging Face folder, or less where its model has
+        fewer positions. A Hugging Face folder's own architecture is filled in when the configuration is made.
 
         Raises:
             InputError: a checkpoint that does not say what model it holds.
@@ -34,7 +35,18 @@ class SavedModel:
             provider.checkpoint = str(self.folder)
         if seq_length is not None:
             provider.seq_length = seq_length
+        elif self.is_huggingface:
+            provider.seq_length = min(provider.seq_length, self._longest())
         return provider
+
+    def _longest(self) -> int:
+        """The longest sequence of a Hugging Face folder's model."""
+        try:
+            found = read_architecture(self.folder)
+        except InputError:
+            return GPTModelProvider().seq_length  # reported when the configuration is made
+        positions: int = found.fields["max_position_embeddings"]
+        return positions if found.window is None else min(positions, found.window)
 
 
 def saved_model(path: str | Path, field: str) -> SavedModel:
@@ -47,11 +59,4 @@ def saved_model(path: str | Path, field: str) -> SavedModel:
     Raises:
         InputError: there is no model.
     """
-    if is_huggingface_folder(path):
-        return SavedModel(Path(path), is_huggingface=True)
-    try:
-        return SavedModel(find_checkpoint(path, field), is_huggingface=False)
-    except InputError as error:
-        if looks_like_hub_name(path):
-            raise
-        raise InputError(f"{error}; or give a Hugging Face folder, which has a config.json") from None
+    return SavedModel(*find_model(path, field))

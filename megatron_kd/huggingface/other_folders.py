@@ -25,6 +25,18 @@ def few(items: list[str]) -> str:
 
 def why_no_config(folder: Path) -> str:
     """Why an existing path is not a Hugging Face model's folder."""
+    if (folder / METADATA).is_file() or (folder / MANIFEST).is_file():
+        return (
+            "is a checkpoint, not a Hugging Face folder; give it as checkpoint.pretrained_checkpoint (the student) or "
+            "model.teacher.checkpoint"
+        )
+    if recognised := what_else(folder):
+        return recognised
+    return f"there is no {CONFIG_FILE} in this folder, so it is not a Hugging Face model" + unfinished(folder)
+
+
+def what_else(folder: Path) -> str | None:
+    """A path's kind, if it is neither a checkpoint nor a model's folder, and the cure; None where that is not known."""
     if not folder.is_dir():
         return "is a file, not a folder; give the folder that has it"
     if not _names(folder):
@@ -33,14 +45,9 @@ def why_no_config(folder: Path) -> str:
         return adapter
     if deeper := sorted(str(path.parent.relative_to(folder)) for path in _configs_below(folder)):
         return f"there is no {CONFIG_FILE} in this folder, but in {few(deeper)}; give that folder"
-    if (folder / METADATA).is_file() or (folder / MANIFEST).is_file():
-        return (
-            "is a checkpoint, not a Hugging Face folder; give it as checkpoint.pretrained_checkpoint (the student) "
-            "or model.teacher.checkpoint"
-        )
     if others := list(_other_weights(folder)):
         return f"there is no {CONFIG_FILE} in this folder; {others[0]}"
-    return f"there is no {CONFIG_FILE} in this folder, so it is not a Hugging Face model" + unfinished(folder)
+    return None
 
 
 def why_adapter(folder: Path) -> str | None:

@@ -11,7 +11,7 @@ from itertools import islice
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from megatron_kd.checkpoints.contents import architecture_of, find_checkpoint
+from megatron_kd.checkpoints.contents import architecture_of
 from megatron_kd.checkpoints.model_weights import load_weights, saved_vocab_size
 from megatron_kd.checkpoints.weights_only import save_weights
 from megatron_kd.config.derived import padded_vocab_size
@@ -22,7 +22,8 @@ from megatron_kd.data.preprocessing.run_text import tokenised
 from megatron_kd.data.samples.datasets import build_datasets
 from megatron_kd.data.tokens.tokenizer import Tokenizer, load_tokenizer
 from megatron_kd.errors import ConfigError, InputError
-from megatron_kd.huggingface.architecture import is_huggingface_folder, provider_from_hf
+from megatron_kd.huggingface.architecture import provider_from_hf
+from megatron_kd.huggingface.find_model import find_model
 from megatron_kd.huggingface.read import load_huggingface
 from megatron_kd.models.build_gpt import ModelShard
 from megatron_kd.models.micro_batch import MicroBatch
@@ -50,9 +51,9 @@ def read_teacher(path: str | Path) -> GPTModelProvider:
     Raises:
         InputError: neither, or one that does not say what model it is.
     """
-    if is_huggingface_folder(path):
-        return provider_from_hf(path)
-    folder = find_checkpoint(path, "TEACHER")
+    folder, is_huggingface = find_model(path, "TEACHER")
+    if is_huggingface:
+        return provider_from_hf(folder)
     model = architecture_of(folder, "TEACHER")
     vocab_size = model.vocab_size or saved_vocab_size(folder)
     if vocab_size is None:

@@ -124,6 +124,7 @@ def test_commands(case: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFi
     empty.mkdir()
     write_config(folder, case.get("config", {}))
     write_files(folder, {"model.safetensors": {}}, MODEL)
+    write_files(empty, case.get("folder", {}), MODEL)
     places = {"recipe": str(RECIPE), "folder": str(folder), "empty": str(empty)}
     assert main([word.format(**places) for word in case["words"]]) == case["exit"]
     if case["exit"]:
