@@ -51,11 +51,7 @@ def run(args: argparse.Namespace) -> int:
     json_key = args.json_key or "text"
     # Checked again by `preprocess`, but only after the seconds that a tokenizer takes to load.
     checked_sources(
-        args.input,
-        args.output_prefix,
-        json_key=None if args.chat else json_key,
-        split_lines=args.split_lines,
-        ignored_keys=args.ignore_keys,
+        args.input, args.output_prefix, json_key=None if args.chat else json_key, split_lines=args.split_lines
     )
     tokenizer = load_huggingface(args.tokenizer, field="--tokenizer")
     template = None if args.chat_template is None else read_template(args.chat_template)

@@ -132,12 +132,21 @@ TEXT: dict[str, TextDamage] = {
     "no text": _is({}, {"body": "x"}, {"Text": "x"}),
     "surrogate": _line_replaced(lambda line, draw: rb'{"text": "\ud800"}'),
 }
+_LEFT_OUT: tuple[dict[str, object], ...] = (
+    {"reasoning_content": "y"},
+    {"name": "y"},
+    {"tool_calls": [{"function": {"name": "y", "arguments": {}}}]},
+)
 CHATS: dict[str, TextDamage] = {
     **{name: damage for name, damage in _LINES.items() if name in ("cut off", "zeroed", "no object")},
     "no messages": _is({}, {"messages": None}, {"messages": []}, {"messages": "x"}, {"text": "x"}),
     "bad role": _is(*({"messages": [{"role": role, "content": "x"}]} for role in ("root", None, 3))),
     "no content": _is(*({"messages": [{"role": "assistant", "content": value}]} for value in (3, None, ["a"]))),
     "no assistant": _is({"messages": [{"role": "user", "content": "x"}]}),
+    "speaker": _is(*({"conversations": [{"from": name, "value": "x"}]} for name in (["gpt"], {"a": 1}, 3, "me"))),
+    "left out": _is(*({"messages": [{"role": "assistant", "content": "x", **more}]} for more in _LEFT_OUT)),
+    "empty answer": _is({"messages": [{"role": "assistant", "content": " "}]}, {"prompt": "x", "completion": ""}),
+    "weight": _is(*({"messages": [{"role": "assistant", "content": "x", "weight": value}]} for value in (0.5, "0"))),
     "no message": _is({"messages": ["x"]}, {"messages": [3, {}]}),
 }
 

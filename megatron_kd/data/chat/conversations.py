@@ -111,7 +111,7 @@ class ChatTemplate:
         """The text, and the spans of characters marked in it."""
         template, names = self.text_for(conversation), self.tokenizer.special_tokens
         for name in conversation.template_kwargs:
-            if name in names or not re.search(rf"\b{re.escape(name)}\b", template):
+            if name in names or not ("chat_template_kwargs" in self.ignored or _reads(template, name)):
                 raise InputError(f"{where}: chat_template_kwargs has {name!r}, which the chat template does not read")
         variables = {
             "messages": conversation.messages,
@@ -164,6 +164,10 @@ class ChatReader:
     def documents(self, contents: Sequence[Document | None]) -> list[Document]:
         """See `Reader`."""
         return [document for document in contents if document is not None]
+
+
+def _reads(template: str, name: str) -> bool:
+    return re.search(rf"\b{re.escape(name)}\b", template) is not None
 
 
 def read_template(path: str | Path) -> str:

@@ -47,9 +47,7 @@ def values_left_out(conversation: Conversation, text: str, render: Render, ignor
     ]
     found += (f"{path} as JSON, but as Python" for path, value in marks.arguments if words.have_python(value))
     found += (path for path, without in _unmarked(conversation, marks.unchecked) if render(without) == text)
-    return found + [
-        f"{key!r} ({short(value)})" for key, value in conversation.beside.items() if not _is_in(value, words)
-    ]
+    return found + [f"{key!r} ({short(value)})" for key, value in _beside(conversation)]
 
 
 def told(left_out: list[str]) -> str:
@@ -65,14 +63,14 @@ class _Words:
     """The characters of a text without white space, which templates trim and add."""
 
     def __init__(self, text: str) -> None:
-        self._text = "".join(text.split())
+        self._text = _squeezed(text)
 
     def __contains__(self, value: Any) -> bool:
-        return any("".join(spelt.split()) in self._text for spelt in _spellings(value))
+        return any(_squeezed(spelt) in self._text for spelt in _spellings(value))
 
     def have_python(self, value: dict[str, Any]) -> bool:
         """Whether an object is there as Python writes it, by a template that takes it for a text, and not as JSON."""
-        python, *json_ = ("".join(text.split()) for text in (str(value), *_json(value)))
+        python, *json_ = (_squeezed(text) for text in (str(value), *_json(value)))
         return bool(value) and python in self._text and not any(text in self._text for text in json_)
 
 
@@ -112,8 +110,8 @@ class _Marks:
         return replace(
             conversation,
             messages=messages,
-            tools=tools and [self._tool(tool, f"tools[{index}]") for index, tool in enumerate(tools)],
-            documents=documents and self._text(documents, "documents"),
+            tools=tools if "tools" in self.unchecked else self._tool(tools, "tools"),
+            documents=documents if "documents" in self.unchecked else self._text(documents, "documents"),
         )
 
     def _of_message(self, message: Message, key: str, path: str) -> Any:
@@ -212,5 +210,13 @@ def _items(value: dict[str, Any] | list[Any]) -> Iterable[Any]:
     return value.values() if isinstance(value, dict) else value
 
 
-def _is_in(value: Any, words: _Words) -> bool:
-    return not _says(value) or (isinstance(value, str) and value in words)
+def _beside(conversation: Conversation) -> Iterator[tuple[str, Any]]:
+    """The record's other keys that say more than a message says again."""
+    contents = {_squeezed(message.get("content", "")) for message in conversation.messages}
+    for key, value in conversation.beside.items():
+        if _says(value) and not (isinstance(value, str) and _squeezed(value) in contents):
+            yield key, value
+
+
+def _squeezed(text: str) -> str:
+    return "".join(text.split())

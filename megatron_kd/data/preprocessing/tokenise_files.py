@@ -62,7 +62,7 @@ def preprocess(
             those are skipped; no document at all; or a disk that fails.
     """
     key = None if chat else json_key
-    sources = checked_sources(inputs, output_prefix, json_key=key, split_lines=split_lines, ignored_keys=ignored_keys)
+    sources = checked_sources(inputs, output_prefix, json_key=key, split_lines=split_lines)
     dtype = token_type(tokenizer.vocab_size)
     reader, options = _reader(tokenizer, json_key, append_eod, chat, chat_template, ignored_keys)
     made_of = {
@@ -120,12 +120,7 @@ def read_first_records(text: str | Path, tokenizer: Tokenizer, *, chat: bool) ->
 
 
 def checked_sources(
-    inputs: Sequence[str | Path],
-    output_prefix: str | Path,
-    *,
-    json_key: str | None,
-    split_lines: bool,
-    ignored_keys: Collection[str] = (),
+    inputs: Sequence[str | Path], output_prefix: str | Path, *, json_key: str | None, split_lines: bool
 ) -> list[Source]:
     """The inputs as sources, after checking what can be checked before any work.
 
@@ -133,7 +128,7 @@ def checked_sources(
         ConfigError: every input that is missing, damaged or of an unknown kind, and an output folder that cannot be
             written.
     """
-    sources, problems = open_sources(inputs, json_key=json_key, split_lines=split_lines, ignored=ignored_keys)
+    sources, problems = open_sources(inputs, json_key=json_key, split_lines=split_lines)
     prefix = Path(output_prefix)
     if prefix.suffix in (".bin", ".idx"):
         problems.append(f"--output-prefix {prefix}: give the path without {prefix.suffix}, which is added")

@@ -1,6 +1,6 @@
 """The keys of records that are conversations: those of each format, and those that are about a record.
 
-Every key of a record is one of its format, is ignored by its name here or by the user, or its value is in the text.
+Every key of a record is one of its format, is ignored by its name here or by the user, or repeats a message.
 """
 
 from __future__ import annotations

@@ -13,6 +13,8 @@ from megatron_kd.data.raw.chunks import Chunk, Cursor, Record
 from megatron_kd.data.tokens.tokenizer import Tokenizer
 from megatron_kd.errors import InputError
 
+_OF_ARRAY = ": of a file that is one array, make lines with `jq -c '.[]'`"
+
 
 @dataclass(frozen=True)
 class Document:
@@ -128,9 +130,11 @@ def record_object(record: Record) -> dict[str, Any] | None:
     try:
         value = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise InputError(f"{record.where}: not JSON, of which each line must be one object ({error})") from error
+        cure = _OF_ARRAY if text.startswith("[") else ""
+        raise InputError(f"{record.where}: not JSON, of which each line must be one object ({error}){cure}") from error
     if not isinstance(value, dict):
-        raise InputError(f"{record.where}: a JSON {type(value).__name__}, where each line must be one object")
+        cure = _OF_ARRAY if isinstance(value, list) else ""
+        raise InputError(f"{record.where}: a JSON {type(value).__name__}, where each line must be one object{cure}")
     return value
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megatron_kd.config.hub_names import absent, looks_like_hub_name
@@ -24,11 +24,7 @@ _COMPRESSED = {
 
 
 def open_sources(
-    inputs: Sequence[str | Path],
-    *,
-    json_key: str | None,
-    split_lines: bool = False,
-    ignored: Collection[str] = (),
+    inputs: Sequence[str | Path], *, json_key: str | None, split_lines: bool = False
 ) -> tuple[list[Source], list[str]]:
     """The sources of `inputs`, and a line for each input that cannot be one.
 
@@ -36,13 +32,12 @@ def open_sources(
         inputs: files, and folders that `datasets` has saved.
         json_key: the column of a table that has the text; None: its rows are conversations.
         split_lines: whether each line of a text file is a document.
-        ignored: columns of conversations that need not be read.
     """
     sources: list[Source] = []
     problems = [] if inputs else ["--input: give at least one file"]
     for path in map(Path, inputs):
         try:
-            sources.append(_open(path, json_key, split_lines, ignored))
+            sources.append(_open(path, json_key, split_lines))
         except InputError as error:
             problems += error.lines if isinstance(error, ConfigError) else [str(error)]
         except OSError as error:
@@ -56,9 +51,9 @@ def read_chunks(sources: Sequence[Source], start: Cursor) -> Iterator[Chunk]:
         yield from sources[number].chunks(start if number == start.input else Cursor(number))
 
 
-def _open(path: Path, json_key: str | None, split_lines: bool, ignored: Collection[str]) -> Source:
+def _open(path: Path, json_key: str | None, split_lines: bool) -> Source:
     if path.is_dir() or path.suffix in _PARQUET:
-        return _open_table(path, json_key, ignored)
+        return _open_table(path, json_key)
     known = (*_JSON, *_TEXT, *_PARQUET)
     _refuse_unreadable(path)
     if path.suffix not in known:
@@ -75,13 +70,13 @@ def _open(path: Path, json_key: str | None, split_lines: bool, ignored: Collecti
     return TextSource(path, "line" if split_lines else "file")
 
 
-def _open_table(path: Path, json_key: str | None, ignored: Collection[str]) -> Source:
+def _open_table(path: Path, json_key: str | None) -> Source:
     from megatron_kd.data.raw.tables import open_parquet, open_saved_dataset  # with pyarrow, which few inputs need
 
     if path.is_dir():
-        return open_saved_dataset(path, json_key, ignored)
+        return open_saved_dataset(path, json_key)
     _refuse_unreadable(path)
-    return open_parquet(path, json_key, ignored)
+    return open_parquet(path, json_key)
 
 
 def _refuse_unreadable(path: Path) -> None:

@@ -8,7 +8,7 @@ conversations are left out again, so that a table says what the lines that it wa
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -97,8 +97,8 @@ class SavedDataset(Source):
             yield _chunk(self.path, start.input, first, rows, self.size, total)
 
 
-def open_parquet(path: Path, json_key: str | None, ignored: Collection[str] = ()) -> Source:
-    """A Parquet file whose column `json_key` has the text; None: whose rows, without `ignored`, are conversations.
+def open_parquet(path: Path, json_key: str | None) -> Source:
+    """A Parquet file whose column `json_key` has the text; None: whose rows are conversations.
 
     Raises:
         InputError: the file is not Parquet, or lacks such a column.
@@ -109,10 +109,10 @@ def open_parquet(path: Path, json_key: str | None, ignored: Collection[str] = ()
             rows, size = about.num_rows, sum(about.row_group(g).total_byte_size for g in range(about.num_row_groups))
     except (pa.ArrowException, OSError) as error:
         raise InputError(f"--input {path}: not a readable Parquet file ({first_line(error)})") from error
-    return ParquetSource(path, _columns(path, schema, json_key, ignored), _rows_a_chunk(rows, size))
+    return ParquetSource(path, _columns(path, schema, json_key), _rows_a_chunk(rows, size))
 
 
-def open_saved_dataset(path: Path, json_key: str | None, ignored: Collection[str] = ()) -> Source:
+def open_saved_dataset(path: Path, json_key: str | None) -> Source:
     """The same of a folder.
 
     Raises:
@@ -130,7 +130,7 @@ def open_saved_dataset(path: Path, json_key: str | None, ignored: Collection[str
         dataset = datasets.load_from_disk(str(path), keep_in_memory=False)
     except (pa.ArrowException, OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"--input {path}: `datasets` cannot load it ({first_line(error)})") from error
-    columns = _columns(path, dataset.features.arrow_schema, json_key, ignored)
+    columns = _columns(path, dataset.features.arrow_schema, json_key)
     chosen = dataset.select_columns(list(columns.names)).with_format("arrow")
     return SavedDataset(path, columns, chosen, _rows_a_chunk(len(dataset), dataset.data.nbytes))
 
@@ -142,13 +142,13 @@ def without_nulls(value: Any) -> Any:
     return [without_nulls(item) for item in value] if isinstance(value, list) else value
 
 
-def _columns(path: Path, schema: pa.Schema, json_key: str | None, ignored: Collection[str]) -> Columns:
+def _columns(path: Path, schema: pa.Schema, json_key: str | None) -> Columns:
     have = ", ".join(map(repr, schema.names)) or "none"
     if json_key is None:
         if format_of(schema.names) is None:
             raise InputError(f"--input {path}: no columns {FORMATS_TOLD} (it has {have})")
         # All others are read: a row that says more than its conversation is refused by the key.
-        return Columns(tuple(name for name in schema.names if name not in IGNORED and name not in ignored), True)
+        return Columns(tuple(name for name in schema.names if name not in IGNORED), True)
     if json_key not in schema.names:
         raise InputError(f"--input {path}: no column {json_key!r} (it has {have}): name the right one with --json-key")
     kind = schema.field(json_key).type

@@ -56,11 +56,16 @@ def _kinds() -> list[Kind]:
 
 KINDS = _kinds()
 assert len(KINDS) <= DRAWS  # each occurs
+_MUTANT_KINDS: tuple[tuple[str, str, bool | None], ...] = (
+    ("text", "wrong type", None),
+    ("chats", "left out", None),
+    ("chats", "empty answer", None),
+    (_MASK, "flipped", True),
+    (".idx", "pointer", False),
+    (".idx", "length", False),
+)
 MUTANT_DRAWS = tuple(
-    number
-    for number, (part, name, _, sidecar) in enumerate(KINDS)
-    if (part, name, sidecar)
-    in (("text", "wrong type", None), (_MASK, "flipped", True), (".idx", "pointer", False), (".idx", "length", False))
+    number for number, (part, name, _, sidecar) in enumerate(KINDS) if (part, name, sidecar) in _MUTANT_KINDS
 )
 
 
@@ -248,6 +253,20 @@ ROWS = (
                 "                if not self.skip_malformed:\n",
                 "                if self.skip_malformed is None:\n",
                 told="was not refused: exit code 0",
+            ),
+            Mutant(
+                "what the chat template leaves out of a record is not compared",
+                "megatron_kd/data/chat/conversations.py",
+                "        if left_out := values_left_out(",
+                "        if not where and values_left_out(",
+                told="chats, left out: was not refused: exit code 0",
+            ),
+            Mutant(
+                "empty answers are learnt",
+                "megatron_kd/data/chat/messages.py",
+                "    if learnt and not any(",
+                "    if learnt is None and not any(",
+                told="chats, empty answer: was not refused: exit code 0",
             ),
         ),
         mutant_draws=MUTANT_DRAWS,
