@@ -17,7 +17,7 @@ from megatron_kd.errors import ConfigError, MegatronKDError, Preempted, RunFolde
 from megatron_kd.messages import SECONDS_FOR_RANK_0, quieten_libraries, tell
 from megatron_kd.resolve.configuration import Merged, check_config
 from megatron_kd.resolve.flags import HELP, flags_help
-from megatron_kd.runtime.exit_code import clear_exit_code, record_exit_code
+from megatron_kd.runtime.exit_code import holds_run, put_back_exit_code, record_exit_code, set_aside_exit_code
 from megatron_kd.runtime.lock import RUN
 from megatron_kd.runtime.signals import listening
 from megatron_kd.training.hooks.hook import Hook, hook_problems
@@ -98,10 +98,11 @@ def _refuse(error: ConfigError, rank: int, run_dir: Path | None) -> int:
             time.sleep(SECONDS_FOR_RANK_0)
         return error.exit_code
     tell(error)
-    if run_dir is not None:
+    if run_dir is not None and not holds_run(run_dir):
         with contextlib.suppress(OSError):  # the folder may be what is wrong
-            clear_exit_code(run_dir)
+            set_aside_exit_code(run_dir)
             record_exit_code(run_dir, error.exit_code)
+            put_back_exit_code(run_dir)
     return error.exit_code
 
 
@@ -117,8 +118,9 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[_Ending]:
     """Report an error of ours that ends the block, and record the exit code in the run folder."""
     ending = _Ending()
     mine = True  # the run folder, unless another run is using it
-    if rank == 0 and RUN not in os.environ:  # else its launcher has, before any rank was started
-        clear_exit_code(run_dir)
+    alone = rank == 0 and RUN not in os.environ  # else its launcher does, before and after all ranks
+    if alone:
+        set_aside_exit_code(run_dir)
     try:
         yield ending
         ending.code = 0
@@ -132,3 +134,5 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[_Ending]:
     finally:
         if mine:
             record_exit_code(run_dir, ending.code)
+        if alone:
+            put_back_exit_code(run_dir)

@@ -11,18 +11,26 @@ from typing import Any
 from megatron_kd.checkpoints.contents import RUN_STATE
 from megatron_kd.errors import CheckpointCorrupt
 
+# Orders of text. Today's follows from the epoch alone; older runs shuffled all epochs of their whole length together.
+BY_EPOCH, TOGETHER = "by_epoch", "together"
+_LATER = {"consumed_samples", "data_order", "inputs"}  # absent from older files
+
 
 @dataclass(frozen=True)
 class RunState:
     """The content of the file. A checkpoint of weights alone has the first three.
 
     Attributes:
-        step: finished steps, from which the data's position follows.
+        step: finished steps.
         vocab_size: token ids of the model, without padding.
         quantization: the fake quantisation that the model was trained with, if any; its scales are among the tensors.
         scheduler, balancer: the states of the schedule and of the loss balancer, numbers and texts.
         best: the validations so far, and the best of them; of earlier versions, the step and loss of the best.
         layout: sizes of the parallel layout by name; the random state is that of its ranks.
+        consumed_samples: training samples that the steps have read. None, as the next, in an older checkpoint, whose
+            batch was the same in each step.
+        data_order: the order in which text is read, `BY_EPOCH` or `TOGETHER`.
+        inputs: digests of the files that a field of the configuration names, by the field's dotted name.
     """
 
     step: int
@@ -32,6 +40,9 @@ class RunState:
     balancer: Mapping[str, Any] | None = None
     best: Mapping[str, Any] | None = None
     layout: Mapping[str, int] = field(default_factory=dict)
+    consumed_samples: int | None = None
+    data_order: str | None = None
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
     def text(self) -> str:
         """The file's text. Floats are written so that they are read as the same number to the last bit."""
@@ -55,14 +66,19 @@ def read_run_state(checkpoint: Path) -> RunState | None:
 
 
 def _checked(content: Any) -> RunState:
-    if not isinstance(content, dict) or content.keys() != {f.name for f in fields(RunState)}:
+    names = {f.name for f in fields(RunState)}
+    if not isinstance(content, dict) or not names - _LATER <= content.keys() <= names:
         raise ValueError("it has other fields")
     for name in ("step", "vocab_size"):
         if type(content[name]) is not int or content[name] < 0:
             raise ValueError(f"{name} is {content[name]!r}")
-    if not isinstance(content["quantization"], str | None):
-        raise ValueError(f"quantization is {content['quantization']!r}")
-    for name in ("scheduler", "balancer", "best", "layout"):
-        if not isinstance(content[name], dict) and not (content[name] is None and name != "layout"):
+    for name in ("quantization", "data_order"):
+        if not isinstance(content.get(name), str | None):
             raise ValueError(f"{name} is {content[name]!r}")
+    if not isinstance(content.get("consumed_samples"), int | None):
+        raise ValueError(f"consumed_samples is {content['consumed_samples']!r}")
+    for name in ("scheduler", "balancer", "best", "layout", "inputs"):
+        value = content.get(name, {})
+        if not isinstance(value, dict) and not (value is None and name not in ("layout", "inputs")):
+            raise ValueError(f"{name} is {value!r}")
     return RunState(**content)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from megatron_kd.checks.batch import batch_problems
+from megatron_kd.checks.begun import resume_problems
 from megatron_kd.checks.data_paths import data_problems, training_data_problems
 from megatron_kd.checks.kd_losses import distillation_problems
 from megatron_kd.checks.model_sizes import architecture_problems
@@ -78,6 +79,7 @@ CHECKS = (
     Check(Group.SCHEDULE, schedule_problems),
     Check(Group.TRAINING, best_problems),
     Check(Group.TRAINING, output_problems),
+    Check(Group.TRAINING, resume_problems, needs=("world_size",)),
 )
 
 # The checks for a plan, which needs neither weights nor data, and for an evaluation, which does not train.

@@ -17,6 +17,10 @@ def optimizer_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     if cfg.optimizer.min_lr > cfg.optimizer.lr > 0:
         names = "optimizer.min_lr optimizer.lr"
         yield Problem.of(cfg, names, "must not exceed the learning rate", "lower optimizer.min_lr")
+    if cfg.optimizer.optimizer == "sgd" and cfg.ddp.use_distributed_optimizer:
+        names = "optimizer.optimizer ddp.use_distributed_optimizer"
+        why = "megatron-core's distributed optimizer is for Adam alone"
+        yield Problem.of(cfg, names, why, "set ddp.use_distributed_optimizer=false")
     needed = {
         "ddp.use_distributed_optimizer": cfg.ddp.use_distributed_optimizer,
         "ddp.overlap_grad_reduce": cfg.ddp.overlap_grad_reduce,

@@ -86,7 +86,7 @@ def derived(cfg: ConfigContainer, world_size: int, tokenizer_vocab_size: int | N
         lr_decay_iters=decay,
         start_weight_decay=start_decay,
         end_weight_decay=end_decay,
-        data_seed=cfg.rng.seed if cfg.dataset.random_seed is None else cfg.dataset.random_seed,
+        data_seed=data_seed(cfg),
         student_dtype=student_dtype(cfg),
         teacher_dtype=teacher_dtype(cfg),
         run_dir=run_dir,
@@ -157,14 +157,14 @@ def global_batch_size(cfg: ConfigContainer, data_parallel: int) -> int:
     return cfg.train.micro_batch_size * data_parallel if given is None else given
 
 
-def iterations(num_epochs: float, train_tokens: int, seq_length: int, global_batch_size: int) -> int:
-    """Whole global batches in `num_epochs` times `train_tokens`.
+def samples_of(num_epochs: float, train_tokens: int, seq_length: int) -> int:
+    """The samples in `num_epochs` times `train_tokens`.
 
     Epochs follow on each other without a break, as megatron-core reads them, and a sample needs one token more than
-    its length, the label of its last: E epochs of T tokens have (E * T - 1) // S samples of S tokens. What does not
-    fill a last global batch is left out, so that no token is read more often than asked for.
+    its length, the label of its last: E epochs of T tokens have (E * T - 1) // S samples of S tokens. A run leaves out
+    what does not fill a last global batch, so that no token is read more often than asked for.
     """
-    return (int(num_epochs * train_tokens) - 1) // seq_length // global_batch_size
+    return (int(num_epochs * train_tokens) - 1) // seq_length
 
 
 def lr_decay_iters(cfg: ConfigContainer) -> int | None:
@@ -187,6 +187,11 @@ def weight_decay_range(cfg: ConfigContainer) -> tuple[float, float]:
     """Weight decay of the first and the last step."""
     constant, start, end = cfg.optimizer.weight_decay, cfg.scheduler.start_weight_decay, cfg.scheduler.end_weight_decay
     return constant if start is None else start, constant if end is None else end
+
+
+def data_seed(cfg: ConfigContainer) -> int:
+    """The seed of the order of the data."""
+    return cfg.rng.seed if cfg.dataset.random_seed is None else cfg.dataset.random_seed
 
 
 def student_dtype(cfg: ConfigContainer) -> str:

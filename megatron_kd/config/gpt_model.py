@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from megatron_kd.config.model_parts import Architecture, FakeQuantization, ParallelLayout, Recompute, WeightOrigin
 
@@ -64,3 +64,10 @@ def explicit(model: GPTModelProvider) -> GPTModelProvider:
         num_query_groups=model.query_groups,
         kv_channels=model.head_size,
     )
+
+
+def meaning(model: GPTModelProvider, field: str) -> Any:
+    """A field's value, with None replaced by what it stands for."""
+    if field == "rope_scaling_factor" and not model.rope_scaling:
+        return None  # has no effect
+    return getattr(explicit(model), field)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_kd.config.kd_rules import kd_config_problems
+from megatron_kd.config.on_resume import Fixed, Free
 from megatron_kd.config.section_file import read_section
 from megatron_kd.losses.kinds import PARAMETERS, Divergence, DivergenceKind, Tail, Truncation
 
@@ -51,21 +52,21 @@ class ModelOptDistillConfig:
             without the LM term and `kd_loss_scale` when `skip_lm_loss` is true.
     """
 
-    logit_layers: list[str] = field(default_factory=lambda: ["output_layer", "output_layer"])
-    intermediate_layer_pairs: list[list[str]] = field(default_factory=_final_layernorm_pair)
-    skip_lm_loss: bool = True
-    kd_loss_scale: float = 1.0
-    logit_kl_temperature: float = Divergence.temperature
-    loss_balancer: Literal["global", "static", "modelopt"] = "global"
-    logits_loss_kind: DivergenceKind = Divergence.kind
-    logits_loss_beta: float = Divergence.beta
-    logits_loss_alpha: float = Divergence.alpha
-    temperature_squared: bool = Divergence.temperature_squared
-    logit_kl_topk: int | None = None
-    logit_kl_topk_tail: Tail = Truncation.tail
-    logits_form: Literal["auto", "fused", "materialised"] = "auto"
-    logits_loss_weight: float = 1.0
-    intermediate_loss_weight: float = 1.0
+    logit_layers: Fixed[list[str]] = field(default_factory=lambda: ["output_layer", "output_layer"])
+    intermediate_layer_pairs: Fixed[list[list[str]]] = field(default_factory=_final_layernorm_pair)
+    skip_lm_loss: Fixed[bool] = True
+    kd_loss_scale: Fixed[float] = 1.0
+    logit_kl_temperature: Fixed[float] = Divergence.temperature
+    loss_balancer: Fixed[Literal["global", "static", "modelopt"]] = "global"
+    logits_loss_kind: Fixed[DivergenceKind] = Divergence.kind
+    logits_loss_beta: Fixed[float] = Divergence.beta
+    logits_loss_alpha: Fixed[float] = Divergence.alpha
+    temperature_squared: Fixed[bool] = Divergence.temperature_squared
+    logit_kl_topk: Fixed[int | None] = None
+    logit_kl_topk_tail: Fixed[Tail] = Truncation.tail
+    logits_form: Free[Literal["auto", "fused", "materialised"]] = "auto"
+    logits_loss_weight: Fixed[float] = 1.0
+    intermediate_loss_weight: Fixed[float] = 1.0
 
     @property
     def divergence(self) -> Divergence:

@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, fields
 from typing import Any, Literal
 
+from megatron_kd.config.on_resume import Applies, Fixed, Free
+
 # Marks on fields of `Architecture`: what a value decides besides the computation.
 _SHAPES: dict[str, Any] = {"shapes": True}  # the shape or the presence of weights
 _FREE: dict[str, Any] = {"free": True}  # may differ between a student and the teacher whose layers it copies
@@ -25,35 +27,35 @@ class Architecture:
     `make_vocab_size_divisible_by` rounded up, whatever the tensor-parallel size.
     """
 
-    num_layers: int = field(default=2, metadata=_SHAPES | _FREE)
-    hidden_size: int = field(default=128, metadata=_SHAPES)
-    ffn_hidden_size: int | None = field(default=None, metadata=_SHAPES)  # None: 4 x hidden_size
-    num_attention_heads: int = field(default=4, metadata=_SHAPES)
+    num_layers: Fixed[int] = field(default=2, metadata=_SHAPES | _FREE)
+    hidden_size: Fixed[int] = field(default=128, metadata=_SHAPES)
+    ffn_hidden_size: Fixed[int | None] = field(default=None, metadata=_SHAPES)  # None: 4 x hidden_size
+    num_attention_heads: Fixed[int] = field(default=4, metadata=_SHAPES)
     # None: num_attention_heads, i.e. no grouped-query attention
-    num_query_groups: int | None = field(default=None, metadata=_SHAPES)
-    kv_channels: int | None = field(default=None, metadata=_SHAPES)  # None: hidden_size / num_attention_heads
-    seq_length: int = field(default=1024, metadata=_FREE)
+    num_query_groups: Fixed[int | None] = field(default=None, metadata=_SHAPES)
+    kv_channels: Fixed[int | None] = field(default=None, metadata=_SHAPES)  # None: hidden_size / num_attention_heads
+    seq_length: Fixed[int] = field(default=1024, metadata=_FREE)
     # Not marked `shapes`: a checkpoint's vocabulary is compared when it is read, since its padding may differ.
-    vocab_size: int | None = field(default=None, metadata=_FREE)
-    make_vocab_size_divisible_by: int = field(default=128, metadata=_FREE)
-    share_embeddings_and_output_weights: bool = False
-    normalization: Literal["RMSNorm", "LayerNorm"] = "RMSNorm"
-    layernorm_epsilon: float = 1e-5
-    gated_linear_unit: bool = field(default=True, metadata=_SHAPES)
-    activation_func: Literal["silu", "gelu", "gelu_tanh", "relu"] = "silu"
-    add_bias_linear: bool = field(default=False, metadata=_SHAPES)
-    add_qkv_bias: bool = field(default=False, metadata=_SHAPES)
-    qk_layernorm: bool = field(default=False, metadata=_SHAPES)
-    position_embedding_type: Literal["rope", "learned_absolute", "none"] = "rope"
-    rotary_base: float = 10000.0
-    rotary_percent: float = 1.0
-    rope_scaling: bool = False  # Llama-3 frequency scaling (low 1, high 4, original context 8192)
-    rope_scaling_factor: float = 8.0
-    attention_dropout: float = field(default=0.0, metadata=_FREE)
-    hidden_dropout: float = field(default=0.0, metadata=_FREE)
-    init_method_std: float = field(default=0.02, metadata=_FREE)
+    vocab_size: Fixed[int | None] = field(default=None, metadata=_FREE)
+    make_vocab_size_divisible_by: Free[int] = field(default=128, metadata=_FREE)
+    share_embeddings_and_output_weights: Fixed[bool] = False
+    normalization: Fixed[Literal["RMSNorm", "LayerNorm"]] = "RMSNorm"
+    layernorm_epsilon: Fixed[float] = 1e-5
+    gated_linear_unit: Fixed[bool] = field(default=True, metadata=_SHAPES)
+    activation_func: Fixed[Literal["silu", "gelu", "gelu_tanh", "relu"]] = "silu"
+    add_bias_linear: Fixed[bool] = field(default=False, metadata=_SHAPES)
+    add_qkv_bias: Fixed[bool] = field(default=False, metadata=_SHAPES)
+    qk_layernorm: Fixed[bool] = field(default=False, metadata=_SHAPES)
+    position_embedding_type: Fixed[Literal["rope", "learned_absolute", "none"]] = "rope"
+    rotary_base: Fixed[float] = 10000.0
+    rotary_percent: Fixed[float] = 1.0
+    rope_scaling: Fixed[bool] = False  # Llama-3 frequency scaling (low 1, high 4, original context 8192)
+    rope_scaling_factor: Fixed[float] = 8.0
+    attention_dropout: Applies[float] = field(default=0.0, metadata=_FREE)
+    hidden_dropout: Applies[float] = field(default=0.0, metadata=_FREE)
+    init_method_std: Free[float] = field(default=0.02, metadata=_FREE)
     # For exported models alone (None: seq_length)
-    max_position_embeddings: int | None = field(default=None, metadata=_FREE)
+    max_position_embeddings: Free[int | None] = field(default=None, metadata=_FREE)
 
     @property
     def query_groups(self) -> int:
@@ -80,11 +82,11 @@ class Architecture:
 class ParallelLayout:
     """How a model is divided over ranks. The defaults are one whole copy on each rank."""
 
-    tensor_model_parallel_size: int = 1
-    pipeline_model_parallel_size: int = 1
-    virtual_pipeline_model_parallel_size: int | None = None
-    context_parallel_size: int = 1
-    sequence_parallel: bool = False
+    tensor_model_parallel_size: Free[int] = 1
+    pipeline_model_parallel_size: Free[int] = 1
+    virtual_pipeline_model_parallel_size: Free[int | None] = None
+    context_parallel_size: Free[int] = 1
+    sequence_parallel: Free[bool] = False
 
     @property
     def chunks(self) -> int:
@@ -96,9 +98,9 @@ class ParallelLayout:
 class Recompute:
     """Activation recompute, megatron-core's three settings."""
 
-    recompute_granularity: Literal["full", "selective"] | None = None
-    recompute_method: Literal["uniform", "block"] | None = None
-    recompute_num_layers: int | None = None
+    recompute_granularity: Free[Literal["full", "selective"] | None] = None
+    recompute_method: Free[Literal["uniform", "block"] | None] = None
+    recompute_num_layers: Free[int | None] = None
 
 
 @dataclass(kw_only=True)
@@ -109,8 +111,8 @@ class FakeQuantization:
     training data.
     """
 
-    quantization: Literal["int8", "int8_weight_only", "fp8", "int4_weight_only", "nvfp4"] | None = None
-    quantization_calibration_batches: int = 8
+    quantization: Fixed[Literal["int8", "int8_weight_only", "fp8", "int4_weight_only", "nvfp4"] | None] = None
+    quantization_calibration_batches: Free[int] = 8
 
 
 @dataclass(kw_only=True)
@@ -121,9 +123,9 @@ class WeightOrigin:
     (`init="from_teacher"`) or from `hf_path`, a teacher from its own `checkpoint`, `init="random"` or `hf_path`.
     """
 
-    init: Literal["random", "from_teacher"] | None = None
-    checkpoint: str | None = None
-    hf_path: str | None = None  # a Hugging Face folder, whose config.json is the architecture too
+    init: Fixed[Literal["random", "from_teacher"] | None] = None
+    checkpoint: Fixed[str | None] = None
+    hf_path: Fixed[str | None] = None  # a Hugging Face folder, whose config.json is the architecture too
 
 
 @dataclass(kw_only=True)
@@ -143,12 +145,12 @@ class TeacherPlacement:
             teacher keeps no activations, so it may be larger.
     """
 
-    teacher_device_strategy: Literal["auto", "colocated", "balanced", "gpu0", "cpu"] = "auto"
-    teacher_rank: int = 0
-    share_teacher: bool = True
-    teacher_dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    teacher_quantization: Literal["int8"] | None = None
-    teacher_micro_batch_size: int | None = None
+    teacher_device_strategy: Free[Literal["auto", "colocated", "balanced", "gpu0", "cpu"]] = "auto"
+    teacher_rank: Free[int] = 0
+    share_teacher: Free[bool] = True
+    teacher_dtype: Fixed[Literal["float32", "bfloat16", "float16"] | None] = None
+    teacher_quantization: Fixed[Literal["int8"] | None] = None
+    teacher_micro_batch_size: Free[int | None] = None
 
 
 def names(part: type) -> tuple[str, ...]:

@@ -1,8 +1,9 @@
-"""Data is a pure function of the step: which samples a rank reads depends on nothing that happened before.
+"""Data is a pure function of the samples read so far: what a rank reads depends on nothing else that happened before.
 
-Step t reads samples t*G .. (t+1)*G-1, where G is the global batch size. They are assigned by micro-batch, then
-data-parallel rank, then position in the micro-batch: with micro-batches of B samples on D ranks, micro-batch m on
-rank r holds t*G + (m*D + r)*B + [0, B). Every choice of B and D covers the same samples, in the same order.
+Step t of an attempt that begins with sample F reads samples F + t*G .. F + (t+1)*G-1, where G is the global batch size.
+They are assigned by micro-batch, then data-parallel rank, then position in the micro-batch: with micro-batches of B
+samples on D ranks, micro-batch m on rank r holds F + t*G + (m*D + r)*B + [0, B). Every choice of B and D covers the
+same samples, in the same order, and a run that resumes with another G reads on where it was.
 
 Legend: B samples of a micro-batch, S sequence length.
 """
@@ -26,7 +27,10 @@ Sample = dict[str, Tensor]  # "tokens", "labels", "position_ids" and "loss_mask"
 
 @dataclass(frozen=True)
 class MicroBatchSampler:
-    """The sample ids of each micro-batch of one data-parallel rank, from `start_step` to the end of the data."""
+    """The sample ids of each micro-batch of one data-parallel rank, from `start_step` to the end of the data.
+
+    Steps are counted from the one that begins with `first_sample`.
+    """
 
     num_samples: int
     start_step: int
@@ -34,6 +38,7 @@ class MicroBatchSampler:
     micro_batch_size: int
     data_parallel_rank: int
     data_parallel_size: int
+    first_sample: int = 0
 
     def __post_init__(self) -> None:
         portion = self.micro_batch_size * self.data_parallel_size
@@ -51,14 +56,18 @@ class MicroBatchSampler:
     def ids(self, step: int, micro_batch: int) -> range:
         """The B consecutive sample ids of one micro-batch of this rank."""
         place = micro_batch * self.data_parallel_size + self.data_parallel_rank
-        first = step * self.global_batch_size + place * self.micro_batch_size
+        first = self.first_sample + step * self.global_batch_size + place * self.micro_batch_size
         return range(first, first + self.micro_batch_size)
 
+    @property
+    def _steps(self) -> range:
+        return range(self.start_step, (self.num_samples - self.first_sample) // self.global_batch_size)
+
     def __len__(self) -> int:
-        return max(self.num_samples // self.global_batch_size - self.start_step, 0) * self.micro_batches_per_step
+        return len(self._steps) * self.micro_batches_per_step
 
     def __iter__(self) -> Iterator[list[int]]:
-        for step in range(self.start_step, self.num_samples // self.global_batch_size):
+        for step in self._steps:
             for micro_batch in range(self.micro_batches_per_step):
                 yield list(self.ids(step, micro_batch))
 
@@ -71,15 +80,16 @@ def micro_batches(
     micro_batch_size: int,
     data_parallel_rank: int,
     data_parallel_size: int,
+    first_sample: int = 0,
     packed: bool = False,
     num_workers: int = 0,
     pin_memory: bool = False,
 ) -> Iterator[MicroBatch]:
     """One rank's micro-batches, in order, from step `start_step` on; ends with the last whole global batch.
 
-    Starting at step k yields exactly what is left after skipping k steps from the start. Batch sizes are in samples;
-    `packed` says that a row holds several of them; `num_workers` processes read ahead. torch's global random state is
-    left as it is.
+    Starting at step k yields exactly what is left after skipping k steps from the start, which is at `first_sample`.
+    Batch sizes are in samples; `packed` says that a row holds several of them; `num_workers` processes read ahead.
+    torch's global random state is left as it is.
 
     Raises:
         InputError: a global batch that does not divide into micro-batches of all ranks.
@@ -91,6 +101,7 @@ def micro_batches(
         micro_batch_size=micro_batch_size,
         data_parallel_rank=data_parallel_rank,
         data_parallel_size=data_parallel_size,
+        first_sample=first_sample,
     )
     loader = DataLoader(
         _WithIds(dataset),

@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_kd.config.blend import BLENDS
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.gpt_model import GPTModelProvider, explicit
+from megatron_kd.config.gpt_model import GPTModelProvider, meaning
 from megatron_kd.config.problem import Problem, Setting
 from megatron_kd.config.values import show
 from megatron_kd.errors import ConfigError
@@ -102,20 +102,13 @@ def _fill_model(model: Any, name: str, edited: Collection[str]) -> Filled:
     wrong = [
         _contradiction(model, found, name, field)
         for field in found.fields
-        if field in given - set(OF_TRAINING) and _meaning(model, field) != _meaning(filled, field)
+        if field in given - set(OF_TRAINING) and meaning(model, field) != meaning(filled, field)
     ]
     origins |= {f"{name}.{f}": str(Path(model.hf_path) / CONFIG_FILE) for f in found.fields if f not in given}
     # A size that the file leaves out may be written out here; both mean the same.
     own = {f: getattr(model, f) for f in given if found.fields[f] is None or f in OF_TRAINING}
     filled = replace(filled, **own)
     return Filled(filled, origins, wrong)
-
-
-def _meaning(model: GPTModelProvider, field: str) -> Any:
-    """A field's value, with None replaced by what it stands for."""
-    if field == "rope_scaling_factor" and not model.rope_scaling:
-        return None  # has no effect
-    return getattr(explicit(model), field)
 
 
 def _contradiction(model: GPTModelProvider, found: FolderArchitecture, name: str, field: str) -> Problem:

@@ -4,7 +4,8 @@
 
 All arguments but the first are torchrun's. torchrun itself returns 1 whatever a rank returned, and turns to killing
 its ranks when it is sent a signal. Here a signal is passed on, as often as it comes, and the ranks decide what to do.
-Whoever starts this removes `run_dir/exit_code` before any node is started.
+Whoever starts this sets `run_dir/exit_code` aside before any node is started, and puts it back at the end if there is
+none then: the run was refused, and the folder stays as it was.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from types import FrameType
 
 from megatron_kd.checkpoints.contents import complete_checkpoints
 from megatron_kd.errors import CheckpointCorrupt, InputError, NumericalFault, Preempted
-from megatron_kd.runtime.exit_code import clear_exit_code
+from megatron_kd.runtime.exit_code import put_back_exit_code, set_aside_exit_code
 from megatron_kd.runtime.signals import PASSED_ON, STOP_SIGNALS, handling
 
 # How a run ends that would end the same way again.
@@ -91,13 +91,14 @@ class LocalLauncher:
     def _attempt(self) -> Attempt:
         if self._stopped:
             return Attempt(Preempted.exit_code, progressed=False, stopped=True)
-        clear_exit_code(self._run_dir)
+        set_aside_exit_code(self._run_dir)
         before = newest_step(self._run_dir)
         # In a session of its own, Ctrl-C reaches it through us alone: ranks count how often it comes.
         self._agent = subprocess.Popen(self._command, start_new_session=True)
         if self._stopped:  # while it was being started
             self._agent.send_signal(signal.SIGTERM)
         code = self._agent.wait()
+        put_back_exit_code(self._run_dir)
         # An agent that was killed, by a signal that came before it could handle it or by the kernel, says nothing.
         if code < 0:
             code = Preempted.exit_code if -code in STOP_SIGNALS else 1

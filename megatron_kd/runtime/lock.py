@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from megatron_kd.errors import RunFolderInUse
+from megatron_kd.errors import InputError, RunFolderInUse
 
 LOCK = "run.lock"
 # Set by an agent for itself and its ranks: equal on all nodes of a run, and different for each attempt.
@@ -45,13 +45,22 @@ def only_run_in(run_dir: Path, lease_s: float = _LEASE_S) -> Iterator[None]:
     with open(run_dir / LOCK, "a+", encoding="utf-8") as file:
         _acquire(file, run_dir, lease_s)
         _held.add(run_dir.resolve())
+        file.seek(0)
+        earlier = file.read()
         try:
-            file.truncate(0)
-            file.write(json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "run": run_id()}) + "\n")
-            file.flush()
+            _replace(file, json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "run": run_id()}) + "\n")
             yield
+        except InputError:  # most often a refusal, which leaves the folder as it was
+            _replace(file, earlier)
+            raise
         finally:
             _held.discard(run_dir.resolve())
+
+
+def _replace(file: Any, text: str) -> None:
+    file.truncate(0)
+    file.write(text)
+    file.flush()
 
 
 def another_run_in(run_dir: Path) -> bool:

@@ -10,16 +10,20 @@ from megatron_kd.training.run_state import Run
 
 
 def opening_lines(run: Run, resumption: Resumption) -> list[str]:
-    """The checkpoints that were refused, then the run, its losses and its end, a line each."""
-    return [*resumption.notes, *_of_the_run(run, resumption), *_of_the_losses(run), *_of_the_patience(run)]
+    """The checkpoints that were refused, then the run, what has changed, its losses and its end, a line each."""
+    of_the_run = [*_of_the_run(run, resumption), *resumption.changes]
+    return [*resumption.notes, *of_the_run, *_of_the_losses(run), *_of_the_patience(run)]
 
 
 def _of_the_run(run: Run, resumption: Resumption) -> list[str]:
-    layout = run.layout
+    layout, length = run.layout, run.derived.train_iters
+    if resumption.checkpoint and run.step >= length:
+        done = f"step {run.step} of {length}, in {resumption.checkpoint}"
+        return [f"finished: {done}; set train.train_iters (now {length}) to extend the run"]
     where = f"TP {layout.tp.size} x PP {layout.pp.size} x DP {layout.dp.size} on {layout.device.type}"
     begin = f"continues from {resumption.checkpoint}" if resumption.checkpoint else "starts"
     task = "training" if run.teacher is None else "distillation"
-    lines = [f"{task} {begin} at step {run.step} of {run.derived.train_iters}, {where}"]
+    lines = [f"{task} {begin} at step {run.step} of {length}, {where}"]
     if run.cfg.model.quantization is not None:
         lines.append(f"student: fake-quantised as {run.cfg.model.quantization}, except for embedding and head")
     return lines

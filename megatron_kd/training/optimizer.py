@@ -95,7 +95,10 @@ def _fuse_on_cpu(optimizer: ChainedOptimizer) -> None:
 
 
 def build_scheduler(optimizer: ChainedOptimizer, cfg: ConfigContainer, derived: Derived) -> OptimizerParamScheduler:
-    """The schedule of learning rate and weight decay, counted in iterations."""
+    """The schedule of learning rate and weight decay: a function of the step, counted in iterations.
+
+    A checkpoint brings the step; everything else is the configuration's, which may be another one than it was.
+    """
     s = cfg.scheduler
     return OptimizerParamScheduler(
         optimizer,
@@ -111,4 +114,6 @@ def build_scheduler(optimizer: ChainedOptimizer, cfg: ConfigContainer, derived: 
         wd_incr_style=s.weight_decay_incr_style,
         wsd_decay_steps=s.lr_wsd_decay_iters,
         lr_wsd_decay_style=s.lr_wsd_decay_style,
+        use_checkpoint_opt_param_scheduler=False,
+        override_opt_param_scheduler=True,
     )

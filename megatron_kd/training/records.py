@@ -26,10 +26,8 @@ def step_tokens(run: ForwardRun) -> int:
 
 def consumed(run: Run) -> dict[str, int]:
     """Samples and tokens that the run has been trained on since its first step, in all attempts."""
-    return {
-        "consumed_samples": run.step * run.derived.global_batch_size,
-        "consumed_tokens": run.step * step_tokens(run),
-    }
+    samples = run.consumed_samples
+    return {"consumed_samples": samples, "consumed_tokens": samples * run.cfg.model.seq_length}
 
 
 def measured(run: ForwardRun, values: dict[str, float], *, training: bool) -> dict[str, float]:

@@ -10,6 +10,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTenso
 from megatron_kd.checkpoints.folders import checkpoint_path, delete_old
 from megatron_kd.checkpoints.model_weights import vocabulary_mismatch
 from megatron_kd.checkpoints.reading import Verified, load, mismatches, refuse_other_model, verify
+from megatron_kd.checkpoints.saved_run import SavedRun
 from megatron_kd.checkpoints.saved_state import RunState
 from megatron_kd.checkpoints.shards import plan_shards
 from megatron_kd.checkpoints.writing import Draft, attempt, begin, complete
@@ -17,7 +18,7 @@ from megatron_kd.config.metrics import best_metric
 from megatron_kd.config.run_config import dump_config
 from megatron_kd.data.chat.trained_template import trained_template
 from megatron_kd.distillation.convert import load_projections, plain_students, projection_sharded_state
-from megatron_kd.errors import CheckpointCorrupt, InputError
+from megatron_kd.errors import CheckpointCorrupt
 from megatron_kd.models.fake_quantization import expect_input_scales
 from megatron_kd.runtime.seeds import random_state, reseed, set_random_state
 from megatron_kd.runtime.together import on_rank_0, raised_together
@@ -64,8 +65,8 @@ def finish_checkpoint(run: Run, saved: Path) -> None:
     on_rank_0(lambda: delete_old(saved.parent, run.cfg.checkpoint.most_recent_k, besides=best))
 
 
-def load_checkpoint(run: Run, checkpoint: Verified) -> tuple[str, ...]:
-    """Restore the run to the state saved in `checkpoint`. Every rank must call this.
+def load_checkpoint(run: Run, checkpoint: Verified, begun: SavedRun) -> tuple[str, ...]:
+    """Restore the run to the state saved in `checkpoint`, which `begun` describes. Every rank must call this.
 
     The parallel layout may differ. Random number generators are then seeded from the seed, the step and the rank's
     coordinates in the new layout, since the states of the old ranks do not map to the new ones.
@@ -77,19 +78,13 @@ def load_checkpoint(run: Run, checkpoint: Verified) -> tuple[str, ...]:
         InputError: it belongs to another model.
         CheckpointCorrupt: its contents do not match its description.
     """
-    common = checkpoint.state
-    with raised_together():
-        if common is None or common.scheduler is None:
-            raise InputError(f"{checkpoint.folder}: holds weights alone, from which no run can continue")
-        _refuse_other_quantization(run, checkpoint.folder, common.quantization)
-    assert common is not None and common.scheduler is not None
     create_state(run.optimizer)
     for student in run.students:
         expect_input_scales(student)
     state = _sharded_state(run, is_loading=True)
     with raised_together():
         _refuse_other_model(run, state, checkpoint)
-    same_ranks = common.layout == _layout(run)
+    same_ranks = begun.state.layout == _layout(run)
     if same_ranks:
         state["random"] = _random_object(run, None)
     loaded = load(state, checkpoint)
@@ -99,7 +94,7 @@ def load_checkpoint(run: Run, checkpoint: Verified) -> tuple[str, ...]:
     if "kd" in loaded:
         load_projections(run.students, loaded["kd"])
     load_state(run.optimizer, loaded["optimizer"])
-    notes = _load_run_state(run, common, checkpoint.folder)
+    notes = _load_run_state(run, begun)
     if same_ranks:
         set_random_state(loaded["random"])
     else:
@@ -120,7 +115,8 @@ def _refuse_other_model(run: Run, state: dict[str, Any], checkpoint: Verified) -
     )
 
 
-def _load_run_state(run: Run, state: RunState, folder: Path) -> tuple[str, ...]:
+def _load_run_state(run: Run, begun: SavedRun) -> tuple[str, ...]:
+    state, folder = begun.state, begun.folder
     try:
         run.scheduler.load_state_dict(dict(state.scheduler or {}))
         if run.balancer is not None and state.balancer:
@@ -129,17 +125,9 @@ def _load_run_state(run: Run, state: RunState, folder: Path) -> tuple[str, ...]:
     except (KeyError, TypeError) as error:
         raise CheckpointCorrupt(f"{folder}: its run_state.json lacks {error}") from error
     run.step = state.step
+    run.consumed_samples, run.data_order = begun.consumed_samples, begun.data_order
+    run.inputs = {**state.inputs, **run.inputs}  # a text that was tokenised is named no more by later attempts
     return (note,) if note else ()
-
-
-def _refuse_other_quantization(run: Run, path: Path, saved: str | None) -> None:
-    """A run's quantisation is part of what it continues; another one starts from the weights instead."""
-    if saved != run.cfg.model.quantization:
-        raise InputError(
-            f"checkpoint.resume: {path} comes from a run with model.quantization={saved or 'null'}, this one has "
-            f"{run.cfg.model.quantization or 'null'}; set it back, or name {path} in checkpoint.pretrained_checkpoint "
-            "and choose another logger.run_dir"
-        )
 
 
 def restore_losses(run: ForwardRun, path: Path, *, with_state: bool) -> None:
@@ -193,6 +181,9 @@ def _run_state(run: Run) -> RunState:
         balancer=run.balancer.state_dict() if run.balancer is not None else None,
         best=as_saved(run.best),
         layout=_layout(run),
+        consumed_samples=run.consumed_samples,
+        data_order=run.data_order,
+        inputs=run.inputs,
     )
 
 

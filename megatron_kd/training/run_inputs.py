@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from megatron_kd.checkpoints.saved_run import SavedRun
 from megatron_kd.checks import Group, problems
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.data.chat.chat_datasets import training_rows
@@ -27,8 +28,12 @@ def check_files(cfg: ConfigContainer) -> None:
     check_data_files(cfg.dataset, hashes=int(os.environ.get("RANK", "0")) == 0)
 
 
-def with_known_length(cfg: ConfigContainer, layout: Layout, tokenizer: Tokenizer) -> ConfigContainer:
+def with_known_length(
+    cfg: ConfigContainer, layout: Layout, tokenizer: Tokenizer, begun: SavedRun | None = None
+) -> ConfigContainer:
     """`cfg` as it is run: its text tokenised, its batch and its length as numbers. All ranks must call this.
+
+    `begun` is the run that it continues.
 
     Raises:
         InputError: text that cannot be tokenised.
@@ -37,7 +42,7 @@ def with_known_length(cfg: ConfigContainer, layout: Layout, tokenizer: Tokenizer
     epochs, cfg = cfg.train.num_epochs, with_text_tokenised(cfg, tokenizer)
     data, seq_length = cfg.dataset, cfg.model.seq_length
     count = (lambda: training_rows(data, seq_length)) if data.chat else (lambda: training_tokens(data))
-    cfg = with_run_length(cfg, layout.world_size, count)
+    cfg = with_run_length(cfg, layout.world_size, count, begun)
     if epochs is not None and (wrong := problems(cfg, groups={Group.SCHEDULE})):
         counted = {"train.train_iters": f"counted for train.num_epochs={epochs}"}
         raise ConfigError(problem.located(counted) for problem in wrong)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 from megatron.core.distributed import DistributedDataParallel
 from megatron.core.optimizer import ChainedOptimizer
@@ -11,6 +11,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler
 from torch import nn
 
 from megatron_kd.checkpoints.model_weights import load_scales, load_weights
+from megatron_kd.checkpoints.saved_state import BY_EPOCH
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
 from megatron_kd.config.metrics import best_metric
@@ -68,12 +69,18 @@ class Run(ForwardRun):
 
     Attributes:
         best: the validations so far, and the best of them.
+        consumed_samples: training samples that the finished steps have read.
+        data_order: the order in which text is read.
+        inputs: digests of what the run reads, by field.
     """
 
     chunks: list[DistributedDataParallel]
     optimizer: ChainedOptimizer
     scheduler: OptimizerParamScheduler
     best: Best
+    consumed_samples: int = 0
+    data_order: str = BY_EPOCH
+    inputs: Mapping[str, str] = field(default_factory=dict)
 
 
 def build_run(cfg: ConfigContainer, derived: Derived, layout: Layout) -> Run:

@@ -7,19 +7,18 @@ from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 
+from megatron_kd.checks.digests import input_digests
 from megatron_kd.checks.inputs import checked_tokenizer
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.derived import Derived, derived
-from megatron_kd.config.run_config import save_run_config
+from megatron_kd.config.derived import derived
 from megatron_kd.runtime.layout import Layout
-from megatron_kd.runtime.space import not_written
 from megatron_kd.runtime.start import running_ranks
 from megatron_kd.runtime.timeouts import set_group_timeouts
 from megatron_kd.runtime.together import on_rank_0
 from megatron_kd.training.calibrate import calibrate
-from megatron_kd.training.resume import Resumption, resume
+from megatron_kd.training.resume import Resumption, find_begun, refuse_another_run, resume
 from megatron_kd.training.run_data import RunData
-from megatron_kd.training.run_folder import alone_in
+from megatron_kd.training.run_folder import accept, alone_in
 from megatron_kd.training.run_inputs import check_files, with_known_length
 from megatron_kd.training.run_state import Run, build_run
 
@@ -34,12 +33,17 @@ def started_run(cfg: ConfigContainer) -> Iterator[tuple[Run, RunData, Resumption
     tokenizer = checked_tokenizer(cfg)
     check_files(cfg)
     with ranks_of(cfg) as layout, alone_in(Path(cfg.logger.run_dir)):
-        cfg = with_known_length(cfg, layout, tokenizer)
+        begun, inputs = find_begun(cfg), on_rank_0(partial(input_digests, cfg))
+        saved = None if begun is None else begun.saved
+        cfg = with_known_length(cfg, layout, tokenizer, saved)
+        if saved is not None:
+            refuse_another_run(cfg, saved)  # again, now that its length is known
         values = derived(cfg, layout.world_size, tokenizer.vocab_size)
-        on_rank_0(partial(_write_config, cfg, values))
-        data = RunData(cfg, values, layout, tokenizer)
+        data = RunData(cfg, values, layout, tokenizer, begun=saved)
         run = build_run(cfg, values, layout)
-        resumption = resume(run)
+        run.inputs = {**inputs, **on_rank_0(partial(input_digests, cfg))}
+        resumption = resume(run, begun)
+        on_rank_0(partial(accept, run))
         calibrate(run, data.training(0))
         set_group_timeouts(cfg.dist.step_timeout_s)
         yield run, data, resumption
@@ -56,8 +60,3 @@ def ranks_of(cfg: ConfigContainer) -> AbstractContextManager[Layout]:
         timeout_s=cfg.dist.startup_timeout_s,
         num_threads=cfg.dist.num_threads,
     )
-
-
-def _write_config(cfg: ConfigContainer, values: Derived) -> None:
-    with not_written(values.run_config_file):
-        save_run_config(cfg, values.run_config_file)

@@ -101,6 +101,7 @@ def _update(run: Run, totals: Totals) -> StepReport:
         raise NumericalFault(f"step {run.step + 1} was not taken: {fault}") from None
     run.scheduler.step(increment=1)
     run.step += 1
+    run.consumed_samples += run.derived.global_batch_size
     if tokens > 0 and run.balancer is not None:  # a batch in which no token counts says nothing about the losses
         run.balancer.observe(means)
     return StepReport(means, tokens, grad_norm, float(lr), totals.stop_requested)

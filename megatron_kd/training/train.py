@@ -69,7 +69,7 @@ def train(cfg: ConfigContainer, hooks: Sequence[Hook] = ()) -> dict[str, float]:
     with listening() as stop, started_run(with_huggingface(cfg)) as (run, data, resumption):
         loop = Loop(run, resumption, hooks_in_order(data, stop, hooks))
         with _under_way(loop, stop):
-            batches = data.training(run.step)
+            batches = data.training(run.consumed_samples)
             pace = Pace()
             while loop.steps_left and not loop.stopping:
                 loop.announce(Hook.before_step)

@@ -109,3 +109,13 @@ def test_a_batch_that_does_not_divide_is_refused() -> None:
             data_parallel_rank=0,
             data_parallel_size=2,
         )
+
+
+def test_another_batch_reads_on_at_the_next_sample() -> None:
+    sizes = {"micro_batch_size": 4, "data_parallel_rank": 0, "data_parallel_size": 1, "start_step": 0}
+    first = MicroBatchSampler(num_samples=64, global_batch_size=16, **sizes)
+    read = [i for ids in list(first)[: 2 * first.micro_batches_per_step] for i in ids]
+    then = MicroBatchSampler(num_samples=64, global_batch_size=8, first_sample=len(read), **sizes)
+    assert then.ids(0, 1)[-1] == 39
+    assert read + [i for ids in then for i in ids] == list(range(64))
+    assert len(then) == 8

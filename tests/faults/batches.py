@@ -20,9 +20,26 @@ def read_through(change: Callable[[int, Any], Any]) -> Iterator[None]:
 
     original = RunData.training
 
-    def training(data: RunData, from_step: int) -> Iterator[Any]:
-        for micro_batch in original(data, from_step):
+    def training(data: RunData, consumed_samples: int) -> Iterator[Any]:
+        for micro_batch in original(data, consumed_samples):
             yield change(1 + micro_batch.sample_ids[0] // GLOBAL_BATCH, micro_batch)
 
     with mock.patch.object(RunData, "training", training):
         yield
+
+
+@contextmanager
+def sample_ids_read() -> Iterator[list[int]]:
+    """On a rank: the ids of the samples that runs in the block read for training, in order."""
+    from megatron_kd.training.run_data import RunData
+
+    ids: list[int] = []
+    original = RunData.training
+
+    def training(data: RunData, consumed_samples: int) -> Iterator[Any]:
+        for micro_batch in original(data, consumed_samples):
+            ids.extend(micro_batch.sample_ids)
+            yield micro_batch
+
+    with mock.patch.object(RunData, "training", training):
+        yield ids

@@ -6,7 +6,7 @@ import copy
 
 import pytest
 
-from megatron_kd.config.derived import derived, iterations, lr_decay_iters, lr_warmup_iters
+from megatron_kd.config.derived import derived, lr_decay_iters, lr_warmup_iters, samples_of
 from megatron_kd.errors import ConfigError
 from megatron_kd.resolve.at_start import with_run_length, with_tokens_at
 from tests.config.base import plain
@@ -47,7 +47,7 @@ def test_ranks_that_share_a_model_share_its_batch() -> None:
     ],
 )
 def test_epochs_become_whole_batches(epochs: float, tokens: int, steps: int) -> None:
-    assert iterations(epochs, tokens, seq_length=10, global_batch_size=4) == steps
+    assert samples_of(epochs, tokens, seq_length=10) // 4 == steps
     config = plain(train__num_epochs=epochs, train__train_iters=None, train__global_batch_size=4, model__seq_length=10)
     before = copy.deepcopy(config)
     result = with_run_length(config, 1, lambda: tokens)

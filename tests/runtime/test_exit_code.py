@@ -10,7 +10,13 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kd.runtime.exit_code import clear_exit_code, read_exit_code, record_exit_code
+from megatron_kd.runtime.exit_code import (
+    put_back_exit_code,
+    read_exit_code,
+    record_exit_code,
+    reserve_exit_code,
+    set_aside_exit_code,
+)
 from tests.runtime.test_lock import holder
 
 
@@ -60,11 +66,31 @@ def test_ranks_may_write_at_the_same_time(tmp_path: Path) -> None:
 
 
 def test_a_new_attempt_forgets_the_last(tmp_path: Path) -> None:
-    clear_exit_code(tmp_path)  # there is none yet
+    set_aside_exit_code(tmp_path)  # there is none yet
     record_exit_code(tmp_path, 17)
-    clear_exit_code(tmp_path)
+    set_aside_exit_code(tmp_path)
     record_exit_code(tmp_path, 0)
+    put_back_exit_code(tmp_path)
     assert recorded(tmp_path) == "0\n"
+    assert [path.name for path in tmp_path.iterdir()] == ["exit_code"]
+
+
+@pytest.mark.parametrize("accepted", [False, True])
+def test_a_refusal_leaves_the_code_of_a_run_that_has_begun(accepted: bool, tmp_path: Path) -> None:
+    record_exit_code(tmp_path, 0)
+    (tmp_path / "run_config.yaml").write_text("")
+    set_aside_exit_code(tmp_path)
+    if accepted:
+        reserve_exit_code(tmp_path)
+    record_exit_code(tmp_path, 2)
+    put_back_exit_code(tmp_path)
+    assert recorded(tmp_path) == ("2\n" if accepted else "0\n")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["exit_code", "run_config.yaml"]
+
+
+def test_a_refusal_is_recorded_where_no_run_has_begun(tmp_path: Path) -> None:
+    record_exit_code(tmp_path, 2)
+    assert recorded(tmp_path) == "2\n"
 
 
 def test_what_another_run_will_need_is_left_alone(tmp_path: Path) -> None:
@@ -73,7 +99,7 @@ def test_what_another_run_will_need_is_left_alone(tmp_path: Path) -> None:
     try:
         record_exit_code(tmp_path, 17)
         assert read_exit_code(tmp_path) is None
-        clear_exit_code(tmp_path)
+        set_aside_exit_code(tmp_path)
         assert recorded(tmp_path) == "75\n"
     finally:
         os.kill(pid, signal.SIGKILL)

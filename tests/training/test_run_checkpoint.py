@@ -107,7 +107,7 @@ def save_what_was_loaded(cfg: ConfigContainer, elsewhere: Path) -> dict[str, tor
     """On a rank: resume `cfg`, save at once to another folder, and return that checkpoint's tensors."""
     from megatron_kd.config.derived import derived
     from megatron_kd.runtime.start import running_ranks
-    from megatron_kd.training.resume import resume
+    from megatron_kd.training.resume import find_begun, resume
     from megatron_kd.training.run_checkpoint import save_checkpoint
     from megatron_kd.training.run_state import build_run
 
@@ -118,7 +118,7 @@ def save_what_was_loaded(cfg: ConfigContainer, elsewhere: Path) -> dict[str, tor
         seed=1,
     ) as layout:
         run = build_run(cfg, derived(cfg, layout.world_size), layout)
-        resume(run)
+        resume(run, find_begun(cfg))
         run.derived = replace(run.derived, checkpoints_dir=elsewhere)
         return state_tensors(save_checkpoint(run))
 
@@ -221,8 +221,8 @@ def test_a_student_saved_wide_beside_its_teacher_loads_at_its_own_width(tmp_path
     plain.optimizer.lr = 0.0
     records = run_ranks(2, train_and_read, plain)[0]
     assert records[-1]["lm_loss"] == pytest.approx(distilled[-1]["lm_loss"], rel=1e-5)
-    beside_another = tiny_config(tmp_path / "kd", iters=4, teacher={"vocab_size": 400}, **SAVED)  # 512 wide
-    assert run_ranks(1, train_and_read, beside_another)[0][-1]["step"] == 4
+    wide.model.make_vocab_size_divisible_by, wide.train.train_iters = 512, 4
+    assert run_ranks(1, train_and_read, wide)[0][-1]["step"] == 4
 
 
 @pytest.mark.parametrize(

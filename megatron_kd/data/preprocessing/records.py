@@ -25,6 +25,20 @@ def read_record(path: Path, made_of: dict[str, Any], sizes: Callable[[], dict[st
         return None
 
 
+def tokenised_record(prefix: str | Path) -> Path:
+    """The record of the files at `prefix` that a run's text was tokenised into."""
+    return Path(f"{prefix}.tokenised.json")
+
+
+def text_of_tokens(prefix: str) -> str | None:
+    """The SHA-256 of the text that the files at `prefix` were made of; None where they are not a run's text."""
+    try:
+        record = json.loads(tokenised_record(prefix).read_text(encoding="utf-8"))
+        return str(record["sha256"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
 def write_record(path: Path, made_of: dict[str, Any], sizes: dict[str, int], **about: Any) -> dict[str, Any]:
     """Write the record of files that are complete, with more `about` them, and return it."""
     record = {**made_of, **about, "files": sizes}

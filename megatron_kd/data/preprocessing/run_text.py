@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_kd.config.text_files import LOSS_MASK
 from megatron_kd.data.preprocessing.byte_progress import ByteProgress
-from megatron_kd.data.preprocessing.records import read_record, write_record
+from megatron_kd.data.preprocessing.records import read_record, tokenised_record, write_record
 from megatron_kd.data.preprocessing.tokenise_files import chat_template_of, preprocess, read_first_records
 from megatron_kd.data.tokens.sidecar import hash_problems
 from megatron_kd.data.tokens.tokenizer import Tokenizer
@@ -69,22 +69,18 @@ def _errors_of(text: Path) -> Iterator[None]:
 
 
 def _tokenise(text: Path, prefix: Path, tokenizer: Tokenizer, made_of: dict[str, Any], chat: bool) -> None:
-    _record(prefix).unlink(missing_ok=True)
+    tokenised_record(prefix).unlink(missing_ok=True)
     with ByteProgress(f"tokenising {text}") as on_progress:
         # One process: the tokenizer has threads of its own, and to fork with process groups open is asking for it.
         counts = preprocess([text], prefix, tokenizer, split_lines=True, chat=chat, workers=1, on_progress=on_progress)
     about = {"text": str(text), "documents": counts.documents, "tokens": counts.tokens}
-    write_record(_record(prefix), made_of, _sizes(prefix, chat), **about)
+    write_record(tokenised_record(prefix), made_of, _sizes(prefix, chat), **about)
     print(f"tokenised {text} into {prefix}: {counts}", flush=True)
 
 
 def _is_complete(prefix: Path, made_of: dict[str, Any], chat: bool) -> bool:
-    record = read_record(_record(prefix), made_of, lambda: _sizes(prefix, chat))
+    record = read_record(tokenised_record(prefix), made_of, lambda: _sizes(prefix, chat))
     return record is not None and not hash_problems(str(prefix), f"{prefix}.cache")
-
-
-def _record(prefix: Path) -> Path:
-    return prefix.with_name(f"{prefix.name}.tokenised.json")
 
 
 def _sizes(prefix: Path, chat: bool) -> dict[str, int]:

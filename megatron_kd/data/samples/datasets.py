@@ -17,11 +17,12 @@ import torch
 from megatron.core.datasets.gpt_dataset import GPTDatasetConfig
 from torch.utils.data import Dataset
 
+from megatron_kd.checkpoints.saved_state import BY_EPOCH
 from megatron_kd.config.blend import SplitData, parse_split, required
 from megatron_kd.config.sections import DatasetConfig
 from megatron_kd.data.chat.chat_datasets import chat_datasets
 from megatron_kd.data.chat.chat_rows import RowSettings
-from megatron_kd.data.samples.gpt_dataset import CachedGPTDataset, DatasetBuilder, DatasetTokenizer
+from megatron_kd.data.samples.gpt_dataset import TEXT_DATASETS, DatasetBuilder, DatasetTokenizer
 from megatron_kd.data.samples.mock import MockDataset
 from megatron_kd.data.tokens.blend_files import blend_weights, checked_split, checked_splits, sample_problems
 from megatron_kd.data.tokens.token_files import FOREIGN_CURE, ForeignId, count_tokens, foreign_id
@@ -43,12 +44,13 @@ def build_datasets(
     seed: int,
     tokenizer: Tokenizer,
     path_to_cache: str | None = None,
+    order: str = BY_EPOCH,
 ) -> Datasets:
     """The train, valid and test datasets, each of at least the samples asked for; None where that is 0.
 
-    If the data has too few tokens, it is read for several epochs, reshuffled in each. Every rank
-    must call this: rank 0 builds the index cache while the others wait. `path_to_cache` and `seed` give way to the
-    values of `cfg`, where those are set.
+    If the data has too few tokens, it is read for several epochs, reshuffled in each. Sample i does not depend on how
+    many are asked for, except in the `order` of text that older runs have. Every rank must call this: rank 0 builds the
+    index cache while the others wait. `path_to_cache` and `seed` give way to the values of `cfg`, where those are set.
 
     Raises:
         InputError: no data named, files missing or damaged, or too few tokens for one sample; all that apply.
@@ -64,7 +66,7 @@ def build_datasets(
         built = chat_datasets(splits, samples, settings, seed=seed, pad_id=tokenizer.eos_id, path_to_cache=cache)
     else:
         config = _text_config(cfg, splits, seq_length, seed, tokenizer, cache)
-        built = DatasetBuilder(CachedGPTDataset, list(samples), _on_every_rank, config).build()
+        built = DatasetBuilder(TEXT_DATASETS[order], list(samples), _on_every_rank, config).build()
     prefixes = [prefix for data in splits if data for prefix in data.blend.prefixes]
     return _three(None if data is None else TokenSamples(data, tokenizer.vocab_size, prefixes) for data in built)
 

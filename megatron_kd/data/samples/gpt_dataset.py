@@ -6,7 +6,8 @@ import copy
 import logging
 import os
 import tempfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ from megatron.core.datasets.blended_megatron_dataset_builder import BlendedMegat
 from megatron.core.datasets.gpt_dataset import GPTDataset, GPTDatasetConfig
 from numpy.lib import format as numpy_format
 
+from megatron_kd.checkpoints.saved_state import BY_EPOCH, TOGETHER
+from megatron_kd.data.samples.epoch_order import build_indices
 from megatron_kd.data.tokens.token_files import fingerprint
 from megatron_kd.data.tokens.tokenizer import Tokenizer
 from megatron_kd.errors import InputError
@@ -66,12 +69,8 @@ class CachedGPTDataset(GPTDataset):
             ) from error
 
     def _build_cache(self, folder: Path) -> None:
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as building:
-            self._with_cache(Path(building))
-            # The description goes last: it says that the others are there.
-            for path in sorted(Path(building).iterdir(), key=lambda path: path.suffix == ".txt"):
-                os.replace(path, folder / path.name)
+        with _placed_when_whole(folder) as building:
+            self._with_cache(building)
 
     def _with_cache(self, folder: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """The document, sample and shuffle indices, read from `folder` or built there."""
@@ -85,6 +84,35 @@ class CachedGPTDataset(GPTDataset):
 
     def _base(self) -> str:
         return f"{self.unique_description_hash}-{type(self).__name__}-{self.index_split.name}"
+
+
+class EpochOrderDataset(CachedGPTDataset):
+    """Text in the order of `epoch_order`. megatron-core reads its indices from the cache, which they are put into."""
+
+    def _build_cache(self, folder: Path) -> None:
+        S, lengths = self.config.sequence_length, self.dataset.sequence_lengths
+        indices = build_indices(self.indices, lengths, self.num_samples or 1, S, self.config.random_seed)
+        with _placed_when_whole(folder) as building:
+            for name, index in (
+                ("document", indices.documents), ("sample", indices.samples), ("shuffle", indices.shuffle)
+            ):  # fmt: skip
+                np.save(building / f"{self._base()}-{name}_index.npy", index)
+            (building / f"{self._base()}-description.txt").write_text(self.unique_description, encoding="utf-8")
+
+
+# The datasets of text by the order that they have.
+TEXT_DATASETS: dict[str, type[CachedGPTDataset]] = {BY_EPOCH: EpochOrderDataset, TOGETHER: CachedGPTDataset}
+
+
+@contextmanager
+def _placed_when_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write a cache into, whose files the end of the block moves to `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".building-") as building:
+        yield Path(building)
+        # The description goes last: it says that the others are there.
+        for path in sorted(Path(building).iterdir(), key=lambda path: path.suffix == ".txt"):
+            os.replace(path, folder / path.name)
 
 
 def _make(cls: Callable[..., Any], args: tuple[Any, ...]) -> None:
@@ -128,7 +156,7 @@ class DatasetBuilder(BlendedMegatronDatasetBuilder):
             config.path_to_cache = None
             args = (*args[:-1], config)
             logging.getLogger(BlendedDataset.__module__).setLevel(logging.ERROR)  # it warns of having no cache
-        if synchronize_ranks and cls is CachedGPTDataset and torch.distributed.is_initialized():
+        if synchronize_ranks and cls in TEXT_DATASETS.values() and torch.distributed.is_initialized():
             # All ranks then raise the error: in megatron-core, the others would wait for rank 0 at a barrier.
             on_rank_0(lambda: _make(cls, args))
             synchronize_ranks = False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from tests.reliability.row import Row
 from tests.reliability.rows import (
+    changes,
     checkpoint_files,
     config,
     data,
@@ -23,6 +24,7 @@ ROWS: tuple[Row, ...] = (
     *kills.ROWS,
     *hangs.ROWS,
     *layouts.ROWS,
+    *changes.ROWS,
     *disks.ROWS,
     *checkpoint_files.ROWS,
     *shared_folder.ROWS,

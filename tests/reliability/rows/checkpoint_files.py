@@ -103,13 +103,13 @@ def weights_hash(run: Any) -> list[int]:
 
 def asked_for(cfg: Any) -> str:
     """On a rank: resume the step that is asked for, and say what it was refused with; the weights must not change."""
-    from megatron_kd.training.resume import resume
+    from megatron_kd.training.resume import find_begun, resume
     from megatron_kd.training.train import train
 
     with built(cfg) as run:
         before = weights_hash(run)
         with contextlib.suppress(CheckpointCorrupt):
-            resume(run)
+            resume(run, find_begun(cfg))
         assert weights_hash(run) == before, "weights changed before the checkpoint was verified"
     try:
         train(cfg)
@@ -197,10 +197,9 @@ ROWS = (
             Mutant(
                 "weights are read before the checkpoint is verified",
                 "megatron_kd/training/resume.py",
-                "    changes = load_checkpoint(run, checkpoint or verify(found[at]))\n",
-                "    from megatron_kd.checkpoints.reading import opened\n\n"
-                "    changes = load_checkpoint(run, checkpoint or opened(found[at]))\n"
-                "    if checkpoint is None:\n        verify(found[at])\n",
+                "        checkpoint = verify(found[int(wanted)])\n",
+                "        from megatron_kd.checkpoints.reading import opened\n\n"
+                "        checkpoint = opened(found[int(wanted)])\n",
                 told="weights changed before",
             ),
         ),

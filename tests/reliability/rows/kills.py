@@ -269,7 +269,7 @@ ROWS = (
             Mutant(
                 "data is read from the start again",
                 "megatron_kd/training/train.py",
-                "            batches = data.training(run.step)\n",
+                "            batches = data.training(run.consumed_samples)\n",
                 "            batches = data.training(0)\n",
                 told=_LOSSES,
             ),

@@ -128,8 +128,8 @@ ROWS = (
             Mutant(
                 "data begins again",
                 "megatron_kd/training/run_data.py",
-                "micro_batches(self._train, start_step=from_step, ",
-                "micro_batches(self._train, start_step=from_step * 0, ",
+                "start_step=0, first_sample=consumed_samples, ",
+                "start_step=0, first_sample=0 * consumed_samples, ",
                 told="other samples",
             ),
             Mutant(
