@@ -16,6 +16,7 @@ from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.hub_names import absent
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.config_keys import unread_keys
+from megatron_kd.huggingface.config_values import wrong_values
 from megatron_kd.huggingface.other_folders import CONFIG_FILE, why_no_config
 from megatron_kd.huggingface.rope import rope_of, rope_problems
 
@@ -29,7 +30,10 @@ ACTIVATIONS = {
     "relu": "relu",
 }
 
-_SIZES = ("hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size")
+_SIZES = (
+    "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads", "vocab_size",
+    "max_position_embeddings",
+)  # fmt: skip
 _WINDOWS = ("use_sliding_window", "sliding_window", "max_window_layers")
 _COMMON: dict[str, Any] = {
     "num_key_value_heads": None,
@@ -48,7 +52,6 @@ _COMMON: dict[str, Any] = {
     "attention_dropout": 0.0,
     "quantization_config": None,
 }
-_FLAGS = ("tie_word_embeddings", "attention_bias", "mlp_bias", "use_sliding_window")
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 # Settings of the training: a run may choose its own.
 OF_TRAINING = ("attention_dropout", "max_position_embeddings")
@@ -117,7 +120,10 @@ def read_architecture(folder: str | Path) -> FolderArchitecture:
     surplus = list(unread_keys(values, {*_SIZES, "architectures", *_COMMON, *family.defaults, *_WINDOWS}))
     rope_wrong = list(rope_problems(values))
     values = {**_COMMON, **family.defaults, **values}
-    if wrong := [*_wrong_sizes(values), *_not_supported(values, family), *rope_wrong, *surplus]:
+    wrong = list(wrong_values(values, _SIZES)) or list(
+        _not_supported(values, family)
+    )  # which takes the values to be right
+    if wrong := [*wrong, *rope_wrong, *surplus]:
         raise ConfigError(wrong)
     fields = {field: value for field, (_, value) in _fields(values, family).items()}
     keys = {field: key for field, (key, _) in _fields(values, family).items()}
@@ -156,36 +162,14 @@ def _read_json(folder: Path) -> dict[str, Any]:
     return values
 
 
-def _wrong_sizes(values: dict[str, Any]) -> Iterator[str]:
-    counts = {key: values.get(key) for key in (*_SIZES, "max_position_embeddings")}
-    counts |= {key: values[key] for key in ("num_key_value_heads", "head_dim") if values[key] is not None}
-    for key, value in counts.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            yield f"{CONFIG_FILE}: {key}={value!r} must be a whole number greater than 0; copy the file again"
-    if not isinstance(values["rms_norm_eps"], int | float) or not values["rms_norm_eps"] > 0:
-        yield f"{CONFIG_FILE}: rms_norm_eps={values['rms_norm_eps']!r} must be a number greater than 0; copy it again"
-    dropout = values["attention_dropout"]
-    if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        yield f"{CONFIG_FILE}: attention_dropout={dropout!r} must be a number from 0 to below 1; copy it again"
-    for key in ("sliding_window", "max_window_layers"):
-        if not isinstance(values.get(key), int | None):
-            yield f"{CONFIG_FILE}: {key}={values[key]!r} must be a whole number; copy it again"
-    for key in _FLAGS:
-        if not isinstance(values.get(key), bool | None):
-            yield f"{CONFIG_FILE}: {key}={values[key]!r} must be true or false; copy it again"
-
-
 def _not_supported(values: dict[str, Any], family: Family) -> Iterator[str]:
     """The values that megatron-core would compute differently."""
     heads = values.get("architectures")
-    if heads and family.model_class.lower() not in [str(name).lower() for name in heads]:
-        what = (
-            "" if any(str(name).endswith("ForCausalLM") for name in heads) else " is not a language model with a head"
-        )
-        yield (
-            f"architectures={heads}{what or ' is another model'}; model_type={values['model_type']} is read as "
-            f"{family.model_class} only"
-        )
+    if heads and family.model_class.lower() not in [name.lower() for name in heads]:
+        generates = any(name.endswith("ForCausalLM") for name in heads)
+        what = "another model" if generates else "not a language model with a head"
+        read = f"model_type={values['model_type']} is read as {family.model_class} only"
+        yield f"architectures={', '.join(heads)} is {what}; {read}"
     if values["quantization_config"] is not None:
         method = values["quantization_config"]
         method = method.get("quant_method") if isinstance(method, dict) else method
@@ -205,11 +189,9 @@ def _layer_types(values: dict[str, Any]) -> Iterator[str]:
     types, layers = values["layer_types"], values["num_hidden_layers"]
     if types is None:
         return
-    if not isinstance(types, list) or len(types) != layers:
-        count = len(types) if isinstance(types, list) else types
-        yield f"layer_types: has {count} entries, num_hidden_layers={layers}; copy {CONFIG_FILE} again"
-        return
-    if other := sorted({str(kind) for kind in types if kind not in _LAYER_TYPES}):
+    if len(types) != layers:
+        yield f"layer_types: has {len(types)} entries, num_hidden_layers={layers}; copy {CONFIG_FILE} again"
+    if other := sorted({kind for kind in types if kind not in _LAYER_TYPES}):
         yield f"layer_types: {', '.join(other)} is not supported; supported are {', '.join(_LAYER_TYPES)}"
 
 
@@ -218,7 +200,7 @@ def _window(values: dict[str, Any]) -> int | None:
     window = values["sliding_window"] if values.get("use_sliding_window", True) else None
     if values["layer_types"] is not None:
         return window if "sliding_attention" in values["layer_types"] else None
-    first = values.get("max_window_layers", 0)  # Qwen's windows begin at this layer
+    first = values.get("max_window_layers") or 0  # Qwen's windows begin at this layer
     return window if first < values["num_hidden_layers"] else None
 
 

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,13 +46,15 @@ def rope_of(values: dict[str, Any]) -> Rope:
 def rope_problems(values: dict[str, Any]) -> Iterator[str]:
     """Problems: embeddings that megatron-core would compute differently, and values that the file gives twice."""
     newer = values.get("rope_parameters")
+    if not isinstance(newer, dict | None):
+        yield f"config.json: rope_parameters={newer!r} must be an object; copy the file again"
     if isinstance(newer, dict) and any(isinstance(value, dict) for value in newer.values()):
         yield f"rope_parameters by type of layer ({', '.join(map(str, newer))}) are not supported, only one set for all"
         return
     rope = rope_of(values)
     if isinstance(newer, dict):
         yield from _given_twice(values, newer)
-    if not isinstance(rope.theta, int | float) or not rope.theta > 0:
+    if not _is_positive(rope.theta):
         yield f"config.json: rope_theta={rope.theta!r} must be a number greater than 0; copy the file again"
     if rope.fraction != 1.0:
         yield f"partial_rotary_factor={rope.fraction} is not supported, only 1.0"
@@ -74,13 +77,17 @@ def _scaling_problems(rope: Rope) -> Iterator[str]:
         for key, value in LLAMA3_SCALING.items():
             if rope.scaling.get(key) != value:
                 yield f"rope_scaling.{key}={rope.scaling.get(key)!r}: megatron-core computes with {value} only"
-        if not isinstance(rope.scaling.get("factor"), int | float) or not rope.scaling["factor"] > 0:
+        if not _is_positive(rope.scaling.get("factor")):
             yield f"rope_scaling.factor={rope.scaling.get('factor')!r} must be a number greater than 0"
     elif isinstance(rope.scaling, dict) and rope.scaling.get("factor", 1.0) != 1.0:
         yield (
             f"rope_scaling.factor={rope.scaling['factor']!r} without a scaling; add its rope_type, such as llama3, or "
             "delete the factor"
         )
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 < value < math.inf
 
 
 def _kind(scaling: Any) -> str:
