@@ -108,7 +108,8 @@ def _text(cfg: ConfigContainer) -> Iterator[Problem]:
         return
     field = "dataset.text_path"
     if looks_like_hub_name(path):
-        yield Problem.of(cfg, field, *absent(path, "dataset", "file"))
+        why, cure = absent(path, "dataset", "file")
+        yield Problem.of(cfg, field, why, f"{cure} to `megatron-kd preprocess`")
     elif not is_text_file(path):
         cure = "convert it, or set dataset.data_path=[PREFIX] if it is tokenised already"
         yield Problem.of(cfg, field, f"must end in one of {', '.join(TEXT_FILES)}", cure)

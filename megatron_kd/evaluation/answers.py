@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from megatron_kd.config.hub_names import absent
 from megatron_kd.errors import InputError
 from megatron_kd.evaluation.as_huggingface import default_device, huggingface_folder
 from megatron_kd.evaluation.saved_model import SavedModel
@@ -60,6 +61,8 @@ def answers(
 def _tokenizer(folder: Path) -> PreTrainedTokenizerBase:
     from transformers import AutoTokenizer
 
+    if not folder.exists():
+        raise InputError(f"--tokenizer {folder}: " + "; ".join(absent(folder)))
     try:
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
     except (OSError, ValueError, KeyError, ImportError) as error:

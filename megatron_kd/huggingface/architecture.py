@@ -17,7 +17,7 @@ from megatron_kd.config.hub_names import absent
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.config_keys import unread_keys
 from megatron_kd.huggingface.config_values import wrong_values
-from megatron_kd.huggingface.other_folders import CONFIG_FILE, why_no_config
+from megatron_kd.huggingface.other_folders import CONFIG_FILE, LFS_POINTER, why_no_config
 from megatron_kd.huggingface.rope import rope_of, rope_problems
 
 # hidden_act and its name here. Where several names mean one function, the first is the one that export writes.
@@ -120,9 +120,8 @@ def read_architecture(folder: str | Path) -> FolderArchitecture:
     surplus = list(unread_keys(values, {*_SIZES, "architectures", *_COMMON, *family.defaults, *_WINDOWS}))
     rope_wrong = list(rope_problems(values))
     values = {**_COMMON, **family.defaults, **values}
-    wrong = list(wrong_values(values, _SIZES)) or list(
-        _not_supported(values, family)
-    )  # which takes the values to be right
+    wrong = list(wrong_values(values, _SIZES))
+    wrong = wrong or list(_not_supported(values, family))  # takes the values to be of the right kind
     if wrong := [*wrong, *rope_wrong, *surplus]:
         raise ConfigError(wrong)
     fields = {field: value for field, (_, value) in _fields(values, family).items()}
@@ -152,11 +151,14 @@ def _read_json(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         raise ConfigError(["; ".join(absent(folder))] if not folder.exists() else [why_no_config(folder)])
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        values = None if text.startswith(LFS_POINTER) else json.loads(text)
     except FileNotFoundError as error:
         raise ConfigError([why_no_config(folder)]) from error
     except (OSError, ValueError, RecursionError) as error:
         raise ConfigError([f"{CONFIG_FILE} cannot be read ({error}); copy it again"]) from error
+    if text.startswith(LFS_POINTER):
+        raise ConfigError([f"{CONFIG_FILE} is a Git LFS pointer, not the file itself; run `git lfs pull` there"])
     if not isinstance(values, dict):
         raise ConfigError([f"{CONFIG_FILE} does not hold an object; copy it again"])
     return values

@@ -14,7 +14,7 @@ from megatron_kd.checkpoints.contents import step_of, tokenizer_of
 from megatron_kd.config.document import write_yaml
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.huggingface.as_config import family_of
-from megatron_kd.huggingface.provenance import Base, Licence, model_base, student_base
+from megatron_kd.huggingface.provenance import Base, Licence, licence_of, model_base, student_base
 
 _KD = ("logits_loss_kind", "logit_kl_temperature", "logit_kl_topk", "skip_lm_loss", "kd_loss_scale", "loss_balancer",
        "intermediate_layer_pairs")  # fmt: skip
@@ -94,7 +94,10 @@ def _sections(run: dict[str, Any], base: Base | None) -> list[tuple[str, dict[st
     found = [("Initial weights", _origin({**student, "checkpoint": origin}, base))]
     if teacher is not None:
         sizes = {name: teacher.get(name) for name in ("num_layers", "hidden_size", "vocab_size")}
-        found.append(("Teacher", _origin(teacher, model_base(teacher)) | sizes))
+        base_of_teacher = model_base(teacher)
+        licence = None if base_of_teacher is None else licence_of(base_of_teacher.folder)
+        stated = {} if licence is None else {"license": licence.front["license"]}
+        found.append(("Teacher", _origin(teacher, base_of_teacher) | stated | sizes))
         losses = student.get("kd_config") or {}
         found.append(("Losses", {name: losses[name] for name in _KD if name in losses}))
     data = {name: (run.get("dataset") or {}).get(name) for name in _DATA}

@@ -12,6 +12,7 @@ CONFIG_FILE = "config.json"
 SINGLE = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 ADAPTER = "adapter_config.json"
+LFS_POINTER = "version https://git-lfs"  # how a file begins that Git LFS has not fetched
 
 _PICKLED = (".bin", ".pt", ".pth", ".ckpt")
 _SHOWN = 3

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.errors import ConfigError
+from megatron_kd.huggingface.other_folders import LFS_POINTER
 
 _BYTES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2, "I64": 8, "I32": 4, "I16": 2, "I8": 1, "U8": 1, "BOOL": 1,
           "F8_E4M3": 1, "F8_E5M2": 1, "U16": 2, "U32": 4, "U64": 8}  # fmt: skip
 _LONGEST_HEADER = 100_000_000  # what the safetensors library accepts
-_LFS_POINTER = b"version https://git-lfs"
 _SAMPLES, _SAMPLE_BYTES = 64, 4096
 
 
@@ -77,7 +77,7 @@ def _header(path: Path, size: int, changed_ns: int) -> dict[str, Entry]:
     with path.open("rb") as file:
         start = file.read(8)
         length = int.from_bytes(start, "little")
-        if start + file.read(len(_LFS_POINTER) - 8) == _LFS_POINTER:
+        if start + file.read(len(LFS_POINTER) - 8) == LFS_POINTER.encode():
             raise ConfigError([f"{path.name} is a Git LFS pointer, not the file itself; run `git lfs pull` there"])
         if size < 8 or not 0 < length <= min(size - 8, _LONGEST_HEADER):
             raise ConfigError([f"{path.name} is truncated or not a safetensors file ({size} bytes); copy it again"])
