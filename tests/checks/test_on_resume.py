@@ -180,7 +180,8 @@ def filled(values: Mapping[str, Any], folder: Path) -> dict[str, Any]:
 
 def _records(run_dir: Path) -> list[dict[str, Any]]:
     """Of metrics.jsonl, and the metric of the best validation."""
-    best = json.loads((run_dir / "best.json").read_text())["metric"]
+    file = run_dir / "best.json"
+    best = json.loads(file.read_text())["metric"] if file.exists() else None
     return [*read_metrics(run_dir), {"split": "best", "step": 0, "metric": best}]
 
 

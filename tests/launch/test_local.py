@@ -70,6 +70,13 @@ def test_attempts(codes: list[int], saved: list[list[int]], restarts: int, attem
     assert (tmp_path / "attempts").read_text().splitlines() == ["False"] * attempts
 
 
+def test_a_refused_attempt_leaves_the_exit_code_of_the_run_before(tmp_path: Path) -> None:
+    (tmp_path / "exit_code").write_text("0\n")
+    assert LocalLauncher(tmp_path, [sys.executable, "-c", "raise SystemExit(2)"]).run(3) == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["exit_code"]
+    assert (tmp_path / "exit_code").read_text() == "0\n"
+
+
 WAITS = """
 import signal, sys, time
 from pathlib import Path

@@ -132,3 +132,13 @@ def test_arguments_of_the_other_launcher_are_refused(capsys: pytest.CaptureFixtu
     err = capsys.readouterr().err
     for option in ("--max-restarts: goes with --local", "--nproc, --gpus-per-node:", "--mounts: needs a container"):
         assert f"error: {option}" in err
+
+
+def test_a_refused_job_leaves_the_exit_code_of_the_run_before(tmp_path: Path) -> None:
+    text = script(SlurmJob(nodes=1, ranks_per_node=1), run_dir="run")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run/exit_code").write_text("17\n")
+    assert run_job(text, "exit 2", tmp_path).returncode == 2
+    assert (tmp_path / "run/exit_code").read_text() == "17\n"
+    assert run_job(text, "rm run/exit_code.earlier; echo 75 > run/exit_code; exit 1", tmp_path).returncode == 75
+    assert (tmp_path / "run/exit_code").read_text() == "75\n"
