@@ -9,13 +9,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 
 from megatron_kd.data.chat.conversation import Conversation, conversation
 from megatron_kd.data.chat.conversations import ChatReader, ChatTemplate
 from megatron_kd.data.raw.chat_keys import FORMATS, IGNORED
 from megatron_kd.data.raw.chunks import Record
-from megatron_kd.data.raw.tables import without_nulls
+from megatron_kd.data.raw.tables import as_in_lines
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer
 from megatron_kd.errors import InputError
 from tests.data.chats import PLAIN, chat
@@ -112,8 +113,18 @@ def test_the_completion_alone_is_learnt() -> None:
 
 
 def test_nulls_of_tables_are_left_out_at_every_depth() -> None:
-    row = {"a": None, "b": [{"c": None, "d": {"e": None, "f": 1}}, None], "g": {"h": None}}
-    assert without_nulls(row) == {"b": [{"d": {"f": 1}}, None], "g": {}}
+    rows = [
+        {"a": None, "b": [{"c": None, "d": {"e": None, "f": 1}}, None], "g": {"h": None}},
+        {"a": "a", "b": [{"c": 1, "d": {"e": 1, "f": None}}], "g": {"h": 1}},
+    ]
+    kind = pa.struct(pa.Table.from_pylist(rows).schema)
+    assert as_in_lines(rows[0], kind) == {"b": [{"d": {"f": 1}}, None], "g": {}}
+
+
+def test_json_in_tables_is_decoded_and_keeps_its_nulls() -> None:
+    kind = pa.struct({"a": pa.list_(pa.struct({"b": pa.json_()})), "c": pa.json_()})
+    row = {"a": [{"b": '"text"'}, {"b": '{"d": null}'}, {"b": None}], "c": None}
+    assert as_in_lines(row, kind) == {"a": [{"b": "text"}, {"b": {"d": None}}, {}]}
 
 
 def test_the_documented_keys_are_those_ignored() -> None:

@@ -92,13 +92,14 @@ def _good(case: dict[str, Any]) -> dict[str, Any]:
 
 def _input(case: dict[str, Any], folder: Path, lines: list[str]) -> Path:
     kind = case.get("in", "jsonl")
-    path = folder / {"jsonl": "in.jsonl", "parquet": "in.parquet", "folder": "saved"}[kind]
+    path = folder / {"jsonl": "in.jsonl", "parquet": "in.parquet"}.get(kind, "saved")
     if kind == "jsonl":
         path.write_text("".join(f"{line}\n" for line in lines))
         return path
     records = [json.loads(line) for line in lines]
-    if kind == "folder":
-        datasets.Dataset.from_list(records).save_to_disk(str(path))
+    if path.name == "saved":
+        types = {"on_mixed_types": "use_json"} if kind == "json_folder" else {}
+        datasets.Dataset.from_list(records, **types).save_to_disk(str(path))
     else:
         pq.write_table(pa.Table.from_pylist(_same_keys(records)), path)
     return path

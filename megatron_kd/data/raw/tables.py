@@ -8,6 +8,7 @@ conversations are left out again, so that a table says what the lines that it wa
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -35,7 +36,7 @@ class Columns:
     def rows(self, table: Any) -> list[dict[str, Any]]:
         """The rows of an Arrow table or batch."""
         rows = table.to_pylist()
-        return [without_nulls(row) for row in rows] if self.are_chats else rows
+        return [as_in_lines(row, pa.struct(table.schema)) for row in rows] if self.are_chats else rows
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class ParquetSource(Source):
         try:
             with pq.ParquetFile(self.path) as file:
                 yield from self._chunks(file, start)
-        except (pa.ArrowException, OSError) as error:
+        except (pa.ArrowException, OSError, ValueError) as error:
             raise InputError(f"{self.path}: not a readable Parquet file ({first_line(error)})") from error
 
     def _chunks(self, file: pq.ParquetFile, start: Cursor) -> Iterator[Chunk]:
@@ -92,7 +93,7 @@ class SavedDataset(Source):
         for first in range(start.record, total, self.rows_a_chunk):
             try:
                 rows = self.columns.rows(self.dataset[first : first + self.rows_a_chunk])
-            except (pa.ArrowException, OSError) as error:
+            except (pa.ArrowException, OSError, ValueError) as error:
                 raise InputError(f"{self.path}, row {first}: cannot be read ({first_line(error)})") from error
             yield _chunk(self.path, start.input, first, rows, self.size, total)
 
@@ -135,11 +136,21 @@ def open_saved_dataset(path: Path, json_key: str | None) -> Source:
     return SavedDataset(path, columns, chosen, _rows_a_chunk(len(dataset), dataset.data.nbytes))
 
 
-def without_nulls(value: Any) -> Any:
-    """A value without the keys that are null, at any depth; an item of a list that is null stays."""
-    if isinstance(value, dict):
-        return {key: without_nulls(item) for key, item in value.items() if item is not None}
-    return [without_nulls(item) for item in value] if isinstance(value, list) else value
+def as_in_lines(value: Any, kind: pa.DataType) -> Any:
+    """A value of an Arrow type as a line of JSON would have it: without the keys that are null, at any depth.
+
+    A value of the type `Json` of `datasets`, for columns of several types, is a string of JSON in the table. Its nulls
+    stay, and so do the items of a list that are null.
+    """
+    if value is None:
+        return None
+    if isinstance(kind, pa.JsonType):
+        return json.loads(value)
+    if isinstance(kind, pa.StructType):
+        return {item.name: as_in_lines(value[item.name], item.type) for item in kind if value[item.name] is not None}
+    if isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
+        return [as_in_lines(item, kind.value_type) for item in value]
+    return value
 
 
 def _columns(path: Path, schema: pa.Schema, json_key: str | None) -> Columns:
