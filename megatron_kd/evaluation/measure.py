@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from megatron_kd.checks.inputs import checked_tokenizer
 from megatron_kd.config.derived import derived
+from megatron_kd.config.document import read_document
+from megatron_kd.config.run_config import RUN_CONFIG
+from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer
 from megatron_kd.errors import InputError
 from megatron_kd.evaluation.report import Report
 from megatron_kd.evaluation.settings import Evaluation
+from megatron_kd.huggingface.as_asked import as_trained
 from megatron_kd.runtime.timeouts import set_group_timeouts
 from megatron_kd.runtime.watch import end_rank, watching
 from megatron_kd.training.held_out import evaluate
@@ -31,6 +35,9 @@ def measure(evaluation: Evaluation) -> Report:
     """
     cfg = evaluation.cfg
     tokenizer = checked_tokenizer(cfg)
+    if isinstance(tokenizer, HuggingFaceTokenizer) and not evaluation.model.is_huggingface:
+        folder = evaluation.model.folder
+        tokenizer = as_trained(tokenizer, folder, read_document(folder / RUN_CONFIG).data)
     check_files(cfg)
     with ranks_of(cfg) as layout:
         cfg = with_text_tokenised(cfg, tokenizer)

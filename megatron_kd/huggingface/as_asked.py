@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,50 +16,42 @@ from megatron_kd.errors import InputError
 GENERATION = "generation_config.json"
 
 
-@dataclass(frozen=True)
-class Asked:
-    """Settings with which an exported student is asked as it was trained.
-
-    Attributes:
-        chat_template: in place of the tokenizer's; None: the tokenizer's own.
-        generation: the content of `generation_config.json`.
-    """
-
-    chat_template: str | None
-    generation: dict[str, Any]
-
-
-def as_asked(checkpoint: Path, run: dict[str, Any], tokenizer: HuggingFaceTokenizer) -> Asked:
-    """The settings of a student, by its checkpoint, its run and its tokenizer.
-
-    How a model generates comes from the folder that its tokenizer came from. A student that was trained on
-    conversations also stops at the end of a turn, which need not be the end of a document.
+def as_trained(tokenizer: HuggingFaceTokenizer, checkpoint: Path, run: dict[str, Any]) -> HuggingFaceTokenizer:
+    """A student's tokenizer with the chat template of the conversations that it was trained on.
 
     Args:
-        checkpoint: its folder.
-        run: the content of its `run_config.yaml`.
         tokenizer: of the run.
+        checkpoint: the student's folder. Of earlier versions, which do not hold the template, the run's data tells.
+        run: the content of its `run_config.yaml`.
+    """
+    if (checkpoint / CHAT_TEMPLATE).is_file():
+        return tokenizer.with_chat_template((checkpoint / CHAT_TEMPLATE).read_text(encoding="utf-8"))
+    data, fields = run.get("dataset") or {}, ("chat", "data_path", "train_data_path")
+    return tokenizer.with_chat_template(
+        trained_template(DatasetConfig(**{name: data[name] for name in fields if name in data}))
+    )
+
+
+def generation_settings(tokenizer: HuggingFaceTokenizer, run: dict[str, Any]) -> dict[str, Any]:
+    """The content of `generation_config.json`.
+
+    It comes from the folder that the tokenizer came from. A student that was trained on conversations also stops at the
+    end of a turn, which need not be the end of a document.
+
+    Args:
+        tokenizer: as it was trained with.
+        run: the content of the student's `run_config.yaml`.
 
     Raises:
         InputError: a `generation_config.json` beside the tokenizer that cannot be read.
     """
-    data = run.get("dataset") or {}
-    template = _template(checkpoint, data)
-    generation = _generation_beside(tokenizer)
-    ends = _as_list(generation.get("eos_token_id", tokenizer.eos_id))
-    end = end_of_turn(tokenizer, template) if data.get("chat") else None
+    beside = _generation_beside(tokenizer)
+    ends = _as_list(beside.get("eos_token_id", tokenizer.eos_id))
+    end = end_of_turn(tokenizer) if (run.get("dataset") or {}).get("chat") else None
     ends = list(dict.fromkeys([*ends, *([] if end is None else [end])]))
     tokens = {name: tokenizer.special_id(name) for name in ("bos_token", "pad_token")}
     ids = {f"{name}_id": token for name, token in tokens.items() if token is not None}
-    return Asked(template, {**ids, **generation, "eos_token_id": ends[0] if len(ends) == 1 else ends})
-
-
-def _template(checkpoint: Path, data: dict[str, Any]) -> str | None:
-    """The template of the run's conversations: in its checkpoint, or by its data in checkpoints of earlier versions."""
-    if (checkpoint / CHAT_TEMPLATE).is_file():
-        return (checkpoint / CHAT_TEMPLATE).read_text(encoding="utf-8")
-    fields = ("chat", "data_path", "train_data_path")
-    return trained_template(DatasetConfig(**{name: data[name] for name in fields if name in data}))
+    return {**ids, **beside, "eos_token_id": ends[0] if len(ends) == 1 else ends}
 
 
 def _generation_beside(tokenizer: HuggingFaceTokenizer) -> dict[str, Any]:

@@ -34,7 +34,7 @@ from megatron_kd.data.tokens.save_tokenizer import save_tokenizer
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, load_huggingface
 from megatron_kd.errors import InputError
 from megatron_kd.huggingface.architecture import FAMILIES
-from megatron_kd.huggingface.as_asked import GENERATION, Asked, as_asked
+from megatron_kd.huggingface.as_asked import GENERATION, as_trained, generation_settings
 from megatron_kd.huggingface.as_config import config_values, family_of, why_not_exportable
 from megatron_kd.huggingface.card import model_card, saved_tokenizer
 from megatron_kd.huggingface.other_folders import INDEX
@@ -90,10 +90,10 @@ def export_hf(
     temporary.mkdir(parents=True)
     _write_weights(reader, model, DTYPES[dtype], max_shard_size, temporary)
     run = read_document(folder / RUN_CONFIG).data
-    asked = None if tokens is None else as_asked(folder, run, tokens)
-    _write_config(model, dtype, tokens, asked, temporary)
-    if tokens is not None and asked is not None:
-        save_tokenizer(tokens, temporary, asked.chat_template)
+    tokens = None if tokens is None else as_trained(tokens, folder, run)
+    _write_config(model, dtype, tokens, run, temporary)
+    if tokens is not None:
+        save_tokenizer(tokens, temporary)
     _write_card(folder, model, dtype, run, temporary)
     make_durable(temporary)
     temporary.rename(output)
@@ -196,7 +196,7 @@ def _read(reader: CheckpointReader, source: Source) -> Tensor:
 
 
 def _write_config(
-    model: GPTModelProvider, dtype: str, tokens: HuggingFaceTokenizer | None, asked: Asked | None, folder: Path
+    model: GPTModelProvider, dtype: str, tokens: HuggingFaceTokenizer | None, run: dict[str, Any], folder: Path
 ) -> None:
     from transformers import AutoConfig, GenerationConfig
 
@@ -208,7 +208,9 @@ def _write_config(
     config.architectures = [FAMILIES[family_of(model)].model_class]
     config.torch_dtype = dtype
     config.save_pretrained(folder)
-    if asked is None:
+    if tokens is None:
         GenerationConfig.from_model_config(config).save_pretrained(folder)
     else:
-        (folder / GENERATION).write_text(json.dumps(asked.generation, indent=2) + "\n", encoding="utf-8")
+        (folder / GENERATION).write_text(
+            json.dumps(generation_settings(tokens, run), indent=2) + "\n", encoding="utf-8"
+        )

@@ -49,5 +49,5 @@ def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> HuggingFaceTokenizer:
 def test_an_answer_ends_at_the_last_added_token_that_is_learnt(
     template: str | None, end: str | None, tokenizer: HuggingFaceTokenizer
 ) -> None:
-    found = end_of_turn(tokenizer, template)
+    found = end_of_turn(tokenizer.with_chat_template(template))
     assert (None if found is None else tokenizer.decode([found])) == end

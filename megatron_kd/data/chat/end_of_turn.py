@@ -8,19 +8,18 @@ from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer
 from megatron_kd.errors import InputError
 
 
-def end_of_turn(tokenizer: HuggingFaceTokenizer, template: str | None = None) -> int | None:
+def end_of_turn(tokenizer: HuggingFaceTokenizer) -> int | None:
     """The last added token, such as `<|im_end|>`, of what a model learns of an answer.
 
     Args:
-        tokenizer: of the conversations.
-        template: their chat template; None: the tokenizer's own.
+        tokenizer: of the conversations, with their chat template.
 
     Returns:
         None where the template ends turns by text alone, and where there is no template or it refuses an example.
     """
     example = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
-        ids, learnt = ChatTemplate(tokenizer, template).encode(Conversation(example), "an example")
+        ids, learnt = ChatTemplate(tokenizer).encode(Conversation(example), "an example")
     except InputError:
         return None
     added = tokenizer.files.backend.get_added_tokens_decoder()

@@ -20,8 +20,8 @@ _LEFT_OUT = (
 _MORE = "additional_special_tokens"
 
 
-def save_tokenizer(tokenizer: HuggingFaceTokenizer, folder: Path, chat_template: str | None = None) -> None:
-    """Write the tokenizer and its chat templates, or one in their place, into a folder that is there.
+def save_tokenizer(tokenizer: HuggingFaceTokenizer, folder: Path) -> None:
+    """Write the tokenizer and its chat templates into a folder that is there.
 
     It makes no token types, which these models do not take: `generate(**tokenizer(text))` would refuse them.
     """
@@ -29,10 +29,7 @@ def save_tokenizer(tokenizer: HuggingFaceTokenizer, folder: Path, chat_template:
     (folder / TOKENIZER).write_text(files.backend.to_str(pretty=True), encoding="utf-8")
     _write(folder / CONFIG, _settings(files))
     _write(folder / SPECIAL, files.special_tokens)
-    templates = dict(files.chat_templates)
-    if chat_template is not None and chat_template != templates.get("default"):
-        templates = {"default": chat_template}
-    for name, template in templates.items():
+    for name, template in files.chat_templates.items():
         path = folder / TEMPLATE if name == "default" else folder / TEMPLATES / f"{name}.jinja"
         path.parent.mkdir(exist_ok=True)
         path.write_text(template, encoding="utf-8")

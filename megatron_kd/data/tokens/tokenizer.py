@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -114,6 +114,12 @@ class HuggingFaceTokenizer:
         """The chat template for conversations with or without tools; None where there is none, or no default."""
         templates = self.files.chat_templates
         return templates.get("tool_use", templates.get("default")) if tools else templates.get("default")
+
+    def with_chat_template(self, template: str | None) -> HuggingFaceTokenizer:
+        """This tokenizer with `template` in place of its own ones; itself if that is its usual one, or None."""
+        if template is None or template == self.chat_template():
+            return self
+        return HuggingFaceTokenizer(replace(self.files, chat_templates={"default": template}), self.source)
 
     @property
     def fingerprint(self) -> str:
