@@ -14,7 +14,7 @@ from pathlib import Path
 from megatron_kd import __version__
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.errors import ConfigError, MegatronKDError, Preempted, RunFolderInUse
-from megatron_kd.messages import SECONDS_FOR_RANK_0, quieten_libraries, tell
+from megatron_kd.messages import SECONDS_FOR_RANK_0, quieten_libraries, tell, tell_of_rank
 from megatron_kd.resolve.configuration import Merged, check_config
 from megatron_kd.resolve.flags import HELP, flags_help
 from megatron_kd.runtime.exit_code import holds_run, put_back_exit_code, record_exit_code, set_aside_exit_code
@@ -130,7 +130,7 @@ def _recorded(run_dir: Path, rank: int) -> Iterator[_Ending]:
         if rank == 0:
             tell(error)
         else:
-            print(f"rank {rank}: {error}", file=sys.stderr)
+            tell_of_rank(rank, error)
     finally:
         if mine:
             record_exit_code(run_dir, ending.code)

@@ -10,6 +10,10 @@ class attribute `exit_code` from the table below, and say in the message which f
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from typing import Any
+
+# An error whose class takes other arguments than its message says what it is made of: errors cross processes.
+Pickled = tuple[type[Any], tuple[Any, ...], dict[str, Any]]
 
 
 class MegatronKDError(Exception):
@@ -36,6 +40,9 @@ class ConfigError(InputError):
         self.problems = tuple(dict.fromkeys(problems))
         super().__init__("\n".join(self.lines))
 
+    def __reduce__(self) -> Pickled:
+        return type(self), (self.problems,), vars(self)
+
     @property
     def lines(self) -> list[str]:
         """A line for each problem, as users read it."""
@@ -56,6 +63,9 @@ class NumericalFault(MegatronKDError, ArithmeticError):
         self.sample_ids = list(sample_ids)
         super().__init__(message)
 
+    def __reduce__(self) -> Pickled:
+        return type(self), (str(self), self.sample_ids), vars(self)
+
 
 class LostRank(MegatronKDError, ConnectionError):
     """Another rank died or does not respond.
@@ -70,6 +80,9 @@ class LostRank(MegatronKDError, ConnectionError):
         who = "a rank" if rank is None else f"rank {rank}"
         self.rank, self.phase, self.detail = rank, phase, detail
         super().__init__(f"{phase}: {who} died or does not respond ({detail.partition(chr(10))[0]})")
+
+    def __reduce__(self) -> Pickled:
+        return type(self), (self.rank, self.phase, self.detail), vars(self)
 
 
 class CheckpointCorrupt(MegatronKDError, OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import time
@@ -10,27 +11,60 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from megatron_kd.errors import ConfigError, MegatronKDError
+from megatron_kd.errors import ConfigError, InputError, MegatronKDError
 
 # torchrun ends all ranks as soon as one exits: the others give rank 0 the time to print what is wrong.
 SECONDS_FOR_RANK_0 = 10.0
 
 
 def tell(error: MegatronKDError) -> None:
-    """Print an error, one line per problem."""
-    for line in error.lines if isinstance(error, ConfigError) else [str(error)]:
-        print(f"error: {line}", file=sys.stderr)
+    """Report an error, one line per problem.
+
+    Under torchrun, rank 0's words are in the report that torchrun ends with. Bad input is there alone. Other errors
+    are printed at once too: torchrun reports the ranks that it finds ended first, and this may not be one of them.
+    """
+    lines = error.lines if isinstance(error, ConfigError) else [str(error)]
+    words = "\n".join(f"error: {line}" for line in lines)
+    if not (_put_into_report(words) and isinstance(error, InputError)):
+        print(words, file=sys.stderr, flush=True)
+
+
+def tell_of_rank(rank: int, error: MegatronKDError) -> None:
+    """Report an error that may be this rank's alone."""
+    words = f"rank {rank}: {error}"
+    _put_into_report(words)
+    print(words, file=sys.stderr, flush=True)
 
 
 def tell_as_rank(error: MegatronKDError) -> None:
-    """Print an error once if all ranks of torchrun have it, and with the rank if it may be this one's alone."""
+    """Report an error once if all ranks of torchrun have it, and with the rank if it may be this one's alone."""
     rank = int(os.environ.get("RANK", "0"))
     if rank == 0:
         tell(error)
     elif isinstance(error, ConfigError):  # found by all of them before they wait for each other
         time.sleep(SECONDS_FOR_RANK_0)
     else:
-        print(f"rank {rank}: {error}", file=sys.stderr)
+        tell_of_rank(rank, error)
+
+
+def words_in_report(message: object) -> str | None:
+    """The words of `tell` in what torchrun has read of a rank that failed; None where they are another's."""
+    words = message.get("message") if isinstance(message, dict) else None
+    return words if isinstance(words, str) else None
+
+
+def _put_into_report(words: str) -> bool:
+    """Hand words to torchrun as `torch.distributed.elastic` reads them; false where it will not show them."""
+    path, attempt = os.environ.get("TORCHELASTIC_ERROR_FILE"), os.environ.get("TORCHELASTIC_RESTART_COUNT")
+    if not path:
+        return False
+    # torchrun shows `py_callstack` after "traceback : ", and indents all lines but the first.
+    extra = {"py_callstack": f"\n{words}", "timestamp": str(int(time.time()))}
+    try:
+        Path(path).write_text(json.dumps({"message": {"message": words, "extraInfo": extra}}), encoding="utf-8")
+    except OSError:
+        return False
+    return attempt == os.environ.get("TORCHELASTIC_MAX_RESTARTS")  # it reports its last attempt alone
 
 
 @contextmanager

@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 
+from megatron_kd.checks.new_folders import why_not_made
+from megatron_kd.checks.one_of import keep_one
 from megatron_kd.config.blend import BLENDS, Split, parse_blend, parse_split, split_data
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import true_vocab_size
@@ -16,6 +18,8 @@ from megatron_kd.data.chat.trained_template import differing
 from megatron_kd.data.tokens.blend_files import file_problems, sample_problems
 from megatron_kd.data.tokens.token_files import missing_files, pair_problems
 from megatron_kd.errors import ConfigError
+
+_ORIGINS = (("text_path",), BLENDS[:1], BLENDS[1:])  # fields of one origin go together
 
 
 def data_problems(cfg: ConfigContainer) -> Iterator[Problem]:
@@ -29,8 +33,8 @@ def data_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     yield from _validation_data(cfg)
     yield from _tokenizer(cfg)
     cache = cfg.dataset.path_to_cache
-    if cache is not None and os.path.exists(cache) and not os.path.isdir(cache):
-        yield Problem.of(cfg, "dataset.path_to_cache", "must be a folder, and is a file", "name another place")
+    if cache is not None and (why := why_not_made(cache)):
+        yield Problem.of(cfg, "dataset.path_to_cache", why, "name another folder")
 
 
 def training_data_problems(cfg: ConfigContainer) -> Iterator[Problem]:
@@ -48,13 +52,8 @@ def training_data_problems(cfg: ConfigContainer) -> Iterator[Problem]:
 
 def _one_origin(cfg: ConfigContainer) -> Iterator[Problem]:
     data = cfg.dataset
-    per_split = [name for name in BLENDS[1:] if getattr(data, name) is not None]
-    given = [
-        *(["dataset.mock"] if data.mock else []),
-        *(["dataset.text_path"] if data.text_path is not None else []),
-        *(["dataset.data_path"] if data.data_path is not None else []),
-        *(f"dataset.{name}" for name in per_split[:1]),
-    ]
+    named = [[name for name in names if getattr(data, name) is not None] for names in _ORIGINS]
+    given = [*([["mock"]] if data.mock else []), *filter(None, named)]
     if not given:
         yield Problem.of(
             cfg,
@@ -64,8 +63,10 @@ def _one_origin(cfg: ConfigContainer) -> Iterator[Problem]:
             "--tokenizer DIR`, dataset.text_path=FILE.txt or .jsonl, or dataset.mock=true for mock data",
         )
     elif len(given) > 1:
-        cure = "keep one of these and unset the others"
-        yield Problem.of(cfg, " ".join(given), "data comes from one place only", cure)
+        unset = {"mock": "false"}
+        cure = keep_one([" ".join(f"dataset.{name}={unset.get(name, 'null')}" for name in origin) for origin in given])
+        names = " ".join(f"dataset.{name}" for origin in given for name in origin)
+        yield Problem.of(cfg, names, "data comes from one place only", cure)
 
 
 def _blend(cfg: ConfigContainer, name: str) -> Iterator[Problem]:
@@ -86,7 +87,7 @@ def _prefix(cfg: ConfigContainer, name: str, prefix: str) -> Iterator[Problem]:
         yield Problem.of(cfg, name, why, cure)
     if conversations != cfg.dataset.chat and not missing_files(prefix):
         what, chat = ("conversations", "true") if conversations else ("text, made without --chat", "false")
-        cure = f"set dataset.chat={chat}, or leave it out"
+        cure = f"set dataset.chat={chat}"
         yield Problem.of(cfg, f"{name} dataset.chat", f"{show(prefix)} is {what}", cure)
 
 
@@ -130,10 +131,12 @@ def _chat(cfg: ConfigContainer) -> Iterator[Problem]:
     if not data.chat:
         if data.packed_sequence:
             why = "only conversations are packed, text fills its sequences anyway"
-            yield Problem.of(cfg, "dataset.packed_sequence dataset.chat", why, "set it to false, or chat to true")
+            cure = "set dataset.packed_sequence=false, or dataset.chat=true"
+            yield Problem.of(cfg, "dataset.packed_sequence dataset.chat", why, cure)
         if data.long_samples != "truncate":
             why = "only conversations can be too long, text is read on"
-            yield Problem.of(cfg, "dataset.long_samples dataset.chat", why, "set it to truncate, or chat to true")
+            cure = "set dataset.long_samples=truncate, or dataset.chat=true"
+            yield Problem.of(cfg, "dataset.long_samples dataset.chat", why, cure)
         return
     if data.mock:
         why = "mock data does not contain conversations"

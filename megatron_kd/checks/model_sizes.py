@@ -85,5 +85,6 @@ def _recompute(cfg: ConfigContainer, name: str, model: GPTModelProvider) -> Iter
                 f"set {name}.recompute_num_layers to at most {stage}",
             )
     elif method is not None or layers is not None:
-        cure = f"set both to null, or {name}.recompute_granularity=full"
+        both = f"{name}.recompute_method=null {name}.recompute_num_layers=null"
+        cure = f"set {both}, or {name}.recompute_granularity=full"
         yield Problem.of(cfg, settings, "method and layers belong to full recompute", cure)

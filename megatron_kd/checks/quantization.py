@@ -16,8 +16,8 @@ def quantization_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     """Problems of `model.quantization`."""
     if (teacher := cfg.models.teacher) is not None and teacher.quantization is not None:
         cure = (
-            "set it to null (model.quantization is the student's, and model.teacher_quantization=int8 keeps the "
-            "teacher's weights small)"
+            "set model.teacher.quantization=null (model.quantization is the student's, and "
+            "model.teacher_quantization=int8 keeps the teacher's weights small)"
         )
         yield Problem.of(cfg, "model.teacher.quantization", "a teacher computes in full precision", cure)
     yield from _blocks(cfg)

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.kd_rules import KD_RULES
 from megatron_kd.config.problem import Problem, value_of
-from megatron_kd.config.rules import FRACTION, NOT_NEGATIVE, OF_HEAD, POSITIVE, SEED, TWO_OR_MORE, Rule
+from megatron_kd.config.rules import EPOCHS, FRACTION, NOT_NEGATIVE, OF_HEAD, POSITIVE, SEED, STEPS, TWO_OR_MORE, Rule
 
 MODEL_RULES: dict[str, Rule] = {
     "num_layers": POSITIVE,
@@ -41,8 +41,8 @@ TEACHER_RULES: dict[str, Rule] = {
 }
 
 SECTION_RULES: dict[str, Rule] = {
-    "train.train_iters": POSITIVE,
-    "train.num_epochs": POSITIVE,
+    "train.train_iters": STEPS,
+    "train.num_epochs": EPOCHS,
     "train.global_batch_size": POSITIVE,
     "train.micro_batch_size": POSITIVE,
     "validation.eval_interval": NOT_NEGATIVE,

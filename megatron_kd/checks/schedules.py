@@ -6,6 +6,8 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_kd.checks.new_folders import why_not_made
+from megatron_kd.checks.one_of import keep_one
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import lr_decay_iters, lr_warmup_iters, weight_decay_range
 from megatron_kd.config.problem import Problem
@@ -27,22 +29,23 @@ def optimizer_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     }
     missing = [name for name, on in needed.items() if not on]
     if cfg.ddp.overlap_param_gather and missing:
-        wanted = " and ".join(f"{name}=true" for name in missing)
-        why = f"gathering parameters during the forward pass needs {wanted}"
+        wanted = " ".join(f"{name}=true" for name in missing)
+        why = "gathering parameters during the forward pass needs them"
         names = " ".join(["ddp.overlap_param_gather", *missing])
-        yield Problem.of(cfg, names, why, "set that, or ddp.overlap_param_gather=false")
+        yield Problem.of(cfg, names, why, f"set {wanted}, or ddp.overlap_param_gather=false")
 
 
 def length_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     """A run whose length is given twice or not at all, or in epochs of data that has none."""
     names = "train.train_iters train.num_epochs"
     if cfg.train.num_epochs is not None and cfg.dataset.mock:
-        cure = "set train.num_epochs=null and train.train_iters"
+        cure = "set train.num_epochs=null train.train_iters=N"
         yield Problem.of(cfg, "train.num_epochs dataset.mock", "mock data never ends, so it has no epochs", cure)
     elif cfg.train.train_iters is None and cfg.train.num_epochs is None:
-        yield Problem.of(cfg, names, "the length of the run is not given", "set one of the two")
+        yield Problem.of(cfg, names, "the length of the run is not given", "set train.train_iters=N")
     elif cfg.train.train_iters is not None and cfg.train.num_epochs is not None:
-        yield Problem.of(cfg, names, "the length is given twice", "set one of the two to null")
+        cure = keep_one(["train.train_iters=null", "train.num_epochs=null"])
+        yield Problem.of(cfg, names, "the length is given twice", cure)
 
 
 def schedule_problems(cfg: ConfigContainer) -> Iterator[Problem]:
@@ -57,7 +60,7 @@ def schedule_problems(cfg: ConfigContainer) -> Iterator[Problem]:
             cfg,
             f"scheduler.lr_warmup_iters {decay_name}",
             "the warm-up must end before the decay does",
-            "lower scheduler.lr_warmup_iters, or set it to null and scheduler.lr_warmup_fraction=0.1",
+            "lower scheduler.lr_warmup_iters, or set scheduler.lr_warmup_iters=null scheduler.lr_warmup_fraction=0.1",
         )
     if scheduler.lr_warmup_init > cfg.optimizer.lr > 0:
         names = "scheduler.lr_warmup_init optimizer.lr"
@@ -94,16 +97,12 @@ def _weight_decay_ramp(cfg: ConfigContainer) -> Iterator[Problem]:
 
 def output_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     """A run folder that cannot be written, or a step to resume from that is not there."""
-    run_dir = Path(cfg.logger.run_dir)
-    there = next(folder for folder in [run_dir.absolute(), *run_dir.absolute().parents] if os.path.exists(folder))
-    if not os.path.isdir(there):
-        yield Problem.of(cfg, "logger.run_dir", f"{there} is a file, not a folder", "name another place")
-    elif not os.access(there, os.W_OK | os.X_OK):
-        yield Problem.of(cfg, "logger.run_dir", f"{there} cannot be written", "name another place")
+    if why := why_not_made(cfg.logger.run_dir):
+        yield Problem.of(cfg, "logger.run_dir", why, "name another folder")
     yield from _huggingface(cfg)
     resume = cfg.checkpoint.resume
     if isinstance(resume, int) and resume >= 0:
-        step = run_dir / "checkpoints" / f"iter_{resume:07d}"
+        step = Path(cfg.logger.run_dir) / "checkpoints" / f"iter_{resume:07d}"
         if not os.path.isdir(step):
             cure = "set checkpoint.resume=auto for the newest, or never to start from scratch"
             yield Problem.of(cfg, "checkpoint.resume", f"{step} is not there", cure)

@@ -31,7 +31,8 @@ def _too_few_ids(cfg: ConfigContainer, tokenizer_vocab_size: int | None) -> Iter
     for name, model in cfg.models.by_field():
         own = teacher_vocab_size(cfg) if name == "model.teacher" else model.vocab_size
         if own is not None and ids is not None and ids > own > 0:
-            cure = _own_tokenizer(cfg, model) or f"set {name}.vocab_size to at least {ids}, or to null to take it"
+            null = f"{name}.vocab_size=null to take it"
+            cure = _own_tokenizer(cfg, model) or f"set {name}.vocab_size to at least {ids}, or {null}"
             yield Problem.of(cfg, f"{name}.vocab_size", f"the tokenizer has {ids} ids", cure)
 
 
@@ -64,8 +65,9 @@ def _top_k(cfg: ConfigContainer, tokenizer_vocab_size: int | None) -> Iterator[P
     """The models are compared over the ids that both have."""
     shared, kd = shared_vocab_size(cfg, tokenizer_vocab_size), cfg.models.kd
     if kd is not None and shared is not None and kd.logit_kl_topk is not None and kd.logit_kl_topk > shared > 0:
-        cure = "set it to at most that, or to null to compare all of them"
-        yield Problem.of(cfg, "model.kd_config.logit_kl_topk", f"student and teacher share {shared} ids", cure)
+        field = "model.kd_config.logit_kl_topk"
+        cure = f"set {field} to at most {shared}, or {field}=null to compare all of them"
+        yield Problem.of(cfg, field, f"student and teacher share {shared} ids", cure)
 
 
 def _copied_embedding(cfg: ConfigContainer, tokenizer_vocab_size: int | None) -> Iterator[Problem]:

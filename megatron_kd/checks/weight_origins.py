@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_kd.checkpoints.contents import architecture_of, find_checkpoint
+from megatron_kd.checks.one_of import keep_one
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_model import GPTModelProvider, explicit
 from megatron_kd.config.hub_names import absent, looks_like_hub_name
@@ -28,7 +29,7 @@ def weight_problems(cfg: ConfigContainer) -> Iterator[Problem]:
     """Missing, doubled or absent weights of student and teacher. A run that resumes names them too."""
     if cfg.model.checkpoint is not None:
         why = "the student's weights have a field of their own"
-        yield Problem.of(cfg, "model.checkpoint", why, "set checkpoint.pretrained_checkpoint=DIR, and this to null")
+        yield Problem.of(cfg, "model.checkpoint", why, "set checkpoint.pretrained_checkpoint=DIR model.checkpoint=null")
     yield from _one_origin(cfg, "the student", "checkpoint.pretrained_checkpoint", "model")
     if cfg.models.teacher is not None:
         yield from _one_origin(cfg, "the teacher", "model.teacher.checkpoint", "model.teacher")
@@ -41,7 +42,8 @@ def _one_origin(cfg: ConfigContainer, who: str, folder_name: str, model: str) ->
     names = [folder_name, f"{model}.init", f"{model}.hf_path"]
     given = [name for name in names if value_of(cfg, name) is not None]
     if len(given) > 1:
-        yield Problem.of(cfg, " ".join(given), f"{who} has weights from two places", "leave one out")
+        cure = keep_one([f"{name}=null" for name in given])
+        yield Problem.of(cfg, " ".join(given), f"{who} has weights from two places", cure)
     elif not given:
         misplaced = who == "the student" and cfg.model.checkpoint is not None  # reported above
         if not misplaced:
@@ -61,7 +63,7 @@ def _ways_to_weights(cfg: ConfigContainer, folder_name: str, model: str) -> str:
 
 def _checkpoint(cfg: ConfigContainer, folder_name: str, model: str) -> Iterator[Problem]:
     folder = value_of(cfg, folder_name)
-    otherwise = f", or set it to null and {model}.init=random"
+    otherwise = f", or set {folder_name}=null {model}.init=random"
     if not os.path.isdir(folder):
         why, cure = "there is no such folder", f"give {_MAKE}{otherwise}"
         if looks_like_hub_name(folder):
@@ -73,7 +75,7 @@ def _checkpoint(cfg: ConfigContainer, folder_name: str, model: str) -> Iterator[
         find_checkpoint(folder, "")
     except InputError:
         if is_huggingface_folder(folder):
-            cure = f"set {model}.hf_path to it and this to null{otherwise}"
+            cure = f"set {folder_name}=null {model}.hf_path={show(folder)}{otherwise}"
             yield Problem.of(cfg, folder_name, "is a Hugging Face folder", cure)
         else:
             cure = what_else(Path(folder)) or f"give {_MAKE}{otherwise}"

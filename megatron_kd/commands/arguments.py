@@ -5,12 +5,25 @@ from __future__ import annotations
 import argparse
 from collections.abc import Iterator
 
+from megatron_kd.config.paths import as_meant, why_no_path
 from megatron_kd.resolve.flags import CONFIG_FILE
+
+
+def path(text: str) -> str:
+    """The type of an argument that is a path: `~` is the home folder.
+
+    Raises:
+        argparse.ArgumentTypeError: text that no path can be, an empty one above all.
+    """
+    meant = str(as_meant(text))
+    if wrong := why_no_path(meant):
+        raise argparse.ArgumentTypeError("; ".join(wrong))
+    return meant
 
 
 def add_recipe(parser: argparse.ArgumentParser) -> None:
     """RECIPE, which `args.recipe` then is."""
-    parser.add_argument("recipe", metavar="RECIPE", help="the name or path of a recipe, such as `ls` lists")
+    parser.add_argument("recipe", type=path, metavar="RECIPE", help="the name or path of a recipe, such as `ls` lists")
 
 
 def add_overrides(parser: argparse.ArgumentParser, over: str = "the recipe") -> None:
@@ -18,7 +31,7 @@ def add_overrides(parser: argparse.ArgumentParser, over: str = "the recipe") -> 
 
     All words that the parser does not know are then `args.overrides`.
     """
-    parser.add_argument(CONFIG_FILE, action="append", default=[], metavar="FILE", help=f"YAML over {over}")
+    parser.add_argument(CONFIG_FILE, action="append", default=[], type=path, metavar="FILE", help=f"YAML over {over}")
     parser.set_defaults(overrides=[])
 
 

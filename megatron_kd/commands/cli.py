@@ -22,11 +22,13 @@ from __future__ import annotations
 import argparse
 import ast
 import importlib
+import re
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Protocol, cast
+from typing import NoReturn, Protocol, cast
 
+from megatron_kd import __version__
 from megatron_kd.errors import MegatronKDError
 from megatron_kd.messages import tell_as_rank
 
@@ -56,16 +58,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
-    """The command that is called, and its arguments. Exits where argparse does: for help and wrong usage."""
-    parser = argparse.ArgumentParser(prog="megatron-kd", description="Knowledge distillation on Megatron-core.")
+    """The command that is called, and its arguments. Exits as argparse does: for help, without words too, or misuse."""
+    parser = _Parser(prog="megatron-kd", description="Knowledge distillation on Megatron-core.")
+    parser.add_argument("--version", action="version", version=f"megatron-kd {__version__}")
     subparsers = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     known = {name: subparsers.add_parser(name, help=text, allow_abbrev=False) for name, text in summaries().items()}
+    if not argv:
+        parser.print_help()
+        raise SystemExit(0)
     name = next((word for word in argv if not word.startswith("-")), None)
     if name not in known:
         parser.parse_args(argv)
         raise SystemExit(2)
     command = cast(Command, importlib.import_module(f"{__package__}.{name.replace('-', '_')}"))
     command.add_arguments(known[name])
+    argv = _with_dashed_values(argv)
     if known[name].get_default("overrides") is None:
         return command, parser.parse_args(argv)
     from megatron_kd.resolve.flags import joined  # imported by each command that takes overrides anyway
@@ -74,6 +81,26 @@ def parse(argv: Sequence[str]) -> tuple[Command, argparse.Namespace]:
     args, rest = parser.parse_known_args(joined(argv))
     args.overrides = rest
     return command, args
+
+
+class _Parser(argparse.ArgumentParser):
+    """Reports wrong usage as all other errors: `error: --memory: expected one argument`."""
+
+    def error(self, message: str) -> NoReturn:
+        self.print_usage(sys.stderr)
+        self.exit(2, f"error: {message.removeprefix('argument ')}\n")
+
+
+def _with_dashed_values(argv: Sequence[str]) -> list[str]:
+    """`--name -5GB` as `--name=-5GB`: argparse takes the second word for an option, and -h is the only short one."""
+    words: list[str] = []
+    for word in argv:
+        after_option = bool(words) and words[-1].startswith("--") and "=" not in words[-1]
+        if after_option and re.match("-[^-]", word) and word != "-h":
+            words[-1] += f"={word}"
+        else:
+            words.append(word)
+    return words
 
 
 def summaries() -> dict[str, str]:

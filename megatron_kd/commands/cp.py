@@ -10,7 +10,7 @@ import argparse
 import shutil
 from pathlib import Path
 
-from megatron_kd.commands.arguments import add_recipe
+from megatron_kd.commands.arguments import add_recipe, path
 from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.resolve.recipe_files import find_recipe, parts_of
 from megatron_kd.runtime.files import taken
@@ -21,13 +21,15 @@ SUMMARY = "copy a recipe, with what it shares with others, to change it"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     add_recipe(parser)
-    parser.add_argument("dest", metavar="DEST", nargs="?", default=".", help="a folder, or a file that ends in .py (.)")
+    parser.add_argument(
+        "dest", type=path, metavar="DEST", nargs="?", default=".", help="a folder, or a file that ends in .py (.)"
+    )
 
 
 def run(args: argparse.Namespace) -> int:
     """Copy the recipe with what it imports from beside it, and say where to."""
-    for path in copy_recipe(args.recipe, args.dest):
-        print(path)
+    for made in copy_recipe(args.recipe, args.dest):
+        print(made)
     return 0
 
 

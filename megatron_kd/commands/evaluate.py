@@ -12,7 +12,7 @@ import argparse
 import os
 from dataclasses import asdict
 
-from megatron_kd.commands.arguments import add_overrides, config_words
+from megatron_kd.commands.arguments import add_overrides, config_words, path
 from megatron_kd.errors import ConfigError
 from megatron_kd.evaluation.report import output_problems, table, write_json
 from megatron_kd.evaluation.saved_model import saved_model
@@ -33,12 +33,16 @@ _EPILOG = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.usage, parser.epilog = _USAGE, _EPILOG
-    parser.add_argument("model", metavar="MODEL", help="a run, `checkpoints`, checkpoint or Hugging Face folder")
+    parser.add_argument(
+        "model", type=path, metavar="MODEL", help="a run, `checkpoints`, checkpoint or Hugging Face folder"
+    )
     teacher = parser.add_mutually_exclusive_group()
-    teacher.add_argument("--teacher", metavar="DIR", help="what to compare with, a folder of either kind (the run's)")
+    teacher.add_argument(
+        "--teacher", type=path, metavar="DIR", help="what to compare with, a folder of either kind (the run's)"
+    )
     teacher.add_argument("--no-teacher", action="store_true", help="perplexity only")
     add_overrides(parser, "the run's own")
-    parser.add_argument("--output", metavar="FILE", help="where to write the result as JSON too")
+    parser.add_argument("--output", type=path, metavar="FILE", help="where to write the result as JSON too")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -6,19 +6,24 @@ import argparse
 from pathlib import Path
 
 from megatron_kd.checkpoints.contents import best_checkpoint
+from megatron_kd.commands.arguments import path
 
 SUMMARY = "make a Hugging Face folder of a checkpoint"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("checkpoint", metavar="CHECKPOINT", help="a checkpoint, `checkpoints` or run folder")
+    parser.add_argument("checkpoint", type=path, metavar="CHECKPOINT", help="a checkpoint, `checkpoints` or run folder")
     parser.add_argument("--best", action="store_true", help="the best validation's checkpoint of the run in CHECKPOINT")
-    parser.add_argument("--output", required=True, metavar="DIR", help="the folder to make; must not be there")
+    parser.add_argument(
+        "--output", required=True, type=path, metavar="DIR", help="the folder to make; must not be there"
+    )
     parser.add_argument(
         "--dtype", default="bfloat16", choices=("bfloat16", "float32", "float16"), help="of the weights"
     )
-    parser.add_argument("--tokenizer", metavar="DIR", help="a tokenizer folder or tokenizer.json (the run's)")
+    parser.add_argument(
+        "--tokenizer", type=path, metavar="DIR", help="a tokenizer folder or tokenizer.json (the run's)"
+    )
     parser.add_argument("--max-shard-size", default="5GB", metavar="SIZE", help="of one safetensors file (5GB)")
 
 

@@ -11,7 +11,7 @@ import argparse
 import math
 from collections.abc import Iterator, Sequence
 
-from megatron_kd.commands.arguments import too_small
+from megatron_kd.commands.arguments import path, too_small
 from megatron_kd.errors import ConfigError
 from megatron_kd.evaluation.saved_model import saved_model
 from megatron_kd.messages import quieten_libraries
@@ -22,15 +22,19 @@ SUMMARY = "show what teacher and student answer, side by side"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.add_argument("--prompt", action="append", required=True, metavar="TEXT", help="may be given several times")
-    parser.add_argument("--student", required=True, metavar="DIR", help="a run, checkpoint or Hugging Face folder")
-    parser.add_argument("--teacher", metavar="DIR", help="another, whose answers are shown beside the student's")
+    parser.add_argument(
+        "--student", required=True, type=path, metavar="DIR", help="a run, checkpoint or Hugging Face folder"
+    )
+    parser.add_argument(
+        "--teacher", type=path, metavar="DIR", help="another, whose answers are shown beside the student's"
+    )
     parser.add_argument("--max-new-tokens", type=int, default=64, metavar="N", help="the longest answer (64)")
     parser.add_argument(
         "--temperature", type=float, default=0.0, metavar="T", help="of sampling; 0 takes the most likely token (0)"
     )
     parser.add_argument("--seed", type=int, default=1234, metavar="N", help="of each answer's sampling (1234)")
     parser.add_argument("--chat", action="store_true", help="put prompts into the tokenizer's chat template")
-    parser.add_argument("--tokenizer", metavar="DIR", help="of both models (each one's own)")
+    parser.add_argument("--tokenizer", type=path, metavar="DIR", help="of both models (each one's own)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 
+from megatron_kd.commands.arguments import path
+
 SUMMARY = "make a checkpoint of a Hugging Face folder"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("folder", metavar="HF_DIR", help="a folder with config.json and safetensors")
-    parser.add_argument("--output", required=True, metavar="DIR", help="the checkpoint's folder; must not be there")
+    parser.add_argument("folder", type=path, metavar="HF_DIR", help="a folder with config.json and safetensors")
+    parser.add_argument(
+        "--output", required=True, type=path, metavar="DIR", help="the checkpoint's folder; must not be there"
+    )
 
 
 def run(args: argparse.Namespace) -> int:

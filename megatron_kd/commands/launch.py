@@ -9,6 +9,7 @@ The configuration is checked first, for the number of ranks that it is to have.
 from __future__ import annotations
 
 import argparse
+import re
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,7 @@ from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.launch.local import LocalLauncher, agent_command
 from megatron_kd.launch.slurm import SlurmJob, job_script, submit, template
 from megatron_kd.resolve.configuration import check_config
-from megatron_kd.resolve.recipe_files import load_recipe
+from megatron_kd.resolve.recipe_files import find_recipe, load_recipe
 
 SUMMARY = "start a recipe's ranks on this machine or as a SLURM job"
 _USAGE = """\
@@ -68,10 +69,12 @@ def run(args: argparse.Namespace) -> int:
     ranks_per_node = args.nproc or (1 if args.local else args.gpus_per_node or 8)
     checked = check_config(load_recipe(args.recipe)(), words, max(1, ranks_per_node * (args.nodes or 1)))
     cfg = checked.config
-    if wrong := [*wrong, *checked.with_problems(_restart_problems(cfg)).problems]:
+    found = [*_restart_problems(cfg), *(_log_problems(cfg) if args.slurm else ())]
+    if wrong := [*wrong, *checked.with_problems(found).problems]:
         raise ConfigError(wrong)
     for note in checked.notes if args.slurm else ():  # under --local, rank 0 prints them
         print(note, file=sys.stderr)
+    args.recipe = str(find_recipe(args.recipe))  # as the ranks start it, which know no names
     if args.local:
         command = agent_command(Path(cfg.logger.run_dir), ranks_per_node, args.recipe, words)
         return LocalLauncher(Path(cfg.logger.run_dir), command).run(
@@ -120,6 +123,26 @@ def _argument_problems(args: argparse.Namespace) -> Iterator[str]:
         yield "--nproc, --gpus-per-node: both say the ranks of a node; keep --gpus-per-node where there are GPUs"
     if args.mounts is not None and args.container is None:
         yield "--mounts: needs a container; name its image with --container"
+    yield from _sbatch_problems(args)
+
+
+def _sbatch_problems(args: argparse.Namespace) -> Iterator[str]:
+    """Options of sbatch that would not be what they are here, or not for the paths that were checked here."""
+    given = [(option(name), getattr(args, name.replace("-", "_"))) for name in _DIRECTIVES]
+    for name, text in [*given, *(("--sbatch", text) for text in args.sbatch)]:
+        if text is not None and not text.strip():
+            yield f"{name}: is empty; leave it out"
+        elif text is not None and not text.isprintable():
+            yield f"{name} {text!r}: has a newline or control character in it; write one line"
+        elif name == "--sbatch" and re.match(r"(--)?chdir\b", text):
+            yield f"{name} {text}: paths are those of this folder; leave it out, and start the launcher there"
+
+
+def _log_problems(cfg: ConfigContainer) -> Iterator[Problem]:
+    """SLURM fills in no %j in the name of a log with a backslash, and drops the backslash."""
+    if "\\" in cfg.logger.run_dir:
+        why = "SLURM cannot write its log there: the name has a backslash"
+        yield Problem.of(cfg, "logger.run_dir", why, "name another folder")
 
 
 def _restart_problems(cfg: ConfigContainer) -> Iterator[Problem]:

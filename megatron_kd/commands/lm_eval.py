@@ -14,7 +14,7 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from megatron_kd.commands.arguments import too_small
+from megatron_kd.commands.arguments import path, too_small
 from megatron_kd.errors import ConfigError
 from megatron_kd.evaluation.harness import OFFLINE, evaluate_tasks
 from megatron_kd.evaluation.report import output_problems, write_json
@@ -33,16 +33,20 @@ _EPILOG = (
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     parser.epilog = _EPILOG
-    parser.add_argument("--model", required=True, metavar="DIR", help="a run, checkpoint or Hugging Face folder")
+    parser.add_argument(
+        "--model", required=True, type=path, metavar="DIR", help="a run, checkpoint or Hugging Face folder"
+    )
     parser.add_argument("--tasks", required=True, metavar="NAME[,NAME]", help="of the harness or of --include-path")
-    parser.add_argument("--include-path", metavar="DIR", help="a folder with tasks of your own, whose code may be run")
+    parser.add_argument(
+        "--include-path", type=path, metavar="DIR", help="a folder with tasks of your own, whose code may be run"
+    )
     parser.add_argument("--limit", type=int, metavar="N", help="samples of each task (all)")
     parser.add_argument("--num-fewshot", type=int, metavar="N", help="worked samples before each (the task's)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="requests at a time (8)")
     parser.add_argument("--chat", action="store_true", help="put requests into the tokenizer's chat template")
-    parser.add_argument("--tokenizer", metavar="DIR", help="of the model (its own)")
+    parser.add_argument("--tokenizer", type=path, metavar="DIR", help="of the model (its own)")
     parser.add_argument("--download", action="store_true", help="let the data sets of tasks be fetched")
-    parser.add_argument("--output", metavar="FILE", help="where to write the results as JSON too")
+    parser.add_argument("--output", type=path, metavar="FILE", help="where to write the results as JSON too")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -10,7 +10,7 @@ import argparse
 import sys
 from collections.abc import Iterator
 
-from megatron_kd.commands.arguments import too_small
+from megatron_kd.commands.arguments import path, too_small
 from megatron_kd.data.chat.conversations import read_template
 from megatron_kd.data.preprocessing.byte_progress import ByteProgress
 from megatron_kd.data.preprocessing.tokenise_files import checked_sources, preprocess
@@ -23,10 +23,16 @@ SUMMARY = "turn text into tokenised .bin/.idx files"
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
     kinds = ".jsonl, .json, .parquet, .txt or .py files, or folders saved by `datasets`"
-    parser.add_argument("--input", nargs="+", required=True, metavar="PATH", help=kinds)
-    parser.add_argument("--output-prefix", required=True, metavar="PREFIX", help="writes PREFIX.bin and PREFIX.idx")
+    parser.add_argument("--input", nargs="+", required=True, type=path, metavar="PATH", help=kinds)
     parser.add_argument(
-        "--tokenizer", required=True, metavar="PATH", help="a tokenizer folder, tokenizer.json or SentencePiece .model"
+        "--output-prefix", required=True, type=path, metavar="PREFIX", help="writes PREFIX.bin and PREFIX.idx"
+    )
+    parser.add_argument(
+        "--tokenizer",
+        required=True,
+        type=path,
+        metavar="PATH",
+        help="a tokenizer folder, tokenizer.json or SentencePiece .model",
     )
     parser.add_argument("--json-key", metavar="KEY", help="the key or column that has the text (text)")
     parser.add_argument("--workers", type=int, metavar="N", help="processes (one per core)")
@@ -34,7 +40,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--skip-malformed", action="store_true", help="skip and count malformed records")
     parser.add_argument("--no-append-eod", action="store_true", help="no end-of-document token after each document")
     parser.add_argument("--chat", action="store_true", help="records are conversations: writes a loss mask too")
-    parser.add_argument("--chat-template", metavar="FILE", help="a Jinja template in place of the tokenizer's")
+    parser.add_argument(
+        "--chat-template", type=path, metavar="FILE", help="a Jinja template in place of the tokenizer's"
+    )
     what = "keys of conversations and messages that need not be in the text"
     parser.add_argument("--ignore-keys", nargs="+", default=[], metavar="KEY", help=what)
 

@@ -10,7 +10,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from megatron_kd.commands.arguments import option
+from megatron_kd.commands.arguments import option, path
 from megatron_kd.config.sections import DatasetConfig, TokenizerConfig
 from megatron_kd.config.text_files import is_text_file
 from megatron_kd.huggingface.find_model import find_model
@@ -32,18 +32,25 @@ _SIZES = {
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Declare the command's arguments."""
-    parser.add_argument("teacher", metavar="TEACHER", help="a checkpoint, `checkpoints` or run folder, or a HF folder")
-    parser.add_argument("--output", required=True, metavar="DIR", help="the checkpoint's folder; must not be there")
+    parser.add_argument(
+        "teacher", type=path, metavar="TEACHER", help="a checkpoint, `checkpoints` or run folder, or a HF folder"
+    )
+    parser.add_argument(
+        "--output", required=True, type=path, metavar="DIR", help="the checkpoint's folder; must not be there"
+    )
     for name, about in _SIZES.items():
         parser.add_argument(option(name), type=int, metavar="N", help=f"{about} (the teacher's)")
     parser.add_argument(
         "--data",
         required=True,
         nargs="+",
+        type=path,
         metavar="PREFIX",
         help="tokenised text to measure importance on, with or without weights, or one .txt or .jsonl file",
     )
-    parser.add_argument("--tokenizer", metavar="DIR", help="a tokenizer folder or tokenizer.json (the teacher's)")
+    parser.add_argument(
+        "--tokenizer", type=path, metavar="DIR", help="a tokenizer folder or tokenizer.json (the teacher's)"
+    )
     parser.add_argument("--calibration-batches", type=int, default=64, metavar="N", help="batches that are read (64)")
     parser.add_argument("--batch-size", type=int, default=8, metavar="N", help="sequences of a batch (8)")
     parser.add_argument("--seq-length", type=int, metavar="N", help="tokens of a sequence (the teacher's seq_length)")

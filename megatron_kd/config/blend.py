@@ -89,8 +89,10 @@ def parse_blend(items: Sequence[str | float], field: str) -> Blend | Problem:
     if len(weights) * 2 != len(items) or any(number is not None for number in numbers[1::2]):
         why = "must list prefixes, or a weight before every prefix: [0.7, data/a, 0.3, data/b]"
         return problem(why, "write a prefix that is a number as ./7")
-    if not all(weight > 0 for weight in weights) or not math.isfinite(sum(weights)):
+    if not all(0 < weight < math.inf for weight in weights):
         return problem("has weights that are not finite numbers greater than 0", "leave out data of weight 0")
+    if not math.isfinite(sum(weights)):
+        return problem("has weights that do not add up to a finite number", "make them smaller: only ratios count")
     return Blend([str(prefix) for prefix in prefixes], weights)
 
 

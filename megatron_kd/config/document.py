@@ -95,7 +95,7 @@ def read_document(path: str | Path) -> Document:
     """
     name = str(path)
     try:
-        text = Path(path).read_text(encoding="utf-8-sig")
+        text = Path(path).expanduser().read_text(encoding="utf-8-sig")
         node = _compose(text)
     except OSError as error:
         raise ConfigError([f"{name}: cannot be read: {error.strerror or error}"]) from error

@@ -10,6 +10,7 @@ from typing import Any, Literal, Union, get_args, get_origin
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from megatron_kd.config.paths import as_meant, is_path, why_no_path
 from megatron_kd.config.problem import Problem, Setting
 from megatron_kd.config.values import FieldPath, dotted, show
 
@@ -29,13 +30,16 @@ def check_value(path: FieldPath, annotation: Any, value: Any) -> tuple[Any, Prob
     """Check one value against its field's type.
 
     Returns:
-        the value (a whole number given for a float becomes a float) and None, or the value and what is wrong.
+        the value (a whole number given for a float becomes a float, `~` the home folder) and None, or the value and
+        what is wrong.
     """
-    value = _spelled_out(path, value)
+    value = as_meant(value) if is_path(path) else _spelled_out(path, value)
     try:
-        return _adapter(annotation).validate_python(value), None
+        checked = _adapter(annotation).validate_python(value)
     except ValidationError:
         return value, _problem(path, value, f"must be {describe(annotation)}", _cure(annotation, value))
+    wrong = why_no_path(checked) if is_path(path) else None
+    return checked, None if wrong is None else _problem(path, checked, *wrong)
 
 
 def check_written(path: FieldPath, annotation: Any, value: Any) -> tuple[Any, Problem | None]:

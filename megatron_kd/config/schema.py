@@ -14,6 +14,7 @@ from dataclasses import dataclass, fields, is_dataclass
 from types import UnionType
 from typing import Any, Union, get_args, get_origin, get_type_hints
 
+from megatron_kd.config.other_names import instead_of, words_for
 from megatron_kd.config.problem import Problem, Setting
 from megatron_kd.config.values import FieldPath, dotted
 
@@ -103,13 +104,26 @@ def build(flat: Mapping[FieldPath, Any], schema: Schema, at: FieldPath = ()) -> 
 
 
 def unknown_key(path: FieldPath, schema: Schema) -> Problem:
-    """The problem of an unknown key, which suggests the closest field or lists all fields."""
+    """The problem of an unknown key: what another framework's name is here, else the closest field, else all fields."""
     key = (Setting(dotted(path)),)
     parent = next((path[:n] for n in range(len(path) - 1, 0, -1) if path[:n] in schema.leaves), None)
     if parent:
         return Problem(key, f"{dotted(parent)} is a value without fields of its own", "set it as a whole")
+    if said := _by_other_name(path, schema):
+        return Problem(key, "unknown key", said)
     near = nearest_key(path, schema)
     return Problem(key, "unknown key", f"did you mean {near}?" if near else _siblings(path, schema))
+
+
+def _by_other_name(path: FieldPath, schema: Schema) -> str | None:
+    """The cure of a name that another framework uses; None where it is unknown, or not of this configuration."""
+    words = words_for(path)
+    if words is None:
+        return instead_of(path[-1])
+    known = {dotted(key) for key in (*schema.leaves, *schema.sections)}
+    if any(word.partition("=")[0] not in known for word in words.split()):
+        return None
+    return f"write {words}" if "=" in words else f"did you mean {words}?"
 
 
 def nearest_key(path: FieldPath, schema: Schema) -> str | None:

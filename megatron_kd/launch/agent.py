@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import logging
 import os
 import signal
 import socket
@@ -27,6 +28,7 @@ from torch.distributed.elastic.multiprocessing.errors import ChildFailedError, P
 from torch.distributed.run import parse_args, parse_min_max_nnodes, run
 
 from megatron_kd.errors import CheckpointCorrupt, InputError, NumericalFault, Preempted
+from megatron_kd.messages import words_in_report
 from megatron_kd.runtime.exit_code import read_exit_code, record_exit_code
 from megatron_kd.runtime.lock import RUN
 from megatron_kd.runtime.signals import PASSED_ON, STOP_SIGNALS
@@ -57,6 +59,8 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _run_ranks(run_dir: Path, torchrun_words: Sequence[str]) -> int:
+    # Its lines about ranks that end would stand below the words of those ranks; who failed first is reported here.
+    logging.getLogger("torch.distributed.elastic.multiprocessing.api").setLevel(logging.CRITICAL)
     try:
         args = parse_args([f"--signals-to-handle={_TORCHRUN_HANDLES}", *torchrun_words])
         os.environ[RUN] = _run_id(args)
@@ -87,6 +91,8 @@ def _record_failure(run_dir: Path, rank: int, failure: ProcessFailure) -> int:
     code = failure.exitcode if killed_by is None else Preempted.exit_code if stopped else 1
     record_exit_code(run_dir, code, known_first=killed_by is not None and not stopped)
     if failure.exitcode in _SAID_BY_RANKS or stopped:
+        if failure.exitcode == InputError.exit_code and (words := words_in_report(failure.message)):
+            print(words, file=sys.stderr, flush=True)  # the rank has left it to us
         return code
     how = f"exit code {failure.exitcode}" if killed_by is None else f"killed by {killed_by.name}"
     where = f"local rank {failure.local_rank} on {socket.gethostname()}, process {failure.pid}"

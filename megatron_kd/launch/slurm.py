@@ -61,7 +61,7 @@ def job_script(
     directives: dict[str, str | None] = {
         "nodes": str(job.nodes),
         "gpus-per-node": str(job.ranks_per_node),
-        "output": shlex.quote(f"{run_dir}/slurm/%j.out"),
+        "output": f"{run_dir.replace('%', '%%')}/slurm/%j.out",
         **job.directives,
     }
     variables = {
@@ -103,7 +103,7 @@ def submit(script: Path) -> str:
 
 
 def _with_directive(lines: list[str], directive: str, value: str | None) -> list[str]:
-    line = directive if value is None else f"{directive}={value}"
+    line = directive if value is None else f"{directive}={shlex.quote(value)}"  # sbatch reads quotes as a shell does
     for start in (f"{directive}=", directive):
         if any(known == start or (start.endswith("=") and known.startswith(start)) for known in lines):
             return _replaced(lines, start, [line])

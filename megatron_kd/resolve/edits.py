@@ -10,6 +10,7 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.document import Document, read_document
 from megatron_kd.config.field_types import check_written
 from megatron_kd.config.kd_config import ModelOptDistillConfig
+from megatron_kd.config.other_names import instead_of, words_for
 from megatron_kd.config.problem import Origin, Problem, Setting
 from megatron_kd.config.schema import Schema
 from megatron_kd.config.values import FieldPath, dotted, show
@@ -93,13 +94,15 @@ def _leaf_edits(edit: Edit, schema: Schema, problems: list[Problem]) -> Iterator
     path, value, origin = edit.path, edit.value, edit.origin
     if path in schema.leaves:
         yield Edit(path, schema.defaults[path] if value is RESET else value, origin)
+    elif path not in schema.sections and (known := _of_other_frameworks(edit)):
+        problems.extend(_located(why_unknown(part.path, schema), part) for part in known)
     elif path not in schema.sections:
         problems.append(_located(why_unknown(path, schema), edit))
     elif value is RESET:
         inside = [leaf for leaf in schema.leaves if leaf[: len(path)] == path]
         yield from (Edit(leaf, schema.defaults[leaf], origin) for leaf in inside)
     elif path == KD_CONFIG and isinstance(value, str):
-        yield from _kd_file_leaves(value, schema, problems)
+        yield from _kd_file_leaves(edit, schema, problems)
     elif isinstance(value, dict):
         for key, item in value.items():
             yield from _leaf_edits(Edit((*path, str(key)), item, origin), schema, problems)
@@ -109,12 +112,20 @@ def _leaf_edits(edit: Edit, schema: Schema, problems: list[Problem]) -> Iterator
         problems.append(_located(Problem((section,), f"is a section, so must be a mapping{hint}"), edit))
 
 
-def _kd_file_leaves(name: str, schema: Schema, problems: list[Problem]) -> Iterator[Edit]:
-    given = (Setting(dotted(KD_CONFIG), name),)
+def _of_other_frameworks(edit: Edit) -> list[Edit]:
+    """The edits inside an unknown section whose names other frameworks use: `max_steps` in `trainer`."""
+    items = edit.value.items() if isinstance(edit.value, dict) else ()
+    inside = [Edit((*edit.path, str(key)), value, edit.origin) for key, value in items]
+    return [part for part in inside if words_for(part.path) or instead_of(part.path[-1])]
+
+
+def _kd_file_leaves(edit: Edit, schema: Schema, problems: list[Problem]) -> Iterator[Edit]:
+    name = str(edit.value)
+    given = (Setting(dotted(KD_CONFIG), name, edit.origin.at(KD_CONFIG)),)
     try:
         document = read_document(name)
     except ConfigError as error:
-        problems.extend(Problem(given, line) for line in error.lines)
+        problems.extend(Problem(given, line.removeprefix(f"{name}: ")) for line in error.lines)
         return
     sections = [key for key in document.data if key in _names(ConfigContainer)]
     if sections:

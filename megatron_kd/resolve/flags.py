@@ -8,8 +8,8 @@ it, and one to the guide. A flag sets fields and nothing else; what is wrong wit
 
 from __future__ import annotations
 
-import difflib
 import json
+import os
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -79,7 +79,7 @@ def _data(path: str) -> dict[str, Any]:
 def _teacher(path: str) -> dict[str, Any]:
     """The teacher's weights come from `path`, whichever kind of folder it is."""
     fields = "model.teacher.hf_path", "model.teacher.checkpoint"
-    here, other = fields if is_huggingface_folder(path) else fields[::-1]
+    here, other = fields if is_huggingface_folder(os.path.expanduser(path)) else fields[::-1]
     return {here: path, other: None, "model.teacher.init": None}
 
 
@@ -158,22 +158,6 @@ def is_flag(word: str) -> bool:
     return word.partition("=")[0] in _BY_NAME
 
 
-def unknown_flag(word: str) -> Problem:
-    """The problem of a word that begins with a dash but is not a flag."""
-    name = word.partition("=")[0]
-    near = _nearest(name.replace("-", "_").lstrip("_"))
-    cure = f"did you mean {near}? Flags are written out" if near else "--help lists those there are"
-    cure += ", and other values are set as section.field=value"
-    return Problem((Setting(word, origin=COMMAND_LINE.name),), "unknown option", cure)
-
-
-def _nearest(name: str) -> str | None:
-    known = {flag.name.lstrip("-"): flag.name for flag in FLAGS} | {"config_file": CONFIG_FILE}
-    begun = [full for full in known if len(name) > 2 and full.startswith(name)]
-    near = begun or difflib.get_close_matches(name, known, n=1)
-    return " or ".join(known[full] for full in near) or None
-
-
 def flag_edits(word: str) -> tuple[list[Edit], Problem | None]:
     """The edits that a word of `joined` asks for, and what is wrong with it.
 
@@ -225,7 +209,7 @@ def _json_object(path: str) -> dict[str, Any]:
         ConfigError: a file that cannot be read, is not JSON, holds something else, or a key twice.
     """
     try:
-        with open(path, encoding="utf-8-sig") as file:
+        with open(os.path.expanduser(path), encoding="utf-8-sig") as file:
             value = json.load(file, object_pairs_hook=_without_repetitions, parse_constant=_refuse_constant)
     except OSError as error:
         raise ConfigError([f"{path}: cannot be read: {error.strerror or error}"]) from error

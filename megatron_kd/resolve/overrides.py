@@ -3,6 +3,7 @@
     a.b=1          set; +a.b=1 and ++a.b=1 mean the same, since all keys are known
     ~a.b           back to the default of the field's class (of every field, if a.b is a section)
     a.b=[1,x,null] lists; {k: v} mappings, merged into a section; 'a b' quoted text
+    a.b=x=1#é      text, word for word, whatever its characters but quotes, brackets, commas and backslashes
     model.kd_config=FILE.yaml   the settings of the distillation losses from a file
     --batch_size 2 the flags of `flags.FLAGS`
 
@@ -11,12 +12,14 @@ Files are applied in the order given, then flags and overrides in theirs, so the
 
 from __future__ import annotations
 
+import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
-from hydra.core.override_parser.types import Glob, Override, OverrideType, QuotedString, Sweep
+from hydra.core.override_parser.types import Glob, Override, OverrideType, Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 
 from megatron_kd.config.document import Document, read_document
@@ -30,8 +33,12 @@ from megatron_kd.resolve.flags import (
     flag_edits,
     is_flag,
     joined,
-    unknown_flag,
 )
+from megatron_kd.resolve.unknown_flags import unknown_flag
+
+# Hydra's grammar wants many characters of paths in quotes. Where only one reading is possible, that is not needed.
+_PLAIN_TEXT = re.compile(r"""\+{0,2}(?P<key>[A-Za-z_]\w*(\.\w+)*)=\s*(?P<text>[^\s='"(){}\[\],\\][^'"(){}\[\],\\]*)""")
+_SHOWN = 120  # characters of an argument that a message shows
 
 
 @dataclass
@@ -82,23 +89,25 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[Pro
     files: list[str] = []
     words: list[str] = []
     problems: list[Problem] = []
-    after_unknown = False
-    for word in joined(argv):
+    waiting = joined(argv)[::-1]
+    while waiting:
+        word = waiting.pop()
         name, _, value = word.partition("=")
-        value_of_unknown = after_unknown and "=" not in word and not word.startswith(("-", "~", "+"))
-        after_unknown = False
-        if value_of_unknown:
-            continue  # reported with its flag
         if name == CONFIG_FILE and value:
             files.append(value)
         elif name == CONFIG_FILE:
             problems.append(_problem(CONFIG_FILE, "names no file", f"write {CONFIG_FILE} FILE.yaml"))
         elif word.startswith("-") and not is_flag(word):
-            problems.append(unknown_flag(word))
-            after_unknown = "=" not in word
+            has_value = "=" not in word and bool(waiting) and _may_be_value(waiting[-1])
+            problems.append(unknown_flag(word, waiting.pop() if has_value else None))
         else:
             words.append(word)
     return files, words, problems
+
+
+def _may_be_value(word: str) -> bool:
+    """Whether a word may be the value of the unknown flag before it, which is then reported with it."""
+    return "=" not in word and not word.startswith(("-", "~", "+"))
 
 
 def parse_override(text: str) -> tuple[Edit | None, Problem | None]:
@@ -109,11 +118,13 @@ def parse_override(text: str) -> tuple[Edit | None, Problem | None]:
     """
     try:
         override = OverridesParser.create().parse_override(text)
-        refused = _refused(override)
+        refused = _refused(override, text)
     except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
+        if plain := _PLAIN_TEXT.fullmatch(text):
+            return Edit(tuple(plain["key"].split(".")), plain["text"].rstrip(), COMMAND_LINE), None
         refused = _not_grammatical(text, error)
     if refused is not None:
-        return None, _problem(text if len(text) <= 120 else f"{text[:117]}...", *refused)
+        return None, _problem(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}...", *refused)
     path = tuple(override.key_or_group.split("."))
     value = RESET if override.type is OverrideType.DEL else _plain(override.value())
     return Edit(path, value, COMMAND_LINE), None
@@ -123,7 +134,7 @@ def _problem(word: str, why: str, cure: str) -> Problem:
     return Problem((Setting(word, origin=COMMAND_LINE.name),), why, cure)
 
 
-def _refused(override: Override) -> tuple[str, str] | None:
+def _refused(override: Override, text: str) -> tuple[str, str] | None:
     """Why an override that Hydra's grammar accepts has no meaning here, and the cure; None where it has one."""
     if not override.key_or_group:
         return "names no field", "write section.field=value"
@@ -132,8 +143,7 @@ def _refused(override: Override) -> tuple[str, str] | None:
     if override.type is OverrideType.DEL:
         return None if override.value() is None else ("~ takes no value", f"write ~{override.key_or_group}")
     if _holds_sweep(override.value()):
-        key = override.key_or_group
-        cure = f"write a list as {key}=[a,b], and text with commas as \"{key}='a,b'\""
+        cure = f"a list is {override.key_or_group}=[a,b]; for text with commas, write {_quoted(text)}"
         return "is a sweep over several values, but a run has one", cure
     return None
 
@@ -156,9 +166,16 @@ def _plain(value: Any) -> Any:
 def _not_grammatical(text: str, error: Exception) -> tuple[str, str]:
     if "=" not in text:
         return "is not an override", "write section.field=value, or ~section.field for the default"
-    key = text.split("=")[0]
     what = str(error).splitlines()[0].split(" expecting {")[0][:120]
-    return f"cannot be read ({what})", f"put text with special characters in quotes: \"{key}='...'\""
+    return f"cannot be read ({what})", f"put text with special characters in quotes: write {_quoted(text)}"
+
+
+def _quoted(text: str) -> str:
+    """An override with its value as one text, in quotes for Hydra's grammar and for the shell."""
+    key, _, value = text.partition("=")
+    if len(text) > _SHOWN or not value.isprintable():
+        return f"\"{key}='...'\""
+    return shlex.quote(f"{key}={QuotedString(value, Quote.double).with_quotes()}")
 
 
 def _read(name: str, problems: list[Problem]) -> Document | None:

@@ -8,7 +8,7 @@ from importlib import import_module
 
 import pytest
 
-from megatron_kd import commands
+from megatron_kd import __version__, commands
 from megatron_kd.commands.cli import main, summaries
 
 NAMES = ["cp", "evaluate", "export-hf", "generate", "import-hf", "launch", "lm-eval", "ls", "plan", "preprocess",
@@ -50,7 +50,22 @@ def test_help_imports_what_it_needs() -> None:
     assert not imported_by(*([name, "--help"] for name in NAMES)) & {"torch", "transformers", "modelopt", "pyarrow"}
 
 
-@pytest.mark.parametrize("argv", [[], ["nothing"], ["ls", "x"], ["validate"]])
+@pytest.mark.parametrize("argv", [[], ["--help"]])
+def test_help_is_what_no_words_give(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(argv)
+    said = capsys.readouterr()
+    assert said.out.startswith("usage: megatron-kd") and "check a recipe with its overrides" in said.out
+    assert said.err == ""
+
+
+def test_version(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit, match="0"):
+        main(["--version"])
+    assert capsys.readouterr().out == f"megatron-kd {__version__}\n"
+
+
+@pytest.mark.parametrize("argv", [["nothing"], ["ls", "x"], ["validate"]])
 def test_wrong_usage(argv: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit) as caught:
         main(argv)

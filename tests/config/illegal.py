@@ -99,7 +99,7 @@ CASES: list[tuple[dict[str, Any], list[str]]] = [
     ({"model.virtual_pipeline_model_parallel_size": 2, **pp(2)} | COLOCATED,
      ["model.virtual_pipeline_model_parallel_size=2", "ModelOpt's pipeline mechanism does not support"]),
     # batch
-    ({"train.train_iters": None}, ["train.train_iters=null", "train.num_epochs=null", "set one"]),
+    ({"train.train_iters": None}, ["train.train_iters=null", "train.num_epochs=null", "train.train_iters=N"]),
     ({"train.num_epochs": 2.0}, ["train.num_epochs=2.0, dataset.mock=true", "no epochs"]),
     ({"train.global_batch_size": 7}, ["train.global_batch_size=7", "micro_batch_size=2", "6 or 8"]),
     ({"train.global_batch_size": 1}, ["train.global_batch_size=1", "train.global_batch_size=2"]),

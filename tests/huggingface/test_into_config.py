@@ -73,7 +73,7 @@ def test_weights_come_from_one_place(qwen: Path) -> None:
     (line,) = checked(f"model.hf_path={qwen}", f"checkpoint.pretrained_checkpoint={qwen}")[1]
     assert "the student has weights from two places" in line
     (line,) = checked(f"model.teacher.checkpoint={qwen}", "model.teacher.init=null")[1]
-    assert "is a Hugging Face folder; set model.teacher.hf_path to it and this to null" in line
+    assert f"is a Hugging Face folder; set model.teacher.checkpoint=null model.teacher.hf_path={qwen}" in line
 
 
 def test_the_flag_for_a_teacher_takes_either_kind_of_folder(qwen: Path) -> None:

@@ -53,7 +53,7 @@ def test_values_reach_the_shell_as_they_are(tmp_path: Path) -> None:
         "--rdzv-endpoint=10.0.0.7:21234", "--rdzv-id=41234.1",
     ):  # fmt: skip
         assert word in words
-    assert words[-4:] == ["recipes/a b.py", "a.b=[1,2]", "c='d e'", "logger.run_dir=runs/x's"]
+    assert words[-4:] == ["recipes/a b.py", "a.b=[1,2]", "c='d e'", "--output_dir=runs/x's"]
 
 
 @pytest.mark.parametrize(

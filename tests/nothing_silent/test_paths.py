@@ -100,7 +100,7 @@ def test_values(item: dict[str, Any], filled: Any, tmp_path: Path) -> None:
     lines = list(map(str, found.problems))
     if expect == "cure_works":
         (line,) = lines
-        (word,) = shlex.split(re.sub(r".*; write | \[command line\]$", "", line))
+        (word,) = shlex.split(re.sub(r".*\bwrite | \[command line\]$", "", line))
         found, lines = resolved({"via": "words"}, [word], tmp_path), []
     if isinstance(expect, dict) and "refused" in expect:
         texts = filled(expect["refused"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -28,12 +29,14 @@ def refused(folder: Path, words: Sequence[str]) -> list[str]:
     logs = [path.read_text().splitlines() for path in sorted((folder / "ranks").rglob("stderr.log"))]
     imported = [{line.split("|")[-1].strip() for line in log if line.startswith("import time:")} for log in logs]
     said = [[line for line in log if not line.startswith("import time:")] for log in logs]
+    reports = [json.loads(path.read_text()) for path in sorted((folder / "ranks").rglob("error.json"))]
     assert len(logs) == 2 and "megatron_kd.checks" in imported[0], "a rank did not start"
     assert not any("torch" in modules for modules in imported), "torch was imported before the run was refused"
     assert not any("Traceback" in line for log in said for line in log), said
-    assert said[1] == [], f"rank 1 speaks too: {said[1]}"
+    assert said == [[], []] and len(reports) == 1, f"not rank 0 alone speaks, and through torchrun: {said}, {reports}"
     code = run_dir / "exit_code"
     assert code.is_file() and code.read_text() == "2\n", f"exit code: {code.read_text() if code.is_file() else None}"
     assert [path.name for path in run_dir.iterdir()] == ["exit_code"], "the run has begun"
-    assert all(line.startswith("error: ") for line in said[0]), said[0]
-    return [line.removeprefix("error: ") for line in said[0]]
+    lines = reports[0]["message"]["message"].splitlines()
+    assert all(line.startswith("error: ") and done.stderr.count(line) == 1 for line in lines), done.stderr
+    return [line.removeprefix("error: ") for line in lines]

@@ -197,7 +197,7 @@ def test_classes_of_the_recipe_stay() -> None:
 OTHER: dict[Any, Any] = {bool: lambda old: not old, int: lambda old: old + 1, float: lambda old: old / 3 + 1e-9}
 SPECIAL = {
     "dataset.data_path": [0.25, "data/a b", 0.75, "010"],
-    "dataset.train_data_path": ["off", "1e-3", "1:30", "~", "null", "0x1f", "- x", "#y", "é", "", " a "],
+    "dataset.train_data_path": ["off", "1e-3", "1:30", "./~", "null", "0x1f", "- x", "#y", "é", " a "],
     "model.kd_config.intermediate_layer_pairs": [["a", "b"], ["decoder.layers.1.mlp", "c"]],
     "model.kd_config.logit_layers": [],
     "checkpoint.resume": 12,

@@ -48,7 +48,7 @@ def test_grammar(text: str, path: str, value: Any) -> None:
         ("train.train_iters=choice(1,2)", ["sweep"]),
         ("train.train_iters=glob(*)", ["sweep"]),
         ("train={train_iters: choice(1,2)}", ["sweep"]),
-        ("dataset.split=949,50,1", ["sweep", "dataset.split='a,b'"]),
+        ("dataset.split=949,50,1", ["sweep", "write 'dataset.split=\"949,50,1\"'"]),
         ("train.train_iters", ["not an override", "section.field=value"]),
         ("logger.run_dir=a(b", ["cannot be read", "quotes"]),
         ("dataset.data_path=[1", ["cannot be read"]),

@@ -67,7 +67,7 @@ ROWS = (
             Mutant(
                 "the exit code of an earlier attempt is left there",
                 "launch/slurm/distill.sbatch",
-                'then mv -f "$RUN_DIR/exit_code" "$RUN_DIR/exit_code.earlier"; fi\n',
+                'then mv -f -- "$RUN_DIR/exit_code" "$RUN_DIR/exit_code.earlier"; fi\n',
                 "then :; fi\n",
                 told="went back into the queue 2 times",
             ),
