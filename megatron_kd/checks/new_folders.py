@@ -7,7 +7,6 @@ from pathlib import Path
 
 import psutil
 
-_LONGEST_NAME = 255  # bytes, on every file system that Linux trains on
 # File systems that the kernel makes up. root may write "anywhere" in them, and nothing can be made there.
 _MADE_UP = frozenset(
     {"bpf", "cgroup", "cgroup2", "configfs", "debugfs", "devpts", "proc", "pstore", "securityfs", "sysfs", "tracefs"}
@@ -17,8 +16,6 @@ _MADE_UP = frozenset(
 def why_not_made(path: str) -> str | None:
     """Why there is no such folder and none can be made, or why it cannot be written; None where it can."""
     folder = Path(path).absolute()
-    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in folder.parts):
-        return f"has a name that is too long ({_LONGEST_NAME} bytes at most)"
     there = next(place for place in [folder, *folder.parents] if os.path.lexists(place))
     if not os.path.exists(there):
         return f"{there} is a link to nothing"

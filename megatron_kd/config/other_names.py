@@ -75,6 +75,7 @@ _FIELDS: Mapping[str, str] = {
     **dict.fromkeys(("resume_from_checkpoint", "resume_step"), "checkpoint.resume"),
     **dict.fromkeys(("overwrite_output_dir", "no_load_optim"), "checkpoint.resume=never"),
     **dict.fromkeys(("save_steps", "save_freq", "checkpoint_interval"), "checkpoint.save_interval"),
+    **dict.fromkeys(("load_best_model_at_end", "save_best_model"), "checkpoint.save_best=true"),
     **dict.fromkeys(("save_total_limit", "keep_last_n", "save_top_k"), "checkpoint.most_recent_k"),
     # losses
     **dict.fromkeys(("temperature", "kd_temperature"), "model.kd_config.logit_kl_temperature"),
@@ -94,6 +95,8 @@ _FIELDS: Mapping[str, str] = {
     # evaluation, logs, waiting
     **dict.fromkeys(("eval_steps", "val_check_interval", "run_val_every_n_steps"), "validation.eval_interval"),
     **dict.fromkeys(("limit_val_batches", "max_eval_batches", "eval_batches"), "validation.eval_iters"),
+    **dict.fromkeys(("metric_for_best_model", "monitor"), "validation.best_metric"),
+    "early_stopping_patience": "validation.patience",
     **dict.fromkeys(("output_dir", "explicit_log_dir", "exp_dir", "save_dir", "output_path"), "logger.run_dir"),
     **dict.fromkeys(("logging_steps", "log_every_n_steps", "log_freq"), "logger.log_interval"),
     "tensorboard_dir": "logger.tensorboard",

@@ -19,6 +19,7 @@ _NAMES = frozenset(
         *("tokenizer_model", "teacher_tokenizer_model", "pretrained_checkpoint", "checkpoint", "hf_path", "run_dir"),
     }
 )
+_LONGEST_NAME = 255  # bytes, on every file system that Linux trains on
 _VARIABLE = re.compile(r"\$[A-Za-z_]\w*")
 
 
@@ -51,6 +52,8 @@ def _why(text: str) -> tuple[str, str] | None:
     if bad := next((char for char in text if ord(char) < 32 or ord(char) == 127), None):
         what = {"\n": "a newline", "\0": "a zero byte"}.get(bad, f"the control character {bad!r}")
         return f"has {what} in it", "leave it out; in YAML, quote the path"
+    if any(len(os.fsencode(part)) > _LONGEST_NAME for part in text.split("/")):
+        return f"has a name that is too long ({_LONGEST_NAME} bytes at most)", "name another file or folder"
     if text.startswith("~"):
         return f"no user {text[1:].partition('/')[0]} has a home folder", f"write the whole path, or ./{text}"
     if variable := _VARIABLE.search(text):
