@@ -17,6 +17,8 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
+from datetime import datetime
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -36,6 +38,7 @@ BASE = (
     "train.train_iters=6", "validation.eval_interval=2", "validation.eval_iters=1", "checkpoint.save=true",
     "checkpoint.save_interval=2", "logger.progress=plain",
 )  # fmt: skip
+STEP = ("validation", "train")
 OPENED = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]|\r")
 
 
@@ -255,9 +258,14 @@ def slower(outcome: Outcome, wanted: dict[str, float]) -> None:
         assert all(line[name] < limit for line in lines_of(outcome, "train"))
 
 
-def faster(outcome: Outcome, wanted: dict[str, float]) -> None:
-    for name, limit in wanted.items():
-        assert all(line[name] > limit for line in lines_of(outcome, "train"))
+def times_steps_alone(outcome: Outcome, _: bool) -> None:
+    """A step cannot have taken longer than the time since the line of the validation before it."""
+    lines = read_metrics(outcome.run_dir)
+    between = [(before, line) for before, line in pairwise(lines) if (before["split"], line["split"]) == STEP]
+    assert len(between) == 5
+    for before, line in between:
+        written, earlier = (datetime.fromisoformat(each["timestamp"]) for each in (line, before))
+        assert line["seconds"] <= (written - earlier).total_seconds() + 0.01
 
 
 def has_files(outcome: Outcome, names: list[str]) -> None:
@@ -271,7 +279,7 @@ def has_no_files(outcome: Outcome, names: list[str]) -> None:
 CHECKS: dict[str, Callable[[Outcome, Any], None]] = {
     "exit": exits, "says": says, "never": never_says, "logged": logged, "validated": validated, "fields": has_fields,
     "lacks": lacks_fields, "kept": kept, "best": best, "export_best": export, "counts": counts, "slower_than": slower,
-    "faster_than": faster, "files": has_files, "no_files": has_no_files,
+    "times_steps_alone": times_steps_alone, "files": has_files, "no_files": has_no_files,
 }  # fmt: skip
 
 
