@@ -22,6 +22,7 @@ from megatron_kd.errors import ConfigError, InputError
 from megatron_kd.runtime.files import sha256_of
 
 _FORMAT = 1  # to be raised when the same text would give other tokens
+_CHAT_FORMAT = 2  # the same of conversations
 _OTHERS = "`megatron-kd preprocess` has options for text that is kept in other ways"
 
 
@@ -39,7 +40,7 @@ def tokenised(text: str | Path, folder: str | Path, tokenizer: Tokenizer, *, cha
     with _errors_of(text):
         made_of = {"format": _FORMAT, "sha256": sha256_of(text), "tokenizer": tokenizer.fingerprint}
         if chat:
-            made_of["chat_template"] = chat_template_of(tokenizer)
+            made_of |= {"chat_format": _CHAT_FORMAT, "chat_template": chat_template_of(tokenizer)}
         if not _is_complete(prefix, made_of, chat):
             _tokenise(text, prefix, tokenizer, made_of, chat)
     return str(prefix)
