@@ -26,7 +26,7 @@ from megatron_kd.config.derived import (
     teacher_dtype,
 )
 from megatron_kd.config.gpt_model import GPTModelProvider, meaning
-from megatron_kd.config.metrics import best_metric
+from megatron_kd.config.measured import best_metric
 from megatron_kd.config.model_parts import names
 from megatron_kd.config.on_resume import OnResume, on_resume
 from megatron_kd.config.problem import Problem, Setting, value_of

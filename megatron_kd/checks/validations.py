@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.config.metrics import comparable
+from megatron_kd.config.measured import comparable
 from megatron_kd.config.problem import Problem
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_kd.config.metrics import unmeasured
+from megatron_kd.config.measured import unmeasured
 from megatron_kd.training.pace import Pace
 from megatron_kd.training.run_state import ForwardRun, Run
 from megatron_kd.training.step import StepReport

@@ -14,7 +14,7 @@ from megatron_kd.checkpoints.saved_run import SavedRun
 from megatron_kd.checkpoints.saved_state import RunState
 from megatron_kd.checkpoints.shards import plan_shards
 from megatron_kd.checkpoints.writing import Draft, attempt, begin, complete
-from megatron_kd.config.metrics import best_metric
+from megatron_kd.config.measured import best_metric
 from megatron_kd.config.run_config import dump_config
 from megatron_kd.data.chat.trained_template import trained_template
 from megatron_kd.distillation.convert import load_projections, plain_students, projection_sharded_state
@@ -22,7 +22,7 @@ from megatron_kd.errors import CheckpointCorrupt
 from megatron_kd.models.fake_quantization import expect_input_scales
 from megatron_kd.runtime.seeds import random_state, reseed, set_random_state
 from megatron_kd.runtime.together import on_rank_0, raised_together
-from megatron_kd.training.best import as_saved, resumed_best
+from megatron_kd.training.best_validation import as_saved, resumed_best
 from megatron_kd.training.optimizer_state import create_state, load_state
 from megatron_kd.training.run_state import ForwardRun, Run
 

@@ -14,7 +14,7 @@ from megatron_kd.checkpoints.model_weights import load_scales, load_weights
 from megatron_kd.checkpoints.saved_state import BY_EPOCH
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
-from megatron_kd.config.metrics import best_metric
+from megatron_kd.config.measured import best_metric
 from megatron_kd.distillation.balance import Balancer
 from megatron_kd.distillation.convert import build_distillation, hidden_teachers
 from megatron_kd.distillation.forward import Forward
@@ -30,7 +30,7 @@ from megatron_kd.teachers.auto import ChosenStrategy, choose_strategy
 from megatron_kd.teachers.build_teacher import build_teacher
 from megatron_kd.teachers.in_flight import InFlight
 from megatron_kd.teachers.protocol import Teacher
-from megatron_kd.training.best import Best
+from megatron_kd.training.best_validation import Best
 from megatron_kd.training.optimizer import build_optimizer, build_scheduler, in_precision, wrap_for_training
 
 

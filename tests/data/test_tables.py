@@ -15,7 +15,7 @@ import pytest
 from megatron_kd.commands.cli import main
 from megatron_kd.data.preprocessing.tokenise_files import preprocess
 from megatron_kd.data.raw.chunks import Cursor
-from megatron_kd.data.raw.inputs import open_sources
+from megatron_kd.data.raw.open_inputs import open_sources
 from megatron_kd.data.raw.sources import Source
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer
 from megatron_kd.errors import ConfigError, InputError

@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_kd.data.chat.messages import Message, Turn, json_value, read_message, said
+from megatron_kd.data.chat.turns import Message, Turn, json_value, read_message, said
 from megatron_kd.data.raw.chat_keys import FORMATS_TOLD, IGNORED, format_of
 from megatron_kd.data.raw.documents import checked_text
 from megatron_kd.errors import InputError

@@ -15,7 +15,7 @@ from reprlib import repr as short
 from typing import Any
 
 from megatron_kd.data.chat.conversation import Conversation
-from megatron_kd.data.chat.messages import Message
+from megatron_kd.data.chat.turns import Message
 from megatron_kd.data.raw.chat_keys import IGNORED
 from megatron_kd.errors import InputError
 

@@ -20,7 +20,7 @@ from megatron_kd.data.preprocessing.parallel import encode_in_order
 from megatron_kd.data.preprocessing.partial_output import PartialOutput
 from megatron_kd.data.raw.chunks import Cursor
 from megatron_kd.data.raw.documents import Encoder, Reader, TextReader
-from megatron_kd.data.raw.inputs import open_sources, read_chunks
+from megatron_kd.data.raw.open_inputs import open_sources, read_chunks
 from megatron_kd.data.raw.sources import Source
 from megatron_kd.data.tokens.index_file import token_type
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, Tokenizer

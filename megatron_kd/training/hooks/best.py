@@ -11,7 +11,7 @@ from megatron_kd.checkpoints.folders import checkpoint_path
 from megatron_kd.messages import going_on_without
 from megatron_kd.runtime.files import replace_text
 from megatron_kd.runtime.together import on_rank_0
-from megatron_kd.training.best import Measured
+from megatron_kd.training.best_validation import Measured
 from megatron_kd.training.hooks.hook import Hook, Loop
 from megatron_kd.training.run_state import Run
 

@@ -263,7 +263,7 @@ ROWS = (
             ),
             Mutant(
                 "empty answers are learnt",
-                "megatron_kd/data/chat/messages.py",
+                "megatron_kd/data/chat/turns.py",
                 "    if learnt and not any(",
                 "    if learnt is None and not any(",
                 told="chats, empty answer: was not refused: exit code 0",

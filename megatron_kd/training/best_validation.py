@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from megatron_kd.config.metrics import is_better
+from megatron_kd.config.measured import is_better
 
 
 @dataclass(frozen=True)

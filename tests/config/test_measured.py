@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_kd.config.metrics import best_metric, comparable, is_better, unmeasured, weights_move
+from megatron_kd.config.measured import best_metric, comparable, is_better, unmeasured, weights_move
 from tests.tiny import tiny_config
 
 ALL = ["teacher_kl", "lm_loss", "perplexity", "logits_loss", "intermediate_loss", "teacher_top1_agreement",

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_kd.training.best import Best, Measured, as_saved, resumed_best
+from megatron_kd.training.best_validation import Best, Measured, as_saved, resumed_best
 from megatron_kd.training.hooks.best import write_best
 
 
