@@ -14,7 +14,7 @@ from megatron_kd.checks import Group, problems
 from megatron_kd.config.blend import SPLITS, SplitData, split_data
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import shared_vocab_size
-from megatron_kd.config.problem import Problem, Setting
+from megatron_kd.config.problem import Problem
 from megatron_kd.data.preprocessing.run_text import check_first_records
 from megatron_kd.data.tokens.blend_files import check_data_files, loss_mask_problems
 from megatron_kd.data.tokens.shared_ids import teacher_tokenizer_problems
@@ -103,10 +103,10 @@ def _splits(cfg: ConfigContainer) -> Iterator[SplitData]:
 
 def _ids(cfg: ConfigContainer, tokenizer: Tokenizer, small: bool) -> Iterator[Problem]:
     """Ids that the tokenizer does not have, in files that are small enough to be read."""
-    fields = {prefix: data.field for data in _splits(cfg) for prefix in data.blend.prefixes}
-    for prefix, field in fields.items() if small else ():
+    prefixes = dict.fromkeys(prefix for data in _splits(cfg) for prefix in data.blend.prefixes)
+    for prefix in prefixes if small else ():
         if (wrong := foreign_id(prefix, tokenizer.vocab_size)) is not None:
-            yield Problem((Setting(field),), str(wrong), FOREIGN_CURE)
+            yield Problem((), str(wrong), FOREIGN_CURE)
 
 
 def _masks(cfg: ConfigContainer) -> Iterator[Problem]:

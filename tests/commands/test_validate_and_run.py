@@ -6,7 +6,11 @@ blend and split that is refused is also given to the functions that read the dat
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
+import shutil
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +19,12 @@ import pytest
 
 from megatron_kd.commands.cli import main as megatron_kd
 from megatron_kd.config.sections import DatasetConfig
+from megatron_kd.data.preprocessing.tokenise_files import preprocess
+from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
+from megatron_kd.data.tokens.tokenizer import load_huggingface
 from megatron_kd.entry import main as start
 from megatron_kd.errors import InputError
+from tests.data.chats import PLAIN, chats, write_chats
 from tests.data.tokens import write_tokens
 from tests.ranks import run_ranks
 from tests.tiny import VOCAB, tiny_config
@@ -184,7 +192,40 @@ LAYOUTS = {
     ),
 }
 
-TABLES = {"blend": BLENDS, "split": SPLITS, "size": SIZES, "layout": LAYOUTS}
+
+def read(*words: str) -> tuple[str, ...]:
+    """A run on a text, of models that take the vocabulary of `tokenizer`."""
+    whole = ("dataset.mock=false", "dataset.split='1,0,0'", NO_VALIDATION)
+    return (*whole, *both("vocab_size=null"), "tokenizer.tokenizer_type=huggingface", *words)
+
+
+TOKENS = ("dataset.data_path=[a]",)
+TEXT = ("dataset.text_path=text.jsonl",)
+TOKENIZER = "tokenizer.tokenizer_model=tokenizer"
+FILES = {
+    "a tokenizer": good(*read(*TOKENS, TOKENIZER)),
+    "a text": good(*read(*TEXT, TOKENIZER)),
+    "the same tokenizer for the teacher": good(
+        *read(*TOKENS, TOKENIZER, "tokenizer.teacher_tokenizer_model=tokenizer/tokenizer.json")
+    ),
+    "chats": good(*read("dataset.text_path=chats.jsonl", CHAT, TOKENIZER)),
+    "a tokenizer without an end": bad(*read(*TOKENS, "tokenizer.tokenizer_model=endless")),
+    "a damaged tokenizer": bad(*read(*TOKENS, "tokenizer.tokenizer_model=damaged")),
+    "a tokenizer with more ids than the student": bad(*read(*TOKENS, TOKENIZER, "model.vocab_size=100")),
+    "a teacher's tokenizer with other tokens": bad(
+        *read(*TOKENS, TOKENIZER, "tokenizer.teacher_tokenizer_model=other")
+    ),
+    "more of the top than there are ids": bad(*read(*TOKENS, TOKENIZER, "model.kd_config.logit_kl_topk=900")),
+    "data of another tokenizer": bad(*read("dataset.data_path=[foreign]", TOKENIZER)),
+    "data with a changed byte": bad(*read("dataset.data_path=[flipped]", TOKENIZER)),
+    "conversations of which nothing is learnt": bad(*read("dataset.data_path=[mute]", CHAT, TOKENIZER)),
+    "a text of which a line is not JSON": bad(*read("dataset.text_path=cut.jsonl", TOKENIZER)),
+    "a text without text": bad(*read("dataset.text_path=chats.jsonl", TOKENIZER)),
+    "text for chats": bad(*read(*TEXT, CHAT, TOKENIZER)),
+    "chats without a template": bad(*read("dataset.text_path=chats.jsonl", CHAT, "tokenizer.tokenizer_model=other")),
+}
+
+TABLES = {"files": FILES, "blend": BLENDS, "split": SPLITS, "size": SIZES, "layout": LAYOUTS}
 CASES = {f"{kind}: {name}": case for kind, cases in TABLES.items() for name, case in cases.items()}
 
 RUN_DIRS = {name: f"runs/{number}" for number, name in enumerate(CASES)}
@@ -207,9 +248,31 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
         write_tokens(folder / name, [range(first, first + 20) for first in range(documents)])
     index = (folder / "cut.idx").read_bytes()
     (folder / "cut.idx").write_bytes(index[:-8])
+    write_read_files(folder)
     for name, tokens in {"c": 40 * 20, "d": 4 * 20, "odd": 39 * 20}.items():
         (folder / f"{name}.loss_mask.bin").write_bytes(b"\1" * tokens)
     return folder
+
+
+def write_read_files(folder: Path) -> None:
+    """Tokenizers, texts, and data with content that a run refuses."""
+    for name in ("tokenizer", "other"):
+        train_byte_bpe([f"{name} {number}" for number in range(300)], 270, folder / name)
+    (folder / "tokenizer/chat_template.jinja").write_text(PLAIN)
+    for name, file, content in (("endless", "tokenizer_config.json", "{}"), ("damaged", "tokenizer.json", "{")):
+        shutil.copytree(folder / "tokenizer", folder / name)
+        (folder / name / file).write_text(content)
+    (folder / "text.jsonl").write_text(json.dumps({"text": "tokenizer " * 9}) + "\n" + '{"text": "more"}\n' * 40)
+    (folder / "cut.jsonl").write_text('{"text": "some"}\n{"text": \n')
+    write_chats(folder / "chats.jsonl", chats(20))
+    write_tokens(folder / "foreign", [range(260, 280) for _ in range(40)])
+    write_tokens(folder / "mute", [range(20) for _ in range(40)])
+    (folder / "mute.loss_mask.bin").write_bytes(bytes(40 * 20))
+    tokenizer = load_huggingface(folder / "tokenizer")
+    preprocess([folder / "text.jsonl"], folder / "flipped", tokenizer, workers=1)
+    content = bytearray((folder / "flipped.bin").read_bytes())
+    content[8] ^= 1
+    (folder / "flipped.bin").write_bytes(content)
 
 
 def exit_codes(folder: Path, lines: Sequence[tuple[str, ...]], ranks: int) -> list[int]:
@@ -250,6 +313,31 @@ def test_a_run_that_is_refused_ends_before_any_rank_waits(ranks: int, folder: Pa
     cases = {name: case for name, case in CASES.items() if not case.accepted and case.ranks == ranks}
     assert codes_of(folder, cases, started=1) == dict.fromkeys(cases, 2)
     assert not any((folder / RUN_DIRS[name] / "metrics.jsonl").exists() for name in cases)
+
+
+def refusals(folder: Path, lines: Sequence[tuple[str, ...]]) -> list[list[str]]:
+    """On a rank: the error lines of each run."""
+    from megatron_kd.resolve.recipe_files import load_recipe
+
+    os.chdir(folder)
+    os.environ["WORLD_SIZE"] = "1"
+    recipe, found = load_recipe("recipe.py"), []
+    for number, words in enumerate(lines):
+        with contextlib.redirect_stderr(io.StringIO()) as err:
+            start(recipe, [*words, f"logger.run_dir=refused/{number}"])
+        found.append(sorted(line for line in err.getvalue().splitlines() if line.startswith("error: ")))
+    return found
+
+
+def test_validate_and_a_run_refuse_in_the_same_words(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(folder)
+    refused = {name: case.words for name, case in CASES.items() if not case.accepted and case.ranks == 1}
+    (by_run,) = run_ranks(1, refusals, folder, list(refused.values()), timeout=300)
+    for (name, words), expected in zip(refused.items(), by_run, strict=True):
+        assert megatron_kd(["validate", "recipe.py", "--world-size=1", *words, "logger.run_dir=refused/x"]) == 2
+        assert sorted(capsys.readouterr().err.splitlines()) == expected, name
 
 
 @pytest.mark.parametrize("name", REFUSED_DATA)
