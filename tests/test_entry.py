@@ -87,3 +87,16 @@ def test_a_run_that_ends_well_forgets_how_an_earlier_one_ended(
     assert main(lambda: config, ["train.train_iters=3"]) == 0
     assert (tmp_path / "exit_code").read_text() == "0\n"
     assert [cfg.train.train_iters for cfg in seen] == [3]
+
+
+@pytest.mark.parametrize(("words", "said"), [(["logger.progress=plain"], True), (["logger.progress=off"], False)])
+def test_a_run_is_announced_before_it_is_imported(
+    words: list[str], said: bool, config: ConfigContainer, monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:  # fmt: skip
+    lines: list[str] = []
+    monkeypatch.setattr("megatron_kd.training.train.train", lambda *_: lines.append(capsys.readouterr().err))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    words = [*words, "model.tensor_model_parallel_size=2", "model.teacher.tensor_model_parallel_size=2"]
+    assert main(lambda: config, words) == 0
+    assert [f"into {config.logger.run_dir}, 2 ranks; importing" in line for line in lines] == [said]

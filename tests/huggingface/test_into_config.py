@@ -15,12 +15,12 @@ from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.run_config import save_run_config
-from megatron_kd.config.sections import DatasetConfig
+from megatron_kd.config.sections import DatasetConfig, TokenizerConfig
 from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from megatron_kd.errors import ConfigError
 from megatron_kd.huggingface.architecture import provider_from_hf
 from megatron_kd.huggingface.into_config import with_huggingface
-from megatron_kd.resolve.configuration import check_config, config_from_file
+from megatron_kd.resolve.configuration import check_config, config_from_file, merge
 from megatron_kd.resolve.recipe_files import load_recipe
 from tests.config.base import RECIPE
 from tests.huggingface.families import VOCAB, save
@@ -183,3 +183,28 @@ def test_the_commands_end_with_one_line(qwen: Path, tmp_path: Path, capsys: pyte
     ):
         assert main(words) == 2
         assert said in capsys.readouterr().err and not (tmp_path / "y").exists()
+
+
+def test_a_recipes_tokenizer_gives_way_to_that_of_a_folder_on_the_command_line(qwen: Path, tmp_path: Path) -> None:
+    other = train_other(tmp_path / "other")
+    text = tmp_path / "text.txt"
+    text.write_text("cats\n")
+    recipe = replace(
+        load_recipe(RECIPE)(),
+        tokenizer=TokenizerConfig(tokenizer_model=str(other)),
+        dataset=DatasetConfig(data_path=["mine"]),
+    )
+    folders = [f"model.hf_path={qwen}", f"model.teacher.hf_path={qwen}"]
+    merged = merge(recipe, [*folders, "~dataset.data_path", f"dataset.text_path={text}"])
+    assert merged.config.tokenizer.tokenizer_model == str(qwen)
+    assert merged.config.tokenizer.teacher_tokenizer_model is None
+    assert merged.origins["tokenizer.tokenizer_model"] == f"{qwen}/tokenizer.json"
+    assert merged.notes == (
+        f"tokenizer.tokenizer_model={qwen}: the tokenizer of model.hf_path, in place of the recipe's, {other}",
+    )
+    assert merged.problems == ()
+    (problem,) = merge(recipe, folders).problems  # the recipe's data are ids of the recipe's tokenizer
+    assert "gives way to that of model.hf_path" in str(problem)
+    for kept in ([f"model.teacher.hf_path={qwen}"], [*folders, f"tokenizer.tokenizer_model={other}"]):
+        merged = merge(recipe, kept)
+        assert merged.config.tokenizer.tokenizer_model == str(other) and merged.notes == ()
