@@ -39,7 +39,16 @@ class SavedRun:
         """Training samples that its steps have read."""
         if self.state.consumed_samples is not None:
             return self.state.consumed_samples
-        return self.state.step * global_batch_size(self.cfg, self.state.layout.get("dp", 1))
+        return self.state.step * self._batch
+
+    @property
+    def validation_samples(self) -> int:
+        """Samples that each of its validations has read."""
+        return self.cfg.validation.eval_iters * self._batch
+
+    @property
+    def _batch(self) -> int:
+        return global_batch_size(self.cfg, self.state.layout.get("dp", 1))
 
     @property
     def data_order(self) -> str:

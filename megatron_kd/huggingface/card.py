@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from megatron_kd.checkpoints.contents import step_of, tokenizer_of
+from megatron_kd.checkpoints.saved_state import read_run_state
 from megatron_kd.config.document import write_yaml
 from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.huggingface.as_config import family_of
@@ -49,7 +50,7 @@ def model_card(
     lines = ["---", _front(run, base, licence).rstrip(), "---", "", "# Model card", ""]
     lines += [f"A {family_of(model)} model ({size}), its weights in {dtype},"]
     lines += [f"exported from the megatron_kd checkpoint `{checkpoint.name}`.", ""]
-    for title, rows in [*_sections(run, base), _evaluation(checkpoint)]:
+    for title, rows in [*_sections(run, base), _training(run, checkpoint), _evaluation(checkpoint)]:
         if rows:
             lines += [f"## {title}", "", *(f"- {name}: `{value}`" for name, value in rows.items()), ""]
     return "\n".join([*lines, "## Run configuration", "", "```yaml", write_yaml(portable(run)).rstrip(), "```", ""])
@@ -102,11 +103,18 @@ def _sections(run: dict[str, Any], base: Base | None) -> list[tuple[str, dict[st
         found.append(("Losses", {name: losses[name] for name in _KD if name in losses}))
     data = {name: (run.get("dataset") or {}).get(name) for name in _DATA}
     found.append(("Data", {name: portable(value) for name, value in data.items() if value not in (None, False)}))
-    training = {name: run["train"].get(name) for name in _TRAINING} if "train" in run else {}
-    training = {name: value for name, value in training.items() if value is not None}
     if student.get("quantization") is not None:
         found.append(("Quantization", {"trained for": student["quantization"], "weights here": "full precision"}))
-    return [*found, ("Training", {**training, "seq_length": student.get("seq_length")} if training else {})]
+    return found
+
+
+def _training(run: dict[str, Any], checkpoint: Path) -> tuple[str, dict[str, Any]]:
+    """Length and batch as the last attempt was configured, and what all attempts have read."""
+    values = {name: run["train"].get(name) for name in _TRAINING} if "train" in run else {}
+    values["seq_length"] = run["model"].get("seq_length") if values else None
+    state = read_run_state(checkpoint)
+    values["samples read"] = None if state is None else state.consumed_samples
+    return "Training", {name: value for name, value in values.items() if value is not None}
 
 
 def _origin(model: dict[str, Any], base: Base | None) -> dict[str, Any]:

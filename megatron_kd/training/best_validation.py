@@ -56,12 +56,13 @@ class Best:
         return self.best is not None and self.best.step == step
 
 
-def resumed_best(saved: Mapping[str, Any] | None, metric: str) -> tuple[Best, str]:
+def resumed_best(saved: Mapping[str, Any] | None, metric: str, *, same_samples: bool = True) -> tuple[Best, str]:
     """The record that a resumed run continues, and a note where the one of its checkpoint does not go with it.
 
     Args:
         saved: the record of the checkpoint: `asdict` of a `Best`, the step and loss of earlier versions, or None.
         metric: that this run compares its validations by.
+        same_samples: whether validations read as many samples as those before; otherwise they cannot be compared.
 
     Raises:
         KeyError, TypeError: `saved` is none of these.
@@ -72,9 +73,11 @@ def resumed_best(saved: Mapping[str, Any] | None, metric: str) -> tuple[Best, st
         return Best(metric), _anew(f"loss, {saved['loss']:.6g} after step {saved['step']}", metric)
     measured = {name: Measured(**saved[name]) if saved[name] else None for name in ("last", "best", "saved")}
     found = Best(saved["metric"], **measured, waited=saved["waited"])
-    if found.metric == metric:
+    if found.metric == metric and same_samples:
         return found, ""
     value = f", {found.best.value:.6g} after step {found.best.step}" if found.best else ""
+    if found.metric == metric:
+        return Best(metric), f"the best validation{value}, covered another number of samples; it starts again"
     return Best(metric), _anew(found.metric + value, metric)
 
 

@@ -121,7 +121,9 @@ def _load_run_state(run: Run, begun: SavedRun) -> tuple[str, ...]:
         run.scheduler.load_state_dict(dict(state.scheduler or {}))
         if run.balancer is not None and state.balancer:
             run.balancer.load_state_dict(dict(state.balancer))
-        run.best, note = resumed_best(state.best, best_metric(run.cfg))
+        samples = run.cfg.validation.eval_iters * run.derived.global_batch_size
+        same_samples = samples == begun.validation_samples
+        run.best, note = resumed_best(state.best, best_metric(run.cfg), same_samples=same_samples)
     except (KeyError, TypeError) as error:
         raise CheckpointCorrupt(f"{folder}: its run_state.json lacks {error}") from error
     run.step = state.step

@@ -33,7 +33,7 @@ def test_counts_and_the_first_skipped_record_are_printed(
     assert preprocess(file, prefix, tokenizer, *options) == 0
     output = capsys.readouterr().out
     assert f"{prefix}: 2 documents, 13 bytes, " in output
-    assert "1 malformed records skipped" in output
+    assert "1 malformed record skipped" in output
     assert f"the first malformed record: {file}:3: no key 'body' (it has none)" in output
 
 

@@ -99,6 +99,15 @@ def test_rows_are_a_function_of_their_number_and_survive_pickling(write_chat: Ca
         assert all(torch.equal(value, again[index][name]) for name, value in first[index].items())
 
 
+@pytest.mark.parametrize("weights", [False, True])
+def test_a_longer_run_reads_the_same_rows_first(weights: bool, write_chat: Callable[..., str]) -> None:
+    a, b = write_chat("a", range(4, 15)), write_chat("b", range(4, 12), first=50)
+    cfg = {"train_data_path": [0.7, a, 0.3, b] if weights else [a, b], "packed_sequence": True}
+    short, long = _train(17, **cfg), _train(90, **cfg)  # less than two epochs, and many
+    for index in range(17):
+        assert all(torch.equal(value, long[index][name]) for name, value in short[index].items())
+
+
 @pytest.mark.parametrize(("long_samples", "kept"), [("truncate", [0, 1, 3]), ("drop", [0, 3])])
 def test_long_conversations_are_cut_or_dropped_and_told(
     long_samples: str, kept: list[int], write_chat: Callable[..., str], capsys: pytest.CaptureFixture[str]

@@ -8,14 +8,15 @@ import torch
 from megatron_kd.data.samples.mock import MockDataset
 
 
-def _mock(vocab_size: int = 1000, seed: int = 1, split: int = 0) -> MockDataset:
-    return MockDataset(vocab_size=vocab_size, seq_length=64, num_samples=50, seed=seed, split=split)
+def _mock(vocab_size: int = 1000, seed: int = 1, split: int = 0, num_samples: int = 50) -> MockDataset:
+    return MockDataset(vocab_size=vocab_size, seq_length=64, num_samples=num_samples, seed=seed, split=split)
 
 
 def test_a_sample_depends_on_seed_split_and_index_alone() -> None:
     first = _mock()
     backwards = {index: first[index]["tokens"] for index in reversed(range(50))}
     assert all(torch.equal(_mock()[index]["tokens"], tokens) for index, tokens in backwards.items())
+    assert torch.equal(_mock(num_samples=9)[3]["tokens"], backwards[3])
     for other in (_mock()[4], _mock(seed=2)[3], _mock(split=1)[3]):
         assert not torch.equal(other["tokens"], backwards[3])
 

@@ -77,7 +77,7 @@ def test_a_record_is_read_as_written_or_refused(
     where = f"{path}:2: " if path.suffix == ".jsonl" else f"{path}, row 1: "
     assert all(words in told for words in (where, *case["refused"])), told
     assert _preprocess(case, path, tmp_path / "out", tokenizer, "--skip-malformed") == 0
-    assert "1 documents" in (out := capsys.readouterr().out) and "1 malformed records skipped" in out
+    assert "1 document," in (out := capsys.readouterr().out) and "1 malformed record skipped" in out
 
 
 def _lines(case: dict[str, Any]) -> list[str]:

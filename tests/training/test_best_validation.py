@@ -66,6 +66,14 @@ def test_another_metric_starts_again_and_says_so() -> None:
     assert best == Best("teacher_kl") and "by loss, 2.5 after step 100; " in note
 
 
+def test_a_best_of_other_samples_starts_again_and_says_so() -> None:
+    saved = asdict(after(Best("lm_loss"), 3.0))
+    assert resumed_best(saved, "lm_loss", same_samples=False) == (
+        Best("lm_loss"),
+        "the best validation, 3 after step 1, covered another number of samples; it starts again",
+    )
+
+
 @pytest.mark.parametrize("saved", [{}, {"metric": "lm_loss"}, {"step": 1}])
 def test_what_is_no_record_is_an_error(saved: dict[str, object]) -> None:
     with pytest.raises(KeyError):

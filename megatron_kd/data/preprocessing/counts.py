@@ -27,11 +27,13 @@ class Counts:
         return self.text_bytes / max(self.tokens, 1)
 
     def __str__(self) -> str:
-        text = f"{self.documents:,} documents, {self.text_bytes:,} bytes, {self.tokens:,} tokens"
+        text = ", ".join(
+            (_count(self.documents, "document"), _count(self.text_bytes, "byte"), _count(self.tokens, "token"))
+        )
         text += f", {self.bytes_per_token:.2f} bytes per token"
         text += f", {self.learnt:,} of them the assistant's" if self.learnt is not None else ""
-        text += f", {self.empty:,} empty documents dropped" if self.empty else ""
-        return text + (f", {self.malformed:,} malformed records skipped" if self.malformed else "")
+        text += f", {_count(self.empty, 'empty document')} dropped" if self.empty else ""
+        return text + (f", {_count(self.malformed, 'malformed record')} skipped" if self.malformed else "")
 
     def add(self, chunk: Encoded) -> None:
         """Count a chunk in."""
@@ -61,3 +63,7 @@ class Progress:
             return cls(Cursor(**value["cursor"]), Counts(**value["counts"]), value["file_bytes"])
         except (ValueError, KeyError, TypeError):
             return None
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'s' * (number != 1)}"
