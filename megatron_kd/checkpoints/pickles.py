@@ -188,6 +188,6 @@ def reason(error: BaseException) -> str:
     text = str(error) or type(error).__name__
     if named := re.search(r"[Uu]nsupported (?:global: )?GLOBAL (\S+)", text):
         return f"it names {named.group(1)}, which is not a plain value"
-    if told := re.search(r"WeightsUnpickler error: (.*)", text):
-        text = told.group(1)
+    if reason := re.search(r"WeightsUnpickler error: (.*)", text):
+        text = reason.group(1)
     return first_line(text)

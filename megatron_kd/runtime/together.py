@@ -71,9 +71,9 @@ def raised_together() -> Iterator[None]:
     found = from_all(problem)
     if unexpected is not None:
         raise unexpected
-    for rank, told in enumerate(found):
-        if told is not None:
-            kind, text = told
+    for rank, theirs in enumerate(found):
+        if theirs is not None:
+            kind, text = theirs
             raise (LostRank(rank, "work that ranks do together", text) if kind < 0 else _SHARED[kind](text)) from None
 
 

@@ -106,8 +106,8 @@ def resume(run: Run, begun: Begun | None) -> Resumption:
     notes = on_rank_0(lambda: _set_aside(run, begun.refused))
     if run.cfg.checkpoint.save:
         finish_checkpoint(run, folder)  # the run may have been killed before it could, or keep fewer now
-    told = on_rank_0(lambda: changes_reported(run, begun.saved))
-    return Resumption(folder, notes, (*told, *of_best))
+    lines = on_rank_0(lambda: changes_reported(run, begun.saved))
+    return Resumption(folder, notes, (*lines, *of_best))
 
 
 def changes_reported(run: Run, saved: SavedRun) -> tuple[str, ...]:

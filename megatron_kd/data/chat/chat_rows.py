@@ -66,7 +66,7 @@ class RowCounts:
     dropped: int
     nothing_learnt: int  # left out since no label within S is the assistant's
 
-    def told(self, seq_length: int) -> str:
+    def shown(self, seq_length: int) -> str:
         """In words."""
         kept = self.conversations - self.dropped - self.nothing_learnt
         text = f"{kept:,} conversations in {self.rows:,} rows of {seq_length:,} tokens"
@@ -118,7 +118,7 @@ def cached_rows(part: Part, settings: RowSettings, folder: Path, say: Callable[[
             place = folder / f"rows-{_key(part, settings)}"
             if not place.is_dir():
                 _write(make_rows(part, settings), place)
-            say(_read(place).counts.told(settings.seq_length))
+            say(_read(place).counts.shown(settings.seq_length))
         except (ValueError, TypeError) as error:
             raise InputError(f"the rows in {str(place)!r} are damaged ({error}): delete that folder") from error
         except OSError as error:

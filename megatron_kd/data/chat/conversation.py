@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_kd.data.chat.turns import Message, Turn, json_value, read_message, said
-from megatron_kd.data.raw.chat_keys import FORMATS_TOLD, IGNORED, format_of
+from megatron_kd.data.raw.chat_keys import FORMATS_SHOWN, IGNORED, format_of
 from megatron_kd.data.raw.documents import checked_text
 from megatron_kd.errors import InputError
 
@@ -62,7 +62,7 @@ def conversation(value: dict[str, Any], where: str, ignored: Collection[str] = (
     names = format_of(record)
     if names is None:
         keys = ", ".join(map(repr, list(value)[:8])) or "none"
-        raise InputError(f"{where}: no conversation at {FORMATS_TOLD} (it has {keys})")
+        raise InputError(f"{where}: no conversation at {FORMATS_SHOWN} (it has {keys})")
     take = record.pop
     turns = _with_system(list(_TURNS[names](take, where)), take("system", None), where)
     found = Conversation(

@@ -11,7 +11,7 @@ from pathlib import Path
 from jinja2 import TemplateError, TemplateSyntaxError
 
 from megatron_kd.data.chat.conversation import Conversation, conversation
-from megatron_kd.data.chat.left_out import told, values_left_out
+from megatron_kd.data.chat.left_out import shown, values_left_out
 from megatron_kd.data.chat.rendering import Spans, render
 from megatron_kd.data.raw.chunks import Record
 from megatron_kd.data.raw.documents import Document, checked_text, record_object
@@ -75,7 +75,7 @@ class ChatTemplate:
         if not any(mask):
             raise InputError(f"{where}: the chat template writes nothing for the assistant: {_MARK}")
         if left_out := values_left_out(conversation, text, lambda other: self._render(other, where)[0], self.ignored):
-            raise InputError(f"{where}: {told(left_out)}")
+            raise InputError(f"{where}: {shown(left_out)}")
         return ids, mask
 
     def _marked(self, conversation: Conversation, where: str) -> tuple[str, list[int], list[bool]]:

@@ -50,7 +50,7 @@ def values_left_out(conversation: Conversation, text: str, render: Render, ignor
     return found + [f"{key!r} ({short(value)})" for key, value in _beside(conversation)]
 
 
-def told(left_out: list[str]) -> str:
+def shown(left_out: list[str]) -> str:
     """The values left out, as an error says it."""
     more = f" and {len(left_out) - _SHOWN} more" if len(left_out) > _SHOWN else ""
     return (

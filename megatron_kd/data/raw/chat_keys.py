@@ -9,7 +9,7 @@ from collections.abc import Collection
 
 # A record has the first of these formats whose keys it has.
 FORMATS = (("messages",), ("conversations",), ("prompt", "completion"), ("instruction", "output"))
-FORMATS_TOLD = "'messages', 'conversations', 'prompt' and 'completion', or 'instruction' and 'output'"
+FORMATS_SHOWN = "'messages', 'conversations', 'prompt' and 'completion', or 'instruction' and 'output'"
 
 # Where a record comes from, how it is filed and how it was made or rated: of records, messages and tool calls.
 _ABOUT = """

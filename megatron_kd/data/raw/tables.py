@@ -17,7 +17,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from megatron_kd.data.raw.chat_keys import FORMATS_TOLD, IGNORED, format_of
+from megatron_kd.data.raw.chat_keys import FORMATS_SHOWN, IGNORED, format_of
 from megatron_kd.data.raw.chunks import CHUNK_BYTES, Chunk, Cursor
 from megatron_kd.data.raw.sources import Source, file_identity
 from megatron_kd.errors import InputError
@@ -157,7 +157,7 @@ def _columns(path: Path, schema: pa.Schema, json_key: str | None) -> Columns:
     have = ", ".join(map(repr, schema.names)) or "none"
     if json_key is None:
         if format_of(schema.names) is None:
-            raise InputError(f"--input {path}: no columns {FORMATS_TOLD} (it has {have})")
+            raise InputError(f"--input {path}: no columns {FORMATS_SHOWN} (it has {have})")
         # All others are read: a row that says more than its conversation is refused by the key.
         return Columns(tuple(name for name in schema.names if name not in IGNORED), True)
     if json_key not in schema.names:
