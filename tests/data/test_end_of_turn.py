@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_kd.data.chat.end_of_turn import end_of_turn
+from megatron_kd.data.chat.conversations import ChatTemplate
+from megatron_kd.data.chat.end_of_turn import end_of_turn, ends_by_text_alone
 from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, load_huggingface
 
@@ -51,3 +52,10 @@ def test_an_answer_ends_at_the_last_added_token_that_is_learnt(
 ) -> None:
     found = end_of_turn(tokenizer.with_chat_template(template))
     assert (None if found is None else tokenizer.decode([found])) == end
+
+
+@pytest.mark.parametrize(("template", "by_text"), [(LLAMA3, False), (MARKED, False), (PLAIN, True), (REFUSES, False)])
+def test_a_template_without_a_token_to_stop_at_is_known(
+    template: str, by_text: bool, tokenizer: HuggingFaceTokenizer
+) -> None:
+    assert ends_by_text_alone(ChatTemplate(tokenizer, template)) is by_text

@@ -17,11 +17,24 @@ def end_of_turn(tokenizer: HuggingFaceTokenizer) -> int | None:
     Returns:
         None where the template ends turns by text alone, and where there is no template or it refuses an example.
     """
-    example = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
     try:
-        ids, learnt = ChatTemplate(tokenizer).encode(Conversation(example), "an example")
+        ends = _ends(ChatTemplate(tokenizer))
     except InputError:
         return None
-    added = tokenizer.files.backend.get_added_tokens_decoder()
-    ends = [token for token, is_learnt in zip(ids, learnt, strict=True) if is_learnt and token in added]
     return ends[-1] if ends else None
+
+
+def ends_by_text_alone(template: ChatTemplate) -> bool:
+    """Whether nothing that is learnt of an answer is a token that generation can stop at."""
+    try:
+        return not _ends(template)
+    except InputError:
+        return False  # of a template that refuses the example nothing is known
+
+
+def _ends(template: ChatTemplate) -> list[int]:
+    """The added tokens that are learnt in an example's answer."""
+    example = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    ids, learnt = template.encode(Conversation(example), "an example")
+    added = template.tokenizer.files.backend.get_added_tokens_decoder()
+    return [token for token, is_learnt in zip(ids, learnt, strict=True) if is_learnt and token in added]

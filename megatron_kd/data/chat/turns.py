@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from reprlib import repr as short
 from typing import Any
 
-from megatron_kd.data.raw.documents import checked_text
+from megatron_kd.data.raw.documents import checked_text, read_json
 from megatron_kd.errors import InputError
 
 Message = dict[str, Any]
@@ -156,7 +155,7 @@ def _function(item: Any, place: str) -> dict[str, Any]:
 def json_value(value: Any) -> Any:
     """The value of a string of JSON; any other value, and a string that is not JSON, unchanged."""
     try:
-        return json.loads(value) if isinstance(value, str) else value
+        return read_json(value) if isinstance(value, str) else value
     except (ValueError, RecursionError):
         return value
 

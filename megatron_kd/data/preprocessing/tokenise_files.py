@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_kd.data.chat.conversations import ChatReader, ChatTemplate
+from megatron_kd.data.chat.end_of_turn import ends_by_text_alone
 from megatron_kd.data.preprocessing.counts import Counts
 from megatron_kd.data.preprocessing.parallel import encode_in_order
 from megatron_kd.data.preprocessing.partial_output import PartialOutput
@@ -27,6 +28,10 @@ from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, Tokenizer
 from megatron_kd.errors import ConfigError, InputError
 
 _FIRST_RECORDS = 100  # that are read before a run
+_ENDLESS = (
+    "warning: the chat template ends an answer with text, not with a special token of the tokenizer, so generation "
+    "will not stop there; add the token that the template writes to the tokenizer, or end answers with its eos_token"
+)
 
 
 def preprocess(
@@ -54,8 +59,8 @@ def preprocess(
     text, except for what it says at `ignored_keys`.
 
     A run that was stopped or killed resumes from what it has on disk if it is started again with the same arguments
-    and unchanged inputs, which it reports to `say`. `workers` None means one per core. `on_progress` is called with the
-    bytes read so far and in all.
+    and unchanged inputs. `workers` None means one per core. `on_progress` is called with the bytes read so far and in
+    all, and `say` with a line where a run resumes, or where no token ends an answer.
 
     Raises:
         InputError: what the checks before any work find, all at once; the file and line of a malformed record, unless
@@ -80,6 +85,8 @@ def preprocess(
             if not output.progress.counts.documents:
                 raise InputError(f"no document with text in {', '.join(map(str, inputs))}")
             output.finish()
+        if isinstance(reader, ChatReader) and ends_by_text_alone(reader.template):
+            say(_ENDLESS)
     except BrokenProcessPool as error:
         raise InputError("a worker process died, usually for lack of memory: use fewer --workers") from error
     except OSError as error:

@@ -128,7 +128,7 @@ def record_object(record: Record) -> dict[str, Any] | None:
     if not text.strip():
         return None
     try:
-        value = json.loads(text)
+        value = read_json(text)
     except (ValueError, RecursionError) as error:
         cure = _OF_ARRAY if text.startswith("[") else ""
         raise InputError(f"{record.where}: not JSON, of which each line must be one object ({error}){cure}") from error
@@ -136,6 +136,23 @@ def record_object(record: Record) -> dict[str, Any] | None:
         cure = _OF_ARRAY if isinstance(value, list) else ""
         raise InputError(f"{record.where}: a JSON {type(value).__name__}, where each line must be one object{cure}")
     return value
+
+
+def read_json(text: str) -> Any:
+    """The value of JSON text. Of a key that an object has twice, `json` alone would keep the last value silently.
+
+    Raises:
+        ValueError: not JSON, or an object with a key twice.
+    """
+    return json.loads(text, object_pairs_hook=_once_each)
+
+
+def _once_each(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} is there twice")
+    return found
 
 
 def checked_text(text: Any, name: str, where: str) -> str:

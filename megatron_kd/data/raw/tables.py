@@ -8,7 +8,6 @@ conversations are left out again, so that a table says what the lines that it wa
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +18,7 @@ import pyarrow.parquet as pq
 
 from megatron_kd.data.raw.chat_keys import FORMATS_SHOWN, IGNORED, format_of
 from megatron_kd.data.raw.chunks import CHUNK_BYTES, Chunk, Cursor
+from megatron_kd.data.raw.documents import read_json
 from megatron_kd.data.raw.sources import Source, file_identity
 from megatron_kd.errors import InputError
 from megatron_kd.messages import first_line
@@ -145,7 +145,7 @@ def as_in_lines(value: Any, kind: pa.DataType) -> Any:
     if value is None:
         return None
     if isinstance(kind, pa.JsonType):
-        return json.loads(value)
+        return read_json(value)
     if isinstance(kind, pa.StructType):
         return {item.name: as_in_lines(value[item.name], item.type) for item in kind if value[item.name] is not None}
     if isinstance(kind, (pa.ListType, pa.LargeListType, pa.FixedSizeListType)):
