@@ -17,7 +17,7 @@ from megatron_kd.config.derived import shared_vocab_size
 from megatron_kd.config.problem import Problem
 from megatron_kd.data.preprocessing.run_text import check_first_records
 from megatron_kd.data.tokens.blend_files import check_data_files, loss_mask_problems
-from megatron_kd.data.tokens.shared_ids import teacher_tokenizer_problems
+from megatron_kd.data.tokens.shared_ids import ASSUMED, is_assumed, teacher_tokenizer_problems
 from megatron_kd.data.tokens.sidecar import ENDING
 from megatron_kd.data.tokens.token_files import FOREIGN_CURE, foreign_id
 from megatron_kd.data.tokens.tokenizer import Tokenizer, load_tokenizer
@@ -118,6 +118,8 @@ def _masks(cfg: ConfigContainer) -> Iterator[Problem]:
 def _unchecked(cfg: ConfigContainer, sizes: dict[str, int], small: bool) -> Iterator[str]:
     yield "memory of the devices (`megatron-kd plan` estimates it)"
     yield "whether the ranks reach each other"
+    if is_assumed(cfg):
+        yield f"whether an id is one token to both models: {ASSUMED}"
     if not small:
         hashed = [prefix for prefix in sizes if os.path.exists(prefix + ENDING)]
         what = "ids and hashes" if hashed and cfg.dataset.verify == "hash" else "ids"

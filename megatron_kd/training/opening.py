@@ -5,6 +5,7 @@ from __future__ import annotations
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.derived import Derived
 from megatron_kd.config.kd_config import why_materialised
+from megatron_kd.data.tokens.shared_ids import ASSUMED, is_assumed
 from megatron_kd.training.resume import Resumption
 from megatron_kd.training.run_state import Run
 
@@ -54,13 +55,11 @@ def _of_the_patience(run: Run) -> list[str]:
 
 def _shared_ids(cfg: ConfigContainer, values: Derived) -> list[str]:
     student, teacher = values.true_vocab_size, values.teacher_vocab_size
-    if teacher is None or student == teacher:
-        return []
-    both = f"logit loss: over the {min(student, teacher)} ids that both models have"
-    lines = [f"{both}, of the student's {student} and the teacher's {teacher}"]
-    if cfg.tokenizer.teacher_tokenizer_model is None and not cfg.dataset.mock:
-        lines.append(
-            "warning: both models are taken to have one tokenizer; to have that checked, name the teacher's in "
-            "tokenizer.teacher_tokenizer_model"
-        )
+    lines = list[str]()
+    if teacher is not None and student != teacher:
+        both = f"logit loss: over the {min(student, teacher)} ids that both models have"
+        lines.append(f"{both}, of the student's {student} and the teacher's {teacher}")
+    named = cfg.tokenizer.teacher_tokenizer_model is not None or cfg.dataset.mock
+    if is_assumed(cfg) or (lines and not named):
+        lines.append(f"warning: {ASSUMED}")
     return lines

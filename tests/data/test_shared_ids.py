@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from megatron_kd.config.container import ConfigContainer
-from megatron_kd.data.tokens.shared_ids import disagreements, teacher_tokenizer_problems
+from megatron_kd.data.tokens.shared_ids import disagreements, is_assumed, teacher_tokenizer_problems
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, NullTokenizer
 from megatron_kd.errors import ConfigError, InputError
 from tests.tiny import tiny_config
@@ -126,3 +126,16 @@ def test_a_run_is_refused_before_ranks_meet(
 
 def test_a_tokenizer_without_tokens_has_none_to_compare(tokenizer_folder: Path, teacher_folder: Path) -> None:
     assert teacher_tokenizer_problems(config(tokenizer_folder, teacher_folder), NullTokenizer(400)) == []
+
+
+def test_a_teacher_folder_without_a_tokenizer_is_known(tokenizer_folder: Path, teacher_folder: Path) -> None:
+    def from_folder(student: Path, teacher: Path | None, *, mock: bool = False) -> ConfigContainer:
+        cfg = config(student, teacher)
+        cfg.models.teacher.hf_path, cfg.dataset.mock = str(teacher_folder), mock
+        return cfg
+
+    assert is_assumed(from_folder(tokenizer_folder, None))
+    assert not is_assumed(from_folder(tokenizer_folder, teacher_folder))  # named, so compared
+    assert not is_assumed(from_folder(teacher_folder, None))  # the student reads by the teacher's own
+    assert not is_assumed(from_folder(tokenizer_folder, None, mock=True))
+    assert not is_assumed(config(tokenizer_folder, None))

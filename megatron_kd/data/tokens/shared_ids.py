@@ -9,6 +9,10 @@ from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, Tokenizer, l
 
 _FIELD = "tokenizer.teacher_tokenizer_model"
 _SHOWN = 3
+ASSUMED = (
+    "both models are taken to have one tokenizer; to have that checked, name the teacher's in "
+    "tokenizer.teacher_tokenizer_model"
+)
 
 
 def teacher_tokenizer_problems(cfg: ConfigContainer, tokenizer: Tokenizer) -> list[Problem]:
@@ -41,6 +45,14 @@ def teacher_tokenizer_problems(cfg: ConfigContainer, tokenizer: Tokenizer) -> li
     )
     cure = "distil from a teacher of the student's tokenizer"
     return [Problem.of(cfg, f"tokenizer.tokenizer_model {_FIELD}", why, cure)]
+
+
+def is_assumed(cfg: ConfigContainer) -> bool:
+    """Whether the teacher's Hugging Face folder has no tokenizer to compare, so that the student's is taken for it."""
+    teacher, named = cfg.models.teacher, cfg.tokenizer
+    if teacher is None or teacher.hf_path is None or cfg.dataset.mock:
+        return False
+    return named.teacher_tokenizer_model is None and named.tokenizer_model != teacher.hf_path
 
 
 def disagreements(student: dict[int, str], teacher: dict[int, str], shared_ids: int) -> list[tuple[int, str, str]]:
