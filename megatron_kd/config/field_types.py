@@ -20,6 +20,8 @@ _DTYPE_SPELLINGS: dict[str, dict[str, str]] = {
     "precision": {"float32": "fp32", "bfloat16": "bf16"},
 }
 
+_SHARES: FieldPath = ("dataset", "split")  # text, but a single share looks like a number
+
 
 @cache
 def _adapter(annotation: Any) -> TypeAdapter[Any]:
@@ -37,7 +39,7 @@ def check_value(path: FieldPath, annotation: Any, value: Any) -> tuple[Any, Prob
     try:
         checked = _adapter(annotation).validate_python(value)
     except ValidationError:
-        return value, _problem(path, value, f"must be {describe(annotation)}", _cure(annotation, value))
+        return value, _problem(path, value, f"must be {describe(annotation)}", _cure(path, annotation, value))
     wrong = why_no_path(checked) if is_path(path) else None
     return checked, None if wrong is None else _problem(path, checked, *wrong)
 
@@ -54,6 +56,8 @@ def _problem(path: FieldPath, value: Any, why: str, cure: str) -> Problem:
 
 
 def _spelled_out(path: FieldPath, value: Any) -> Any:
+    if path == _SHARES and isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
     spellings = _DTYPE_SPELLINGS.get(path[-1])
     if spellings is None or not isinstance(value, str):
         return value
@@ -74,7 +78,7 @@ def describe(annotation: Any) -> str:
     return words[annotation]
 
 
-def _cure(annotation: Any, value: Any) -> str:
+def _cure(path: FieldPath, annotation: Any, value: Any) -> str:
     members = get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
     choices = [str(arg) for member in members if get_origin(member) is Literal for arg in get_args(member)]
     by_lower = {choice.lower(): choice for choice in choices}
@@ -86,7 +90,8 @@ def _cure(annotation: Any, value: Any) -> str:
     if isinstance(value, float) and int in members and value.is_integer():
         return f"write {int(value)}"
     if isinstance(value, int | float) and str in members:
-        return "put it in quotes"
+        # A shell takes quotes away, a file keeps them.
+        return f"put it in quotes, on a command line '{dotted(path)}=\"{value}\"'"
     if isinstance(value, tuple) or (isinstance(value, str) and any(get_origin(m) is list for m in members)):
         return "write a list: [...]"
     return ""

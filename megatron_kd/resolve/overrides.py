@@ -22,8 +22,11 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob, Override, OverrideType, Quote, QuotedString, Sweep
 from hydra.errors import HydraException
 
+from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.document import Document, read_document
+from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.problem import Problem, Setting
+from megatron_kd.config.schema import schema_of
 from megatron_kd.errors import ConfigError
 from megatron_kd.resolve.edits import RESET, Edit, file_edits
 from megatron_kd.resolve.flags import (
@@ -38,6 +41,8 @@ from megatron_kd.resolve.unknown_flags import unknown_flag
 
 # Hydra's grammar wants many characters of paths in quotes. Where only one reading is possible, that is not needed.
 _PLAIN_TEXT = re.compile(r"""\+{0,2}(?P<key>[A-Za-z_]\w*(\.\w+)*)=\s*(?P<text>[^\s='"(){}\[\],\\][^'"(){}\[\],\\]*)""")
+# Shares of the data are numbers with commas, which in Hydra's grammar is a sweep.
+_SHARES = re.compile(r"\+{0,2}(?P<key>dataset\.split)=\s*(?P<text>[\d.]+(\s*,\s*[\d.]+)+)")
 _SHOWN = 120  # characters of an argument that a message shows
 
 
@@ -116,18 +121,24 @@ def parse_override(text: str) -> tuple[Edit | None, Problem | None]:
     Returns:
         the edit and None, or None and what is wrong.
     """
+    if shares := _SHARES.fullmatch(text.rstrip()):
+        return _as_text(shares), None
     try:
         override = OverridesParser.create().parse_override(text)
         refused = _refused(override, text)
     except (HydraException, ValueError) as error:  # ValueError: a number of thousands of digits
         if plain := _PLAIN_TEXT.fullmatch(text):
-            return Edit(tuple(plain["key"].split(".")), plain["text"].rstrip(), COMMAND_LINE), None
+            return _as_text(plain), None
         refused = _not_grammatical(text, error)
     if refused is not None:
         return None, _problem(text if len(text) <= _SHOWN else f"{text[: _SHOWN - 3]}...", *refused)
     path = tuple(override.key_or_group.split("."))
     value = RESET if override.type is OverrideType.DEL else _plain(override.value())
     return Edit(path, value, COMMAND_LINE), None
+
+
+def _as_text(found: re.Match[str]) -> Edit:
+    return Edit(tuple(found["key"].split(".")), found["text"].rstrip(), COMMAND_LINE)
 
 
 def _problem(word: str, why: str, cure: str) -> Problem:
@@ -143,9 +154,16 @@ def _refused(override: Override, text: str) -> tuple[str, str] | None:
     if override.type is OverrideType.DEL:
         return None if override.value() is None else ("~ takes no value", f"write ~{override.key_or_group}")
     if _holds_sweep(override.value()):
-        cure = f"a list is {override.key_or_group}=[a,b]; for text with commas, write {_quoted(text)}"
+        list_ = f"a list is {override.key_or_group}=[a,b]; for text with commas, "
+        cure = f"{'' if _is_text(override.key_or_group) else list_}write {_quoted(text)}"
         return "is a sweep over several values, but a run has one", cure
     return None
+
+
+def _is_text(name: str) -> bool:
+    """Whether the field called `name` holds text, and never a list."""
+    leaves = schema_of(ConfigContainer(model=GPTDistillationProvider())).leaves
+    return leaves.get(tuple(name.split("."))) in (str, str | None)
 
 
 def _holds_sweep(value: Any) -> bool:
