@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path, PureWindowsPath
 from typing import Any
 
@@ -14,17 +13,17 @@ from megatron_kd.checkpoints.contents import step_of, tokenizer_of
 from megatron_kd.checkpoints.saved_state import read_run_state
 from megatron_kd.config.document import write_yaml
 from megatron_kd.config.gpt_model import GPTModelProvider
+from megatron_kd.config.values import show
 from megatron_kd.huggingface.as_config import family_of
 from megatron_kd.huggingface.provenance import Base, Licence, licence_of, model_base, student_base
 
 _KD = ("logits_loss_kind", "logit_kl_temperature", "logit_kl_topk", "skip_lm_loss", "kd_loss_scale", "loss_balancer",
        "intermediate_layer_pairs")  # fmt: skip
 _DATA = ("text_path", "data_path", "train_data_path", "split", "mock", "chat")
-_NAMED_DATA = ("text_path", "data_path", "train_data_path")
 _TRAINING = ("train_iters", "num_epochs", "global_batch_size")
 # Comparable between models; the total loss depends on its weights.
 _MEASURED = ("lm_loss", "perplexity", "teacher_kl", "teacher_top1_agreement", "teacher_top5_agreement", "tokens")
-_HUB_ID = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")  # a name without an owner may be that of a folder
 
 
 def saved_tokenizer(checkpoint: Path) -> str | None:
@@ -51,8 +50,8 @@ def model_card(
     lines += [f"A {family_of(model)} model ({size}), its weights in {dtype},"]
     lines += [f"exported from the megatron_kd checkpoint `{checkpoint.name}`.", ""]
     for title, rows in [*_sections(run, base), _training(run, checkpoint), _evaluation(checkpoint)]:
-        if rows:
-            lines += [f"## {title}", "", *(f"- {name}: `{value}`" for name, value in rows.items()), ""]
+        if items := _items(rows):
+            lines += [f"## {title}", "", *items, ""]
     return "\n".join([*lines, "## Run configuration", "", "```yaml", write_yaml(portable(run)).rstrip(), "```", ""])
 
 
@@ -73,20 +72,17 @@ def _front(run: dict[str, Any], base: Base | None, licence: Licence | None) -> s
     if base is not None and _HUB_ID.fullmatch(base.name):
         front["base_model"] = [base.name]
     front |= {} if licence is None else licence.front
-    if names := list(dict.fromkeys(_data_names(run.get("dataset") or {}))):
-        front["datasets"] = names
     front["tags"] = ["megatron-kd", *(["knowledge-distillation", "distillation"] if distilled else [])]
     return yaml.safe_dump(front, sort_keys=False, allow_unicode=True)
 
 
-def _data_names(data: dict[str, Any]) -> Iterator[str]:
-    """The names of files of training data, without folders, endings and the weights of a blend."""
-    for field in _NAMED_DATA:
-        given = data.get(field) or []
-        for item in [given] if isinstance(given, str) else given:
-            name = re.sub(r"\.(txt|jsonl)$", "", Path(str(item)).name)
-            if not re.fullmatch(r"[\d.eE+-]*", str(item)) and _HUB_ID.fullmatch(name):
-                yield name
+def _items(rows: dict[str, Any]) -> list[str]:
+    """Lines of a list, with values as YAML writes them; those that are null are left out."""
+    return [
+        f"- {name}: `{value if isinstance(value, str) else show(value)}`"
+        for name, value in rows.items()
+        if value is not None
+    ]
 
 
 def _sections(run: dict[str, Any], base: Base | None) -> list[tuple[str, dict[str, Any]]]:
