@@ -85,10 +85,15 @@ def _prefix(cfg: ConfigContainer, name: str, prefix: str) -> Iterator[Problem]:
     conversations = os.path.isfile(prefix + LOSS_MASK)
     for why, cure in pair_problems(prefix, chat=cfg.dataset.chat and conversations):
         yield Problem.of(cfg, name, why, cure)
-    if conversations != cfg.dataset.chat and not missing_files(prefix):
+    if not _of_kind(cfg, prefix) and not missing_files(prefix):
         what, chat = ("conversations", "true") if conversations else ("text, made without --chat", "false")
         cure = f"set dataset.chat={chat}"
         yield Problem.of(cfg, f"{name} dataset.chat", f"{show(prefix)} is {what}", cure)
+
+
+def _of_kind(cfg: ConfigContainer, prefix: str) -> bool:
+    """Whether tokenised files are conversations if the run's data is, and text otherwise."""
+    return os.path.isfile(prefix + LOSS_MASK) == cfg.dataset.chat
 
 
 def _samples(cfg: ConfigContainer, split: str) -> Iterator[Problem]:
@@ -99,6 +104,8 @@ def _samples(cfg: ConfigContainer, split: str) -> Iterator[Problem]:
         data = split_data(cfg.dataset, split)
     except ConfigError:
         return  # `_blend` and `_split` report it
+    if data is not None and not all(_of_kind(cfg, prefix) for prefix in data.blend.prefixes):
+        return  # `_prefix` reports it, and their tokens are not counted as the run's
     if data is not None and data.part[0] < data.part[1] and not any(file_problems(data, chat=cfg.dataset.chat)):
         yield from sample_problems(data, cfg.model.seq_length, chat=cfg.dataset.chat)
 

@@ -229,6 +229,8 @@ def test_conversations_on_disk_are_told_from_text(data: str) -> None:
     Path(f"{data}.loss_mask.bin").write_bytes(bytes(200 * 200))
     (line,) = lines_of(edited(distillation(), on_disk(data_path=[data])))
     assert "dataset.chat=false" in line and "is conversations; set dataset.chat=true" in line
+    (line,) = lines_of(edited(distillation(), on_disk(data_path=[data], split="100,1e-9")))
+    assert "is conversations; set dataset.chat=true" in line, "its tokens as text are not counted"
     chat = on_disk(data_path=[0.5, data, 0.5, data], chat=True, packed_sequence=True, long_samples="drop")
     assert lines_of(edited(distillation(), chat)) == []
     (line,) = lines_of(edited(distillation(), chat | {"dataset.eod_mask_loss": True}))
