@@ -15,6 +15,12 @@ def dotted(path: FieldPath) -> str:
     return ".".join(path)
 
 
+def a_type(value: Any) -> str:
+    """A value's type with its article: `an int`, `a str`."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'aeiou' else 'a'} {name}"
+
+
 def show(value: Any) -> str:
     """A value as one would write it in YAML, on one line and not too long."""
     if value is None or isinstance(value, bool):

@@ -74,7 +74,7 @@ def test_a_text_file_is_a_document_or_one_a_line(tmp_path: Path, tokenizer: Hugg
         (b'{"text": "cut', r"a\.jsonl:2: not JSON"),
         (b'["text"]', r"a\.jsonl:2: a JSON list"),
         (b'{"body": "x"}', r"a\.jsonl:2: no key 'text' \(it has 'body'\).*--json-key"),
-        (b'{"text": 3}', r"a\.jsonl:2: 'text' is a int, not a string"),
+        (b'{"text": 3}', r"a\.jsonl:2: 'text' is an int, not a string"),
         (b'{"text": "\xff"}', r"a\.jsonl:2: not UTF-8"),
         (b'{"text": "\\ud800"}', r"a\.jsonl:2: 'text' has half a surrogate pair"),
     ],

@@ -6,6 +6,7 @@ from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+from megatron_kd.config.values import a_type
 from megatron_kd.data.chat.turns import Message, Turn, json_value, read_message, said
 from megatron_kd.data.raw.chat_keys import FORMATS_SHOWN, IGNORED, format_of
 from megatron_kd.data.raw.documents import checked_text
@@ -61,8 +62,7 @@ def conversation(value: dict[str, Any], where: str, ignored: Collection[str] = (
     record = {key: item for key, item in value.items() if item is not None}
     names = format_of(record)
     if names is None:
-        keys = ", ".join(map(repr, list(value)[:8])) or "none"
-        raise InputError(f"{where}: no conversation at {FORMATS_SHOWN} (it has {keys})")
+        raise InputError(f"{where}: {_why_none(record)}")
     take = record.pop
     turns = _with_system(list(_TURNS[names](take, where)), take("system", None), where)
     found = Conversation(
@@ -81,6 +81,13 @@ def conversation(value: dict[str, Any], where: str, ignored: Collection[str] = (
     return found
 
 
+def _why_none(record: dict[str, Any]) -> str:
+    if {"chosen", "rejected"} <= record.keys():
+        return "preference pairs ('chosen' and 'rejected') are not supported, only 'prompt' and 'completion'"
+    keys = f"it has {', '.join(map(repr, list(record)[:8]))}" if record else "it has no keys with a value"
+    return f"no conversation at {FORMATS_SHOWN} ({keys})"
+
+
 def _messages(value: Any, name: str, where: str, *, learnt: bool = True) -> Iterator[Turn]:
     if not isinstance(value, list) or not value:
         raise InputError(f"{where}: {name!r} is not a list with messages")
@@ -97,7 +104,7 @@ def _prompt_and_completion(take: Callable[..., Any], where: str) -> Iterator[Tur
         yield from _messages(prompt, "prompt", where, learnt=False)
         yield from _messages(completion, "completion", where)
     else:
-        kinds = f"'prompt' is a {type(prompt).__name__}, and 'completion' a {type(completion).__name__}"
+        kinds = f"'prompt' is {a_type(prompt)}, and 'completion' {a_type(completion)}"
         raise InputError(f"{where}: {kinds}: give text for both, or lists of messages for both")
 
 
@@ -105,7 +112,7 @@ def _instruction(take: Callable[..., Any], where: str) -> Iterator[Turn]:
     """Alpaca's rows: an instruction, what it applies to, and exchanges before it."""
     history = take("history", [])
     if not isinstance(history, list):
-        raise InputError(f"{where}: 'history' is a {type(history).__name__}, not a list of pairs of texts")
+        raise InputError(f"{where}: 'history' is {a_type(history)}, not a list of pairs of texts")
     for index, pair in enumerate(history):
         if not isinstance(pair, list) or len(pair) != 2:
             raise InputError(f"{where}: history[{index}] is not a pair of texts")
@@ -144,7 +151,7 @@ def _objects(value: Any, name: str, where: str) -> list[dict[str, Any]] | None:
 
 def _template_kwargs(value: Any, where: str) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise InputError(f"{where}: 'chat_template_kwargs' is a {type(value).__name__}, not an object")
+        raise InputError(f"{where}: 'chat_template_kwargs' is {a_type(value)}, not an object")
     if taken := [name for name in value if name in _NOT_OF_RECORDS]:
         raise InputError(f"{where}: chat_template_kwargs has {taken[0]!r}, which the record gives at a key of its own")
     return value

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from reprlib import repr as short
 from typing import Any
 
+from megatron_kd.config.values import a_type
 from megatron_kd.data.raw.documents import checked_text, read_json
 from megatron_kd.errors import InputError
 
@@ -60,7 +61,7 @@ def read_message(item: Any, origin: str, where: str, *, learnt: bool = True) -> 
     """
     place = f"{where}: {origin}"
     if not isinstance(item, dict):
-        raise InputError(f"{place} is a {type(item).__name__}, not an object with a role and content")
+        raise InputError(f"{place} is {a_type(item)}, not an object with a role and content")
     given = _as_role_and_content(_without_nulls(item), place)
     weight = _weight(given, place)
     message = {key: value for key, value in given.items() if key not in _WEIGHTS}
@@ -97,7 +98,8 @@ def _weight(given: Message, place: str) -> bool | None:
     for name in stated:
         value = given[name]
         if not isinstance(value, (bool, int, float)) or value not in (0, 1):
-            raise InputError(f"{place} has the {name} {short(value)}: only 0, not learnt, and 1 are supported")
+            why = f"{name} {short(value)} is not supported: give 0 (not learnt) or 1"
+            raise InputError(f"{place}: {why}")
         if value and given["role"] != "assistant":
             raise InputError(f"{place} has the {name} {short(value)}, and is not the assistant's: give it 0 or none")
     return all(given[name] for name in stated) if stated else None
@@ -112,7 +114,7 @@ def _text(content: Any, place: str) -> str:
 
 def _part(part: Any, place: str) -> str:
     if not isinstance(part, dict):
-        raise InputError(f"{place} is a {type(part).__name__}, not an object with type 'text'")
+        raise InputError(f"{place} is {a_type(part)}, not an object with type 'text'")
     if part.get("type") != "text":
         raise InputError(f"{place} has the type {short(part.get('type'))}: only parts of text are supported")
     if others := [key for key, value in part.items() if key not in ("type", "text") and value is not None]:
@@ -122,7 +124,7 @@ def _part(part: Any, place: str) -> str:
 
 def _tool_calls(calls: Any, place: str) -> Iterator[dict[str, Any]]:
     if not isinstance(calls, list):
-        raise InputError(f"{place} is a {type(calls).__name__}, not a list of calls")
+        raise InputError(f"{place} is {a_type(calls)}, not a list of calls")
     for index, item in enumerate(calls):
         yield _tool_call(item, f"{place}[{index}]")
 
@@ -130,7 +132,7 @@ def _tool_calls(calls: Any, place: str) -> Iterator[dict[str, Any]]:
 def _tool_call(item: Any, place: str) -> dict[str, Any]:
     """A call with its arguments as an object: within `function`, as OpenAI writes it, or beside its name."""
     if not isinstance(item, dict):
-        raise InputError(f"{place} is a {type(item).__name__}, not an object with a function")
+        raise InputError(f"{place} is {a_type(item)}, not an object with a function")
     call = _without_nulls(item)
     if "function" not in call:
         return _function(call, place)
@@ -139,7 +141,7 @@ def _tool_call(item: Any, place: str) -> dict[str, Any]:
 
 def _function(item: Any, place: str) -> dict[str, Any]:
     if not isinstance(item, dict):
-        raise InputError(f"{place} is a {type(item).__name__}, not an object with a name and arguments")
+        raise InputError(f"{place} is {a_type(item)}, not an object with a name and arguments")
     function = _without_nulls(item)
     if not checked_text(function.get("name"), "its name", place).strip():
         raise InputError(f"{place}: its name is empty")

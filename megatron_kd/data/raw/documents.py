@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from megatron_kd.config.values import a_type
 from megatron_kd.data.raw.chunks import Chunk, Cursor, Record
 from megatron_kd.data.tokens.tokenizer import Tokenizer
 from megatron_kd.errors import InputError
@@ -162,7 +163,7 @@ def checked_text(text: Any, name: str, where: str) -> str:
         InputError: anything but a string that can be written as UTF-8.
     """
     if not isinstance(text, str):
-        raise InputError(f"{where}: {name} is a {type(text).__name__}, not a string")
+        raise InputError(f"{where}: {name} is {a_type(text)}, not a string")
     try:
         text.encode()
     except UnicodeEncodeError as error:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from megatron_kd.config.values import a_type
 from megatron_kd.errors import InputError
 from megatron_kd.messages import first_line
 
@@ -227,5 +228,5 @@ def _object(path: Path, text: str, field: str) -> dict[str, Any]:
     except (ValueError, RecursionError) as error:
         raise InputError(f"{field}: {str(path)!r} is not readable JSON ({error}): copy it again") from error
     if not isinstance(value, dict):
-        raise InputError(f"{field}: {str(path)!r} is a {type(value).__name__}, not a JSON object: copy it again")
+        raise InputError(f"{field}: {str(path)!r} is {a_type(value)}, not a JSON object: copy it again")
     return value

@@ -68,6 +68,7 @@ def _write(run: Run) -> None:
 def _stopped(run: Run) -> str:
     best, patience = run.best, run.cfg.validation.patience
     assert best.best is not None, "the first validation is the best one"
-    found = f"{best.metric} was best after step {best.best.step}, {best.best.value:.6g}"
-    since = f"and no better in the {best.waited} validations since (validation.patience={patience})"
+    found = f"best {best.metric} {best.best.value:.6g} after step {best.best.step}"
+    validations = "validation" if best.waited == 1 else f"{best.waited} validations"
+    since = f"no better in the {validations} since (validation.patience={patience})"
     return f"stopped early after step {run.step}: {found}, {since}"

@@ -32,7 +32,7 @@ def step_line(step: int, total: int, values: Mapping[str, float], seconds_left: 
 
 def evaluation_lines(step: int, values: Mapping[str, float], width: int) -> list[str]:
     """All metrics of an evaluation, in as many lines as they take."""
-    lines = [f"validation after {step} steps"]
+    lines = [f"validation after {step} step{'' if step == 1 else 's'}"]
     if values.get("tokens") == 0:
         return [f"warning: {lines[0]} measures nothing: no token of its data counts in the loss"]
     for metric in _shown(values, ["loss", *_METRICS]):

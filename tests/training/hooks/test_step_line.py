@@ -45,6 +45,10 @@ def test_an_evaluation_is_shown_whole(width: int) -> None:
     )
 
 
+def test_one_step_is_singular() -> None:
+    assert evaluation_lines(1, {"loss": 2.0, "tokens": 8.0}, 80)[0].startswith("validation after 1 step  ")
+
+
 def test_an_evaluation_of_nothing_is_a_warning() -> None:
     (line,) = evaluation_lines(100, {"tokens": 0.0}, 80)
     assert line.startswith("warning: validation after 100 steps measures nothing: no token")
