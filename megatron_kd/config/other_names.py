@@ -72,8 +72,7 @@ _FIELDS: Mapping[str, str] = {
         "model.teacher.checkpoint",
     ),
     **dict.fromkeys(("restore_from_path", "init_checkpoint"), "checkpoint.pretrained_checkpoint"),
-    **dict.fromkeys(("resume_from_checkpoint", "resume_step"), "checkpoint.resume"),
-    **dict.fromkeys(("overwrite_output_dir", "no_load_optim"), "checkpoint.resume=never"),
+    **dict.fromkeys(("resume_step", "ckpt_step"), "checkpoint.resume"),
     **dict.fromkeys(("save_steps", "save_freq", "checkpoint_interval"), "checkpoint.save_interval"),
     **dict.fromkeys(("load_best_model_at_end", "save_best_model"), "checkpoint.save_best=true"),
     **dict.fromkeys(("save_total_limit", "keep_last_n", "save_top_k"), "checkpoint.most_recent_k"),
@@ -84,9 +83,9 @@ _FIELDS: Mapping[str, str] = {
     **dict.fromkeys(("kd_top_k", "top_k_logits", "logits_topk"), "model.kd_config.logit_kl_topk"),
     **dict.fromkeys(("export_kd_cfg", "kd_cfg", "distill_config", "distillation_config"), "model.kd_config"),
     # data
-    **dict.fromkeys(("data_prefix", "dataset_path", "datasets", "blend", "train_file"), "dataset.data_path"),
-    "validation_file": "dataset.valid_data_path",
-    **dict.fromkeys(("val_size", "val_set_size", "validation_split"), "dataset.split"),
+    **dict.fromkeys(("data_prefix", "dataset_path", "datasets", "blend"), "dataset.data_path"),
+    "train_file": "dataset.text_path",
+    "mock_data": "dataset.mock=true",
     **dict.fromkeys(("packing", "sample_packing", "neat_packing", "packed"), "dataset.packed_sequence"),
     **dict.fromkeys(("dataloader_num_workers", "num_dataloader_workers"), "dataset.num_workers"),
     "data_cache_path": "dataset.path_to_cache",
@@ -99,13 +98,65 @@ _FIELDS: Mapping[str, str] = {
     "early_stopping_patience": "validation.patience",
     **dict.fromkeys(("output_dir", "explicit_log_dir", "exp_dir", "save_dir", "output_path"), "logger.run_dir"),
     **dict.fromkeys(("logging_steps", "log_every_n_steps", "log_freq"), "logger.log_interval"),
-    "tensorboard_dir": "logger.tensorboard",
-    **dict.fromkeys(("ddp_timeout", "distributed_timeout_minutes", "nccl_timeout"), "dist.step_timeout_s"),
+    "tensorboard_dir": "logger.tensorboard=true",
+    **dict.fromkeys(("ddp_timeout", "nccl_timeout"), "dist.step_timeout_s"),
     "random_state": "rng.seed",
 }
 
+# How runs resume here, in place of a checkpoint to load.
+RESUMING = (
+    "a run resumes by itself in its logger.run_dir; set checkpoint.resume=N for the checkpoint of step N, or "
+    "checkpoint.pretrained_checkpoint=DIR in a new logger.run_dir for weights alone"
+)
+
 # Each name of something that this project has no setting for, and the nearest way.
 _ABSENT: Mapping[str, str] = {
+    **dict.fromkeys(("resume_from_checkpoint", "load"), RESUMING),
+    **dict.fromkeys(
+        ("no_load_optim", "no_load_rng", "finetune", "reset_optimizer"),
+        "weights are read without the states of optimizer and random numbers by checkpoint.pretrained_checkpoint=DIR "
+        "in a new logger.run_dir",
+    ),
+    "overwrite_output_dir": "checkpoints are never overwritten; set another logger.run_dir",
+    "save_only_model": "checkpoints hold the optimizer too, so that runs resume; checkpoint.save_hf=true or "
+    "`megatron-kd export-hf` writes the weights alone",
+    **dict.fromkeys(
+        ("push_to_hub", "hub_model_id"), "nothing is uploaded; set checkpoint.save_hf=true or use `megatron-kd "
+        "export-hf`, then `hf upload NAME DIR`",
+    ),
+    **dict.fromkeys(
+        ("eval_strategy", "evaluation_strategy"), "validations are counted in steps; set validation.eval_interval",
+    ),
+    "save_strategy": "saves are counted in steps; set checkpoint.save_interval",
+    "logging_strategy": "logged lines are counted in steps; set logger.log_interval",
+    "greater_is_better": "each metric's direction is known; set validation.best_metric alone",
+    "rampup_batch_size": "the batch size does not ramp up; set train.global_batch_size",
+    "distributed_timeout_minutes": "set dist.step_timeout_s, in seconds",
+    **dict.fromkeys(
+        ("val_size", "val_set_size", "validation_split"),
+        "data is divided by shares; set dataset.split=90,10 for 90% training and 10% validation data",
+    ),
+    "validation_file": "tokenise it with `megatron-kd preprocess`, and set dataset.valid_data_path=[PREFIX]",
+    **dict.fromkeys(
+        ("dataset_name", "dataset_config", "dataset_config_name"),
+        "nothing is downloaded: `hf download NAME --repo-type dataset --local-dir DIR`, then set dataset.text_path to "
+        "a text file, or dataset.data_path to what `megatron-kd preprocess` made",
+    ),
+    **dict.fromkeys(
+        ("dataset_text_field", "text_column"),
+        "text is read at the key 'text'; for another, use `megatron-kd preprocess --json-key KEY` and set "
+        "dataset.data_path",
+    ),
+    **dict.fromkeys(
+        ("assistant_only_loss", "completion_only_loss", "train_on_inputs"),
+        "with dataset.chat=true, only what the assistant says counts in the loss; without, all text does",
+    ),
+    "loss_type": "losses are set in model.kd_config: model.kd_config.logits_loss_kind, model.kd_config.skip_lm_loss",
+    **dict.fromkeys(("use_liger_kernel", "use_liger", "liger_kernel"), "losses are fused already; leave it out"),
+    "teacher_model_init_kwargs": "set the teacher's own fields, such as model.teacher.hf_path and model.teacher_dtype",
+    "model_init_kwargs": "set the student's own fields, such as model.hf_path and mixed_precision.precision",
+    **dict.fromkeys(("label_smoothing_factor", "label_smoothing"), "label smoothing is not supported; leave it out"),
+    "neftune_noise_alpha": "noise on embeddings is not supported; leave it out",
     **dict.fromkeys(
         ("gradient_accumulation_steps", "accumulate_grad_batches", "gradient_accumulation"),
         "micro-batches are accumulated until train.global_batch_size is reached; set that and train.micro_batch_size",
@@ -161,8 +212,6 @@ _ABSENT: Mapping[str, str] = {
 # Options of Megatron-LM that are named like fields of ours which mean something else.
 _OPTIONS: Mapping[str, str] = {
     "save": "logger.run_dir",
-    "load": "checkpoint.resume",
-    "finetune": "checkpoint.pretrained_checkpoint",
 }
 
 

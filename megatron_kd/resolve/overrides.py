@@ -37,7 +37,7 @@ from megatron_kd.resolve.flags import (
     is_flag,
     joined,
 )
-from megatron_kd.resolve.unknown_flags import unknown_flag
+from megatron_kd.resolve.unknown_flags import blend, takes_several, unknown_flag
 
 # Hydra's grammar wants many characters of paths in quotes. Where only one reading is possible, that is not needed.
 _PLAIN_TEXT = re.compile(r"""\+{0,2}(?P<key>[A-Za-z_]\w*(\.\w+)*)=\s*(?P<text>[^\s='"(){}\[\],\\][^'"(){}\[\],\\]*)""")
@@ -103,11 +103,21 @@ def split_arguments(argv: Sequence[str]) -> tuple[list[str], list[str], list[Pro
         elif name == CONFIG_FILE:
             problems.append(_problem(CONFIG_FILE, "names no file", f"write {CONFIG_FILE} FILE.yaml"))
         elif word.startswith("-") and not is_flag(word):
-            has_value = "=" not in word and bool(waiting) and _may_be_value(waiting[-1])
-            problems.append(unknown_flag(word, waiting.pop() if has_value else None))
+            values = [] if "=" in word else _values(waiting, several=takes_several(word))
+            problems.append(unknown_flag(word, values))
+        elif name == "--data_path" and (more := _values(waiting, several=True)):
+            problems.append(blend([value, *more]))
         else:
             words.append(word)
     return files, words, problems
+
+
+def _values(waiting: list[str], *, several: bool) -> list[str]:
+    """Take from `waiting`, whose last word comes first, what may be the values of the option before."""
+    values: list[str] = []
+    while waiting and _may_be_value(waiting[-1]) and (several or not values):
+        values.append(waiting.pop())
+    return values
 
 
 def _may_be_value(word: str) -> bool:

@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Sequence
 
 from megatron_kd.config.container import ConfigContainer
 from megatron_kd.config.gpt_distillation import GPTDistillationProvider
 from megatron_kd.config.other_names import instead_of, words_for_option
+from megatron_kd.config.other_values import cure_with
 from megatron_kd.config.problem import Problem, Setting
 from megatron_kd.config.schema import schema_of
 from megatron_kd.config.values import dotted
 from megatron_kd.resolve.flags import COMMAND_LINE, CONFIG_FILE, FLAGS
 
 
-def unknown_flag(word: str, value: str | None = None) -> Problem:
+def unknown_flag(word: str, values: Sequence[str] = ()) -> Problem:
     """The problem of a word that begins with a dash but is not a flag.
 
     Args:
         word: `--name` or `--name=value`.
-        value: the word after `--name`, if it may be its value.
+        values: the words after `--name` that may be its values.
     """
     name, equals, text = word.partition("=")
-    value = text if equals else value
+    values = [text] if equals else values
     if words := words_for_option(name) or _field_called(name):
-        cure = f"write {words}" if "=" in words else f"write {words}={'...' if value is None else value}"
+        cure = f"write {words}" if "=" in words else cure_with(words, values)
     elif sentence := instead_of(name):
         cure = sentence
     else:
@@ -31,6 +33,17 @@ def unknown_flag(word: str, value: str | None = None) -> Problem:
         cure = f"did you mean {near}? Flags are written out" if near else "--help lists those there are"
         cure += ", and other values are set as section.field=value"
     return Problem((Setting(word, origin=COMMAND_LINE.name),), "unknown option", cure)
+
+
+def blend(words: Sequence[str]) -> Problem:
+    """The problem of several words for `--data_path`, which takes one: Megatron-LM's blends."""
+    given = (Setting(" ".join(("--data_path", *words)), origin=COMMAND_LINE.name),)
+    return Problem(given, "takes one file or prefix", cure_with("dataset.data_path", words))
+
+
+def takes_several(word: str) -> bool:
+    """Whether an option is followed by any number of words: the paths and weights of a blend."""
+    return word.replace("-", "_").endswith(("data_path", "data_prefix", "__blend"))
 
 
 def _field_called(name: str) -> str | None:
