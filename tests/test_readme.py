@@ -95,7 +95,9 @@ def python_examples_in(document: Path) -> list[str]:
 
 
 def _is_slow(command: Command) -> bool:
-    return command.words[0] in ("torchrun", "python") and any(word.startswith("tools/bench/") for word in command.words)
+    """Whether a command starts ranks of its own or a benchmark, which take seconds."""
+    ours = any(word.startswith("tools/bench/") for word in command.words)
+    return command.words[0] == "torchrun" or (command.words[0] == "python" and ours)
 
 
 COMMANDS = [

@@ -17,6 +17,7 @@ def without_times(records: list[dict]) -> list[dict]:
     return [{name: value for name, value in record.items() if name not in MEASURED_TIMES} for record in records]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world_size", "layout", "distilled"),
     [

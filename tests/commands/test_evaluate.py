@@ -156,6 +156,7 @@ def test_the_table() -> None:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -31,6 +31,7 @@ def test_the_command(exported: Path, tasks: Path, tmp_path: Path, capsys: pytest
     assert 0 <= written["results"]["choose"]["acc,none"] <= 1
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("words", "message"),
     [

@@ -74,6 +74,7 @@ def test_the_teacher_is_bitwise_unchanged_and_keeps_its_precision(
         assert {name: seen[name] for name in nothing} == dict.fromkeys(nothing, 0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "pair",
     [["decoder.layers.1.pre_mlp_layernorm", "decoder.layers.3.pre_mlp_layernorm"],

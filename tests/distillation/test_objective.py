@@ -192,6 +192,7 @@ def one_step_each(cfgs: list[ConfigContainer], masked: int) -> list[dict[str, An
     return [one_step(cfg, masked=masked) for cfg in cfgs]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tp", [1, 2])
 def test_models_of_different_vocabulary_are_compared_over_the_ids_that_both_have(tp: int, tmp_path: Path) -> None:
     """At TP2 a shard is 192 rows: the second holds 58 ids of one model, 108 of the other, and padding."""
@@ -217,6 +218,7 @@ def test_models_of_different_vocabulary_are_compared_over_the_ids_that_both_have
             assert whole["evaluated"][name] == pytest.approx(expected[name], rel=1e-5), (form, sizes, name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("tp", [1, 2])
 def test_a_batch_without_a_token_that_counts_moves_nothing(tp: int, tmp_path: Path) -> None:
     kinds = [*FORMS.values(), {"loss_balancer": "modelopt"}]

@@ -50,6 +50,7 @@ def expected(folder: Path, tasks: Path) -> tuple[float, float]:
     return sum(right) / len(right), -total / math.log(2) / sum(len(text.encode()) for text in DOCUMENTS)
 
 
+@pytest.mark.slow
 def test_the_numbers_are_those_of_the_logits_exported_or_not(trained: Trained, exported: Path, tasks: Path) -> None:
     accuracy, bits = expected(exported, tasks)
     assert 0 < accuracy < 1

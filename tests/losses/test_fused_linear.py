@@ -141,13 +141,13 @@ def test_value_and_gradients_on_one_rank():
     assert check_all() == 576
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_value_and_gradients_on_shards_with_and_without_sequence_parallel(world):
     run_ranks(world, on_ranks)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_every_case_on_shards(world):
     assert run_ranks(world, all_on_ranks, timeout=600) == [576] * world
 

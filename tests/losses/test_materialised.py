@@ -62,7 +62,7 @@ def test_value_and_gradient_on_one_rank():
     assert check_all() == 6 * 2 * 4 * 4 * 3
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_value_and_gradient_on_shards(world):
     assert run_ranks(world, on_ranks) == [576] * world
 

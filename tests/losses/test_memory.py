@@ -58,7 +58,7 @@ def peaks_on_shards() -> dict[tuple[str, torch.dtype], tuple[int, int]]:
     return {case: (counter.largest_numel, counter.peak_bytes) for case, counter in counters.items()}
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_memory_of_the_fused_form_follows_the_shard(world):
     for peaks in run_ranks(world, peaks_on_shards):
         for (kind, dtype), (largest, peak) in peaks.items():

@@ -68,7 +68,7 @@ def test_value_gradient_and_mass():
     check()
 
 
-@pytest.mark.parametrize("world", [2, 4])
+@pytest.mark.parametrize("world", [2, pytest.param(4, marks=pytest.mark.slow)])
 def test_value_gradient_and_mass_on_shards(world):
     run_ranks(world, on_ranks)
 

@@ -176,6 +176,7 @@ def outcomes(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("row", marked("runs"))
 def test_a_run(row: dict[str, Any], outcomes: dict[str, Outcome]) -> None:
     outcome = outcomes[row["id"]]

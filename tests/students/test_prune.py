@@ -108,6 +108,7 @@ def prune_folder_on_text(folder: Path) -> tuple[str, float]:
     return told.getvalue(), difference.abs().max().item()
 
 
+@pytest.mark.slow
 def test_a_hugging_face_folder_is_pruned_on_text_and_exported(tmp_path: Path) -> None:
     told, difference = run_ranks(1, prune_folder_on_text, tmp_path)[0]
     assert re.search(r"parameters: [\d,]+ of [\d,]+ \(\d\d\.\d%\)", told)

@@ -85,7 +85,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("colocated")
 
 
-@pytest.mark.parametrize("cell", CELLS)
+@pytest.mark.parametrize(
+    "cell", [pytest.param(cell, marks=[pytest.mark.slow] if CELLS[cell][0] == 4 else []) for cell in CELLS]
+)
 def test_the_losses_are_those_of_a_colocated_teacher(cell: str, folder: Path, tmp_path: Path) -> None:
     world_size, student, teacher = CELLS[cell]
     records = run_ranks(world_size, train_and_read, placed_config(tmp_path, student, teacher))[0]
@@ -97,6 +99,7 @@ def test_the_losses_are_those_of_a_colocated_teacher(cell: str, folder: Path, tm
                 assert record[name] == pytest.approx(reference[name], rel=1e-5), (record["step"], name)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("cell", "form"),
     [

@@ -80,6 +80,7 @@ def test_each_path_of_its_lists_exists(path: str) -> None:
     assert (ROOT / path).exists()
 
 
+@pytest.mark.slow
 def test_a_listed_path_is_left_out(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(words, "EXEMPT", ())
     assert main([]) == 1

@@ -58,6 +58,7 @@ FORMS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_nan_on_one_rank_ends_all_at_one_step_before_the_update_and_says_whose_it_is(
     layout: str, tmp_path: Path
@@ -132,6 +133,7 @@ def test_a_label_that_is_no_id_ends_all_ranks(form: str, tmp_path: Path) -> None
         assert "step 1 was not taken: a label is outside the student's vocabulary" in error
 
 
+@pytest.mark.slow
 def test_evaluation_changes_nothing(tmp_path: Path) -> None:
     """The same run with and without evaluations in between, and evaluations of the same weights agree."""
     often = tiny_config(tmp_path / "a", iters=4)

@@ -85,6 +85,7 @@ def killed(cfg: ConfigContainer, step: int) -> None:
     train(cfg, [On(before_step=lambda run: run.step == step and os.kill(os.getpid(), signal.SIGKILL))])
 
 
+@pytest.mark.slow
 def test_a_validation_that_an_attempt_had_no_time_for_is_not_lost_with_the_next_one(tmp_path: Path) -> None:
     """Stopped before the validation of the best step; the next attempt makes up for it, and is killed unsaved."""
     cfg = config(tmp_path / "run", save_interval=100, patience=2)
