@@ -27,16 +27,18 @@ from megatron_kd.config.derived import (
 )
 from megatron_kd.config.gpt_model import GPTModelProvider, meaning
 from megatron_kd.config.measured import best_metric
-from megatron_kd.config.model_parts import names
+from megatron_kd.config.model_parts import Architecture, names
 from megatron_kd.config.on_resume import OnResume, on_resume
 from megatron_kd.config.problem import Problem, Setting, value_of
 from megatron_kd.config.schema import schema_of
 from megatron_kd.config.values import dotted, show
 from megatron_kd.data.preprocessing.records import text_of_tokens
+from megatron_kd.errors import InputError
+from megatron_kd.huggingface.architecture import read_architecture
 from megatron_kd.runtime.files import sha256_of
 
 _ANOTHER_RUN = (
-    "or start another run in a new logger.run_dir, with checkpoint.resume=never or, from these weights, "
+    ", or start another run in a new logger.run_dir, with checkpoint.resume=never or, from these weights, "
     "checkpoint.pretrained_checkpoint={folder}"
 )
 
@@ -47,7 +49,7 @@ class Change:
 
     Attributes:
         name: dotted.
-        before, after: as YAML writes them; equal where they name files whose content has changed.
+        before, after: as YAML writes them; equal only where they name files whose content has changed.
         on_resume: what is done about it.
     """
 
@@ -74,16 +76,13 @@ def another_run(cfg: ConfigContainer, saved: SavedRun, world_size: int | None) -
     began = f"the run in {cfg.logger.run_dir} began"
     if (cfg.distillation is None) != (saved.cfg.distillation is None):
         how, back = ("with a", "one") if cfg.distillation is None else ("without a", "a recipe without one")
-        yield Problem((Setting("model.teacher"),), f"{began} {how} teacher", f"give it {back}, {cure}")
+        yield Problem((Setting("model.teacher"),), f"{began} {how} teacher", f"give it {back}{cure}")
         return
     for change in changes(cfg, saved, world_size):
-        if change.on_resume is not OnResume.FIXED:
-            continue
-        field = (Setting(change.name, change.after),)
-        if change.before == change.after:
-            yield Problem(field, f"{began} with other content of that name", f"put it back, {cure}")
-        else:
-            yield Problem(field, f"{began} with {change.before}", f"set {change.name}={change.before}, {cure}")
+        if change.on_resume is OnResume.FIXED:
+            why, back = _refusal(change, cfg, saved)
+            yield Problem((Setting(change.name, change.after),), why, back + cure)
+            cure = ""  # it is the same for all of them, so the first has it
     yield from order_problems(cfg, saved, world_size)
 
 
@@ -95,11 +94,14 @@ def changes(cfg: ConfigContainer, saved: SavedRun, world_size: int | None) -> It
         saved: the run that it is to continue; of a distillation like `cfg`, or not.
         world_size: number of ranks; None leaves out what depends on it.
     """
-    schema = schema_of(cfg)
+    schema, unread = schema_of(cfg), _unread_models(cfg)
     for path in schema.leaves:
         kind, name = on_resume(path, schema.sections), dotted(path)
-        if kind is not OnResume.FREE and not _same(name, cfg, saved, world_size):
-            yield Change(name, _shown(name, saved.cfg, saved.state), _shown(name, cfg, None, world_size), kind)
+        if kind is OnResume.FREE or _follows(name, cfg, saved, unread) or _same(name, cfg, saved, world_size):
+            continue
+        before, after = _shown(name, saved.cfg, saved.state), _shown(name, cfg, None, world_size)
+        if before != after or name in input_fields(cfg):  # else it means something else because of another field
+            yield Change(name, before, after, kind)
 
 
 def lost_saves(cfg: ConfigContainer, at: int | None, found: list[int]) -> Iterator[Problem]:
@@ -115,6 +117,49 @@ def lost_saves(cfg: ConfigContainer, at: int | None, found: list[int]) -> Iterat
         folder = Path(cfg.logger.run_dir) / "checkpoints"
         why = f"{folder} already has checkpoints of later steps, {later}, which are never overwritten"
         yield Problem.of(cfg, "checkpoint.resume", why, "move them away, or choose another logger.run_dir")
+
+
+def _refusal(change: Change, cfg: ConfigContainer, saved: SavedRun) -> tuple[str, str]:
+    """Why a change makes another run, and how to take it back."""
+    name, began = change.name, f"the run in {cfg.logger.run_dir} began"
+    if change.before == change.after:
+        return f"the files at {change.after} have changed since the run began", "put them back"
+    if name == "dataset.text_path":
+        tokens = saved.cfg.dataset.data_path or []
+        if "dataset.text_path" not in saved.state.inputs and not any(text_of_tokens(str(prefix)) for prefix in tokens):
+            return f"{began} with data that is no text file", "set the data as the run's run_config.yaml has it"
+        if [Path(str(prefix)).name for prefix in tokens] == [Path(change.after).stem]:
+            return f"the content of {change.after} has changed since the run began", "put the file back"
+        return f"{began} with another text file", "name that file"
+    return f"{began} with {change.before}", f"set {name}={change.before}"
+
+
+def _unread_models(cfg: ConfigContainer) -> list[str]:
+    """The models whose Hugging Face folder cannot be read, which is reported elsewhere: what it says is unknown."""
+    folders = {"model": cfg.model.hf_path}
+    if cfg.models.teacher is not None:
+        folders["model.teacher"] = cfg.models.teacher.hf_path
+    return [name for name, folder in folders.items() if folder is not None and not _readable(folder)]
+
+
+def _readable(folder: str) -> bool:
+    try:
+        read_architecture(folder)
+    except InputError:
+        return False
+    return True
+
+
+def _follows(name: str, cfg: ConfigContainer, saved: SavedRun, unread: list[str]) -> bool:
+    """Whether the value of a field comes from a folder that cannot be read, or from sizes which are reported."""
+    section, _, field = name.rpartition(".")
+    if section in unread and field in names(Architecture):
+        return True
+    if unread and section == "tokenizer" and value_of(cfg, name) is None:
+        return True
+    if section not in ("model", "model.teacher") or field not in _SIZES_OF or value_of(cfg, name) is not None:
+        return False
+    return any(value_of(cfg, f"{section}.{of}") != value_of(saved.cfg, f"{section}.{of}") for of in _SIZES_OF[field])
 
 
 def _same(name: str, cfg: ConfigContainer, saved: SavedRun, world_size: int | None) -> bool:
@@ -195,6 +240,11 @@ def _if(condition: Callable[[ConfigContainer], bool], *names: str) -> dict[str, 
 
 _UNKNOWN = object()  # as long as the number of ranks is
 _OF_A_MODEL = names(GPTModelProvider)
+_SIZES_OF = {  # fields that follow, where they are not written out, from others
+    "ffn_hidden_size": ("hidden_size",),
+    "num_query_groups": ("num_attention_heads",),
+    "kv_channels": ("hidden_size", "num_attention_heads"),
+}
 _MEANINGS: dict[str, Callable[[ConfigContainer], Any]] = {
     "dataset.split": _parts,
     "validation.best_metric": best_metric,

@@ -12,6 +12,7 @@ import pytest
 from megatron_kd.checkpoints.saved_run import read_saved_run
 from megatron_kd.checks.begun import resume_problems
 from megatron_kd.config.container import ConfigContainer
+from megatron_kd.config.gpt_model import GPTModelProvider
 from megatron_kd.config.sections import DatasetConfig, TokenizerConfig
 from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from megatron_kd.resolve.configuration import config_from_file
@@ -49,6 +50,24 @@ def test_the_same_text_is_the_same_run_wherever_it_lies(begun: ConfigContainer, 
 def test_another_text_is_another_run(begun: ConfigContainer, tmp_path: Path) -> None:
     (tmp_path / "prompts.txt").write_text(TEXT.replace("line 7:", "line 8:"))
     assert refused(begun, text_path=str(tmp_path / "prompts.txt")) == ["dataset.text_path"]
+
+
+def test_a_text_that_has_changed_is_named(begun: ConfigContainer) -> None:
+    file = Path(str(begun.dataset.text_path))
+    file.write_text(TEXT + "one more\n")
+    (problem,) = resume_problems(begun, 1)
+    file.write_text(TEXT)
+    assert f"the content of {file} has changed since the run began; put the file back, or start" in str(problem)
+
+
+def test_data_that_is_left_out_is_no_other_split(begun: ConfigContainer) -> None:
+    assert refused(begun, text_path=None) == ["dataset.data_path"]
+
+
+def test_a_folder_that_cannot_be_read_is_no_other_model(begun: ConfigContainer) -> None:
+    """What it says is unknown: here the class defaults are in its place."""
+    moved = replace(begun, model=GPTModelProvider(hf_path="moved", seq_length=begun.model.seq_length))
+    assert {p.fields[0].name for p in resume_problems(moved, 1)} == {"model.hf_path", "model.init"}
 
 
 def test_another_tokenizer_of_the_same_size_is_another_run(begun: ConfigContainer, tmp_path: Path) -> None:
