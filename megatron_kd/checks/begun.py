@@ -127,7 +127,7 @@ def _refusal(change: Change, cfg: ConfigContainer, saved: SavedRun) -> tuple[str
     if name == "dataset.text_path":
         tokens = saved.cfg.dataset.data_path or []
         if "dataset.text_path" not in saved.state.inputs and not any(text_of_tokens(str(prefix)) for prefix in tokens):
-            return f"{began} with data that is no text file", "set the data as the run's run_config.yaml has it"
+            return f"{began} with data other than a text file", "set the data as the run's run_config.yaml has it"
         if [Path(str(prefix)).name for prefix in tokens] == [Path(change.after).stem]:
             return f"the content of {change.after} has changed since the run began", "put the file back"
         return f"{began} with another text file", "name that file"

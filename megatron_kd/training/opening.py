@@ -19,8 +19,8 @@ def opening_lines(run: Run, resumption: Resumption) -> list[str]:
 def _of_the_run(run: Run, resumption: Resumption) -> list[str]:
     layout, length = run.layout, run.derived.train_iters
     if resumption.checkpoint and run.step >= length:
-        done = f"step {run.step} of {length}, in {resumption.checkpoint}"
-        return [f"finished: {done}; set train.train_iters (now {length}) to extend the run"]
+        done = f"{run.step} steps are done, train.train_iters={length}, in {resumption.checkpoint}"
+        return [f"finished: {done}; nothing is trained; raise train.train_iters or train.num_epochs to extend the run"]
     where = f"TP {layout.tp.size} x PP {layout.pp.size} x DP {layout.dp.size} on {layout.device.type}"
     begin = f"continues from {resumption.checkpoint}" if resumption.checkpoint else "starts"
     task = "training" if run.teacher is None else "distillation"

@@ -65,7 +65,7 @@ def test_data_that_is_left_out_is_no_other_split(begun: ConfigContainer) -> None
 
 
 def test_a_folder_that_cannot_be_read_is_no_other_model(begun: ConfigContainer) -> None:
-    """What it says is unknown: here the class defaults are in its place."""
+    """Its sizes are unknown: here the class defaults are in their place."""
     moved = replace(begun, model=GPTModelProvider(hf_path="moved", seq_length=begun.model.seq_length))
     assert {p.fields[0].name for p in resume_problems(moved, 1)} == {"model.hf_path", "model.init"}
 
