@@ -51,6 +51,10 @@ class Best:
             return self
         return replace(self, saved=last)
 
+    def outlasts(self, patience: int | None) -> bool:
+        """Whether at least `patience` validations were no better than the best one; never where that is None."""
+        return patience is not None and self.waited >= patience
+
     def is_of(self, step: int) -> bool:
         """Whether the validation after `step` steps is the best one."""
         return self.best is not None and self.best.step == step

@@ -48,6 +48,11 @@ def test_the_best_of_those_with_a_checkpoint_is_known_beside_the_best() -> None:
     assert best.with_checkpoint(9) == best  # a step that was not validated
 
 
+def test_patience_runs_out_after_as_many_validations() -> None:
+    best = after(Best("lm_loss"), 3.0, 2.0, 2.5, 2.9)
+    assert (best.outlasts(1), best.outlasts(2), best.outlasts(3), best.outlasts(None)) == (True, True, False, False)
+
+
 def test_a_checkpoint_holds_it() -> None:
     best = after(Best("lm_loss"), 3.0, 1 / 3, 2.5, saved=(2,))
     assert resumed_best(json.loads(json.dumps(as_saved(best))), "lm_loss") == (best, "")

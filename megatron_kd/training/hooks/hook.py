@@ -93,8 +93,7 @@ class Loop:
     @property
     def stopped_early(self) -> bool:
         """Whether `validation.patience` has ended the run: its last validations were no better than the best one."""
-        patience = self.run.cfg.validation.patience
-        return patience is not None and self.run.best.waited >= patience
+        return self.run.best.outlasts(self.run.cfg.validation.patience)
 
     def is_last(self, step: int) -> bool:
         """Whether the run ends after `step` steps."""

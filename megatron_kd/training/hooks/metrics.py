@@ -59,7 +59,9 @@ class MetricsWriter:
             return
         with going_on_without(path):
             path.parent.mkdir(parents=True, exist_ok=True)
-            _drop_after(path, resumed_step)
+            if dropped := _drop_after(path, resumed_step):
+                steps = f"step {dropped[0]}" if dropped[0] == dropped[-1] else f"steps {dropped[0]} to {dropped[-1]}"
+                print(f"{path}: the lines of {steps} are dropped, since no checkpoint holds them", file=sys.stderr)
             self._there = _lines_of(path, resumed_step)
         if tensorboard_dir is not None:
             from torch.utils.tensorboard import SummaryWriter
@@ -113,15 +115,19 @@ def _lines_of(path: Path, step: int) -> set[tuple[int, str]]:
     return {(step, record["split"]) for record in records if record["step"] == step}
 
 
-def _drop_after(path: Path, step: int) -> None:
-    """Cut off the lines at the end that are of later steps, which needs no room on the disk."""
+def _drop_after(path: Path, step: int) -> list[int]:
+    """Cut off the lines at the end that are of later steps, which needs no room on the disk. Returns their steps."""
     if not path.exists():
-        return
-    lines = path.read_bytes().splitlines(keepends=True)
+        return []
+    lines, steps = path.read_bytes().splitlines(keepends=True), list[int]()
     size = sum(map(len, lines))
     while lines and not _is_until(lines[-1], step):
-        size -= len(lines.pop())
+        line = lines.pop()
+        size -= len(line)
+        if line.endswith(b"}\n"):
+            steps.insert(0, json.loads(line)["step"])
     os.truncate(path, size)
+    return steps
 
 
 def _is_until(line: bytes, step: int) -> bool:

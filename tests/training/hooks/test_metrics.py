@@ -6,6 +6,8 @@ import json
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 
+import pytest
+
 from megatron_kd.training.hooks.metrics import MetricsWriter
 
 
@@ -35,11 +37,18 @@ def test_a_line_of_the_resumed_step_is_written_once(tmp_path: Path) -> None:
     assert [line["step"] for line in lines(path)] == [1, 2, 3]
 
 
-def test_a_resumed_run_drops_the_lost_steps_and_goes_on(tmp_path: Path) -> None:
+def test_a_resumed_run_drops_the_lines_of_lost_steps_and_says_so(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     path = tmp_path / "metrics.jsonl"
-    write(path, [1, 2, 3])
+    write(path, [1, 2, 3, 4])
+    assert capsys.readouterr().err == ""
     write(path, [3, 4], resumed_step=2)
+    dropped = f"{path}: the lines of steps 3 to 4 are dropped, since no checkpoint holds them"
+    assert capsys.readouterr().err.splitlines() == [dropped]
     assert [line["step"] for line in lines(path)] == [1, 2, 3, 4]
+    write(path, [5], resumed_step=4)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_line_cut_short_by_a_kill_is_dropped(tmp_path: Path) -> None:
