@@ -208,7 +208,9 @@ FILES = {
     "the same tokenizer for the teacher": good(
         *read(*TOKENS, TOKENIZER, "tokenizer.teacher_tokenizer_model=tokenizer/tokenizer.json")
     ),
-    "chats": good(*read("dataset.text_path=chats.jsonl", CHAT, TOKENIZER)),
+    "chats": good(
+        *read("dataset.text_path=chats.jsonl", CHAT, TOKENIZER, "model.seq_length=256", "model.teacher.seq_length=256")
+    ),
     "a tokenizer without an end": bad(*read(*TOKENS, "tokenizer.tokenizer_model=endless")),
     "a damaged tokenizer": bad(*read(*TOKENS, "tokenizer.tokenizer_model=damaged")),
     "a tokenizer with more ids than the student": bad(*read(*TOKENS, TOKENIZER, "model.vocab_size=100")),
