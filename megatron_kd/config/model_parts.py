@@ -162,5 +162,11 @@ def names(part: type) -> tuple[str, ...]:
 WEIGHT_SHAPES = tuple(item.name for item in fields(Architecture) if item.metadata.get("shapes"))
 # The architecture's fields in which a student may differ from the teacher whose layers it copies.
 FREE_IN_A_COPY = tuple(item.name for item in fields(Architecture) if item.metadata.get("free"))
+# Sizes that follow, where they are None, from others: see the properties of Architecture.
+FOLLOW_FROM = {
+    "ffn_hidden_size": ("hidden_size",),
+    "num_query_groups": ("num_attention_heads",),
+    "kv_channels": ("hidden_size", "num_attention_heads"),
+}
 # The layout of a run in which every rank holds a whole copy.
 ONE_RANK: dict[str, Any] = {item.name: item.default for item in fields(ParallelLayout)}
