@@ -112,7 +112,7 @@ def resume(run: Run, begun: Begun | None) -> Resumption:
 
 def changes_reported(run: Run, saved: SavedRun) -> tuple[str, ...]:
     """A line for each change that takes effect; none where no step is left that it could take effect from."""
-    if run.step >= run.derived.train_iters or run.best.outlasts(run.cfg.validation.patience):
+    if run.step >= run.derived.train_iters:
         return ()
     found = changes(run.cfg, saved, run.layout.world_size)
     return tuple(f"{c.name}: {c.before} -> {c.after} takes effect from step {run.step + 1} on" for c in found)
