@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from megatron_kd.data.chat.conversations import ChatTemplate
 from megatron_kd.data.chat.end_of_turn import end_of_turn, ends_by_text_alone
+from megatron_kd.data.preprocessing.tokenise_files import preprocess
 from megatron_kd.data.tokens.byte_bpe import train_byte_bpe
 from megatron_kd.data.tokens.tokenizer import HuggingFaceTokenizer, load_huggingface
+from tests.data.chats import chat, write_chats
 
 LLAMA3 = (
     "{% for m in messages %}<|start_header_id|>{{ m.role }}<|end_header_id|>\n\n{{ m.content }}<|eot_id|>{% endfor %}"
@@ -59,3 +63,12 @@ def test_a_template_without_a_token_to_stop_at_is_known(
     template: str, by_text: bool, tokenizer: HuggingFaceTokenizer
 ) -> None:
     assert ends_by_text_alone(ChatTemplate(tokenizer, template)) is by_text
+
+
+@pytest.mark.parametrize(("template", "warned"), [(CHATML, False), (PLAIN, True)])
+def test_preprocessing_warns_of_answers_that_no_token_ends(
+    template: str, warned: bool, tokenizer: HuggingFaceTokenizer, tmp_path: Path
+) -> None:
+    source, said = write_chats(tmp_path / "chats.jsonl", [chat("a", "b")]), list[str]()
+    preprocess([source], tmp_path / "out", tokenizer, chat=True, chat_template=template, workers=1, say=said.append)
+    assert [line.partition(":")[0] for line in said] == ["warning"] * warned
