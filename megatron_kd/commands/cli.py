@@ -30,7 +30,7 @@ from typing import NoReturn, Protocol, cast
 
 from megatron_kd import __version__
 from megatron_kd.errors import MegatronKDError
-from megatron_kd.messages import tell_as_rank
+from megatron_kd.messages import quieten_libraries, tell_as_rank
 
 
 class Command(Protocol):
@@ -50,6 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         The exit code: the command's, or that of the error, which is printed in plain lines on stderr.
     """
     command, args = parse(list(sys.argv[1:] if argv is None else argv))
+    quieten_libraries()
     try:
         return command.run(args)
     except MegatronKDError as error:

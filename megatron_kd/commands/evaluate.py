@@ -17,7 +17,6 @@ from megatron_kd.errors import ConfigError
 from megatron_kd.evaluation.report import output_problems, table, write_json
 from megatron_kd.evaluation.saved_model import saved_model
 from megatron_kd.evaluation.settings import evaluation_of
-from megatron_kd.messages import quieten_libraries
 
 SUMMARY = "perplexity, and agreement with a teacher, of any checkpoint"
 _USAGE = (
@@ -52,7 +51,6 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: all problems of arguments and configuration, before any rank waits for another.
         MegatronKDError: see the exit codes in `megatron_kd.errors`.
     """
-    quieten_libraries()
     if wrong := list(output_problems(args.output)):
         raise ConfigError(wrong)
     evaluation = evaluation_of(

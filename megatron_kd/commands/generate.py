@@ -14,7 +14,6 @@ from collections.abc import Iterator, Sequence
 from megatron_kd.commands.arguments import path, too_small
 from megatron_kd.errors import ConfigError
 from megatron_kd.evaluation.saved_model import saved_model
-from megatron_kd.messages import quieten_libraries
 
 SUMMARY = "show what teacher and student answer, side by side"
 
@@ -44,7 +43,6 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: arguments that cannot be, all at once.
         InputError: a model or tokenizer that does not load, or a prompt without tokens.
     """
-    quieten_libraries()
     if wrong := list(_problems(args)):
         raise ConfigError(wrong)
     models = {name: saved_model(path, f"--{name}") for name, path in (("teacher", args.teacher),

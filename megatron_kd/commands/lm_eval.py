@@ -19,7 +19,6 @@ from megatron_kd.errors import ConfigError
 from megatron_kd.evaluation.harness import OFFLINE, evaluate_tasks
 from megatron_kd.evaluation.report import output_problems, write_json
 from megatron_kd.evaluation.saved_model import saved_model
-from megatron_kd.messages import quieten_libraries
 
 SUMMARY = "run tasks of EleutherAI's evaluation harness"
 _KEPT = ("results", "groups", "versions", "n-shot", "n-samples", "higher_is_better")
@@ -56,7 +55,6 @@ def run(args: argparse.Namespace) -> int:
         ConfigError: arguments that cannot be, all at once.
         InputError: a model that does not load, or a task that there is not or that does not load.
     """
-    quieten_libraries()
     if wrong := list(_problems(args)):
         raise ConfigError(wrong)
     model = saved_model(args.model, "--model")

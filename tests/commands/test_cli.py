@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib import import_module
+from pathlib import Path
 
 import pytest
 
 from megatron_kd import __version__, commands
 from megatron_kd.commands.cli import main, summaries
+from tests.recipes.launch import ROOT
 
 NAMES = ["cp", "evaluate", "export-hf", "generate", "import-hf", "launch", "lm-eval", "ls", "plan", "preprocess",
          "prune", "validate"]  # fmt: skip
@@ -78,3 +81,15 @@ def test_only_commands_with_a_configuration_take_overrides(capsys: pytest.Captur
         with pytest.raises(SystemExit, match="2"):
             main(words)
         assert "unrecognized arguments" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "words", [["export-hf", "nowhere", "--output", "out"], ["import-hf", "nowhere", "--output", "out"]]
+)
+def test_a_refusal_is_not_buried_under_warnings_of_libraries(words: list[str], tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "megatron_kd.commands.cli", *words]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+    result = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
+    (line,) = result.stderr.splitlines()
+    assert result.returncode == 2 and line.startswith("error: ") and "nowhere" in line
